@@ -1,0 +1,37 @@
+"""The errors a user may see. Each is one clear line: the field or file, the value, what is allowed."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "ImageError", "LinkError", "MissingExtra", "PeerLost", "PpirError", "RangeError"]
+
+
+class PpirError(Exception):
+    """Base of every error that is the input's fault, not the program's; the command line prints it and exits with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(PpirError):
+    """A configuration field is unknown, of the wrong type, out of range, or does not go with another."""
+
+
+class ImageError(PpirError):
+    """An image file or array cannot be used: unreadable, NaN, constant, wrong dimension, no overlap."""
+
+
+class RangeError(PpirError):
+    """An integer would leave the ring or the plaintext modulus; refused before anything is sent."""
+
+
+class MissingExtra(PpirError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class LinkError(PpirError):
+    """A message is not what the protocol allows here: wrong session, order, kind, length or content."""
+
+
+class PeerLost(LinkError):
+    """The other party ended or went silent; what this party has so far is kept."""
+
+    exit_code = 3

@@ -1,0 +1,240 @@
+"""Images in physical space: loading, saving, checking, smoothing and resolution levels.
+
+>>> image = Image(torch.arange(12.0).reshape(1, 3, 4), Grid(size=(4, 3), spacing=(2.0, 1.0)))
+>>> image
+Image(channels=1, size=(4, 3), spacing=(2.0, 1.0), dtype=float32)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import ImageError, MissingExtra
+from .grids import Grid
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+__all__ = [
+    "Image",
+    "Level",
+    "check_content",
+    "from_simpleitk",
+    "level_grid",
+    "load_image",
+    "load_mask",
+    "save_image",
+    "simpleitk",
+    "to_simpleitk",
+]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution level: keep every `shrink`-th voxel after Gaussian smoothing of `smoothing_mm` (sigma)."""
+
+    shrink: int
+    smoothing_mm: float
+
+
+@dataclass(frozen=True, repr=False)
+class Image:
+    """A tensor (C, [z,] y, x) of floating dtype on its grid.
+
+    Raises:
+        ImageError: the tensor's shape is not that of the grid, or it holds NaN or infinity.
+    """
+
+    tensor: Tensor
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.tensor.shape[1:] != self.grid.shape or not self.tensor.is_floating_point():
+            raise ImageError(
+                f"image tensor: {tuple(self.tensor.shape)} {self.tensor.dtype}, "
+                f"a floating one with (channels, {self.grid.shape}) is needed"
+            )
+        if not bool(torch.isfinite(self.tensor).all()):
+            bad = int((~torch.isfinite(self.tensor)).sum())
+            raise ImageError(f"image: {bad} voxels are NaN or infinite, every voxel needs a finite value")
+
+    def __repr__(self) -> str:
+        dtype = str(self.tensor.dtype).removeprefix("torch.")
+        grid = self.grid
+        return f"Image(channels={self.tensor.shape[0]}, size={grid.size}, spacing={grid.spacing}, dtype={dtype})"
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Image:
+        """The same image on another device or in another floating dtype."""
+        return replace(self, tensor=self.tensor.to(device=device, dtype=dtype))
+
+    @property
+    def outside(self) -> float:
+        """The value the image is taken to have beyond its border: the median of its border voxels."""
+        return float(torch.cat(_faces(self.tensor[0])).median())
+
+    def centre_of_mass(self) -> Tensor:
+        """Physical centre of mass (D,), float64 mm, of the intensity above the outside value."""
+        mass = (self.tensor[0].double().flatten() - self.outside).clamp(min=0)
+        if float(mass.sum()) <= 0:
+            raise ImageError("image: nothing is brighter than its border, so it has no centre of mass")
+        points = self.grid.points(dtype=torch.float64, device=mass.device)
+        return ((mass[:, None] * points).sum(0) / mass.sum()).cpu()
+
+    def smoothed(self, sigma_mm: float) -> Image:
+        """Gaussian smoothing with `sigma_mm` millimetres along every axis (border values are repeated outside)."""
+        return self.at_level(Level(1, sigma_mm))
+
+    def at_level(self, level: Level) -> Image:
+        """Smooth, then keep every `shrink`-th voxel; an axis never falls below 8 voxels (or its own size)."""
+        coarse, keep = level_grid(self.grid, level)
+        if level.smoothing_mm <= 0 and coarse == self.grid:
+            return self
+        tensor = self.tensor
+        for axis, slices in enumerate(keep):
+            spacing = self.grid.spacing[::-1][axis]
+            rows = _gaussian_matrix(tensor.shape[axis + 1], level.smoothing_mm / spacing)[slices]
+            rows = rows.to(dtype=tensor.dtype, device=tensor.device)
+            tensor = torch.tensordot(tensor, rows, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+        return Image(tensor.contiguous(), coarse)
+
+
+def level_grid(grid: Grid, level: Level) -> tuple[Grid, tuple[slice, ...]]:
+    """The grid of a level, and the slices of the full tensor that lie on it."""
+    return grid.shrunk(tuple(max(1, min(level.shrink, n // 8)) for n in grid.size))
+
+
+def _gaussian_matrix(count: int, sigma: float) -> Tensor:
+    """(count, count) float64: row i holds the weights of a Gaussian at i, with the border voxel repeated outside."""
+    if sigma <= 0:
+        return torch.eye(count, dtype=torch.float64)
+    reach = max(1, math.ceil(4 * sigma))
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-(offsets**2) / (2 * sigma * sigma))
+    weights = weights / weights.sum()
+    columns = (torch.arange(count)[:, None] + offsets.long()).clamp(0, count - 1)
+    return torch.zeros(count, count, dtype=torch.float64).scatter_add_(1, columns, weights.expand(count, -1))
+
+
+def _faces(volume: Tensor) -> list[Tensor]:
+    return [volume.select(axis, i).flatten() for axis in range(volume.ndim) for i in (0, volume.shape[axis] - 1)]
+
+
+def check_content(image: Image, name: str) -> None:
+    """Refuse what cannot be registered: more than one channel, or a constant image.
+
+    Raises:
+        ImageError: with `name` (the file or argument) in its line.
+    """
+    if image.tensor.shape[0] != 1:
+        raise ImageError(f"{name}: {image.tensor.shape[0]} channels, one is needed")
+    low, high = (float(v) for v in image.tensor.aminmax())
+    if low == high:
+        raise ImageError(f"{name}: constant image (every voxel is {low:g}), nothing can be registered")
+
+
+def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:
+    """Read NIfTI, NRRD, MHA, PNG, ... or a folder with one DICOM series (through SimpleITK), as LPS millimetres.
+
+    Colour is averaged to one channel. Raises ImageError where the file is missing, unreadable, not 2-D or 3-D,
+    constant, or holds NaN.
+    """
+    sitk = simpleitk()
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"{path}: no such file or folder")
+    try:
+        if path.is_dir():
+            names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
+            if not names:
+                raise ImageError(f"{path}: the folder holds no DICOM series")
+            loaded = sitk.ReadImage(names)
+        else:
+            loaded = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = _reason(str(error))
+        raise ImageError(f"{path}: cannot be read as an image ({reason})") from None
+    try:
+        image = from_simpleitk(loaded, dtype)
+        check_content(image, str(path))
+    except ImageError as error:
+        raise ImageError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    return image
+
+
+def load_mask(path: str | Path, grid: Grid) -> Tensor:
+    """A foreground mask as bool ([z,] y, x): voxels above 0. Raises ImageError where empty or not on `grid`."""
+    sitk = simpleitk()
+    if not Path(path).exists():
+        raise ImageError(f"{path}: no such file")
+    try:
+        loaded = from_simpleitk(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise ImageError(f"{path}: cannot be read as an image ({_reason(str(error))})") from None
+    if loaded.grid.size != grid.size:
+        raise ImageError(f"{path}: mask of size {loaded.grid.size}, the image has {grid.size}")
+    mask = loaded.tensor[0] > 0
+    if not bool(mask.any()):
+        raise ImageError(f"{path}: empty mask, at least one voxel above 0 is needed")
+    return mask
+
+
+def _reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("sitk::ERROR: ") if lines else "unknown reason"
+
+
+def from_simpleitk(loaded: SimpleITK.Image, dtype: torch.dtype = torch.float32) -> Image:
+    """A SimpleITK image as an Image; a 3-D file with a single slice becomes 2-D."""
+    sitk = simpleitk()
+    if loaded.GetDimension() == 3 and loaded.GetSize()[2] == 1:
+        collapse = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
+        loaded = sitk.Extract(loaded, [*loaded.GetSize()[:2], 0], [0, 0, 0], collapse)
+    if loaded.GetDimension() not in (2, 3):
+        raise ImageError(f"{loaded.GetDimension()}-D image of size {loaded.GetSize()}, 2-D or 3-D is needed")
+    array = torch.from_numpy(sitk.GetArrayFromImage(loaded).astype("float64"))
+    if loaded.GetNumberOfComponentsPerPixel() > 1:
+        array = array.mean(-1)
+    grid = Grid(loaded.GetSize(), loaded.GetSpacing(), loaded.GetOrigin(), loaded.GetDirection())
+    return Image(array[None].to(dtype), grid)
+
+
+def to_simpleitk(image: Image) -> SimpleITK.Image:
+    """One-channel Image as a SimpleITK image with the same geometry."""
+    sitk = simpleitk()
+    result = sitk.GetImageFromArray(image.tensor[0].detach().cpu().numpy())
+    result.SetSpacing(image.grid.spacing)
+    result.SetOrigin(image.grid.origin)
+    result.SetDirection(image.grid.direction)
+    return result
+
+
+def save_image(image: Image, path: str | Path) -> None:
+    """Write in the format of the ending (.nii.gz, .nrrd, .mha, ...; .png clips to 0..255), whole or not at all."""
+    sitk = simpleitk()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = to_simpleitk(image)
+    if path.suffix == ".png":
+        data = sitk.Cast(sitk.Clamp(data, lowerBound=0, upperBound=255), sitk.sitkUInt8)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        sitk.WriteImage(data, str(partial))
+    except RuntimeError as error:
+        partial.unlink(missing_ok=True)
+        raise ImageError(f"{path}: cannot be written ({_reason(str(error))})") from None
+    partial.replace(path)
+
+
+def simpleitk() -> Any:
+    """The SimpleITK module, loaded where it is used; the core imports without it."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise MissingExtra("SimpleITK is not installed; `pip install SimpleITK` reads and writes image files") from None
+    return SimpleITK

@@ -1,0 +1,62 @@
+"""Uniform words from AES-128-CTR (`cryptography`): the only source of masks and shares.
+
+MT19937 and torch's generators are predictable from their output (DESIGN section 4, attack 2); AES-CTR is not.
+
+>>> stream = KeyStream(new_key())
+>>> stream.words("mask", 0, (2, 3)).shape
+(2, 3)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+__all__ = ["KeyStream", "new_key"]
+
+
+def new_key() -> bytes:
+    """A fresh 128-bit key from the operating system."""
+    return secrets.token_bytes(16)
+
+
+class KeyStream:
+    """Deterministic uniform 64-bit words of one key; each (purpose, counter) can be drawn once.
+
+    Args:
+        key: 16 secret bytes, one key per role and session.
+
+    Two holders of one key draw equal words for equal (purpose, counter, shape).
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != 16:
+            raise ValueError(f"key: {len(key)} bytes, 16 needed")
+        self._key = key
+        self._used: set[tuple[str, int]] = set()
+
+    def words(self, purpose: str, counter: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Uniform int64 words of the given shape.
+
+        Raises:
+            ValueError: this (purpose, counter) was drawn before; a mask used twice hides nothing.
+        """
+        if (purpose, counter) in self._used:
+            raise ValueError(f"mask {purpose!r} number {counter} was already used")
+        self._used.add((purpose, counter))
+        # A 96-bit nonce leaves 2^32 blocks (64 GiB) to each draw.
+        nonce = hashlib.sha256(f"{purpose}|{counter}".encode()).digest()[:12] + bytes(4)
+        size = 8 * math.prod(shape)
+        out = bytearray(size + 15)
+        encryptor = Cipher(algorithms.AES128(self._key), modes.CTR(nonce)).encryptor()
+        step = 1 << 22
+        zeros = bytes(step)
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            encryptor.update_into(memoryview(zeros)[: stop - start], memoryview(out)[start : stop + 15])
+        return np.frombuffer(out, np.int64, size // 8).reshape(shape)

@@ -1,0 +1,137 @@
+"""Microsoft SEAL 4 objects as bytes, edited in numpy.
+
+TenSEAL's binding of SEAL reads and writes files only, and sets coefficients one by one. A `SealFile` is an anonymous
+file in memory (nothing touches the disk) that already holds SEAL's uncompressed serialisation of one plaintext or
+ciphertext; its coefficients are a numpy view, so that filling it is one array copy and SEAL loads it by path.
+
+Layout (native/src/seal/{serialization,dynarray,plaintext,ciphertext}.cpp of SEAL 4.x), little endian:
+header = magic A15E, header size 16, version major and minor, compression 0, 2 reserved bytes, total size (u64);
+plaintext = header, parms_id (4 x u64), coefficients (u64), scale (f64), array;
+ciphertext = header, parms_id, NTT flag (u8), polynomials, n, primes (u64 each), scale (f64), correction (u64), array;
+array = header, count (u64), words (u64 each).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LinkError
+
+__all__ = [
+    "SealFile",
+    "ciphertext_file",
+    "compose_residues",
+    "load_seal",
+    "pack60",
+    "plaintext_file",
+    "save_seal",
+    "unpack60",
+]
+
+_HEADER = struct.Struct("<HBBBBHQ")
+_VERSION = (4, 3)
+
+
+class SealFile:
+    """One uncompressed SEAL object in a memory file.
+
+    Args:
+        head: everything before the words.
+        count: number of words.
+
+    Attributes:
+        words: uint64 (count,), the coefficients, writable; a change is seen by the next load.
+        path: what SEAL's `load(context, path)` opens.
+    """
+
+    def __init__(self, head: bytes, count: int) -> None:
+        descriptor = os.memfd_create("seal")
+        weakref.finalize(self, os.close, descriptor)
+        os.ftruncate(descriptor, len(head) + 8 * count)
+        memory = mmap.mmap(descriptor, len(head) + 8 * count)
+        memory[: len(head)] = head
+        self.words: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count, len(head))
+        self.path = f"/proc/self/fd/{descriptor}"
+
+
+def plaintext_file(degree: int) -> SealFile:
+    """A BFV plaintext polynomial, coefficient form: words[i] is the coefficient of x^i, in [0, t)."""
+    return SealFile(_with_header(struct.pack("<4QQd", 0, 0, 0, 0, degree, 1.0), degree), degree)
+
+
+def ciphertext_file(degree: int, primes: int, parms_id: Sequence[int], ntt: bool = False) -> SealFile:
+    """A BFV ciphertext (c0, c1): words.reshape(2, primes, degree) are the residues modulo each prime."""
+    count = 2 * primes * degree
+    body = struct.pack("<4Q?3QdQ", *parms_id, ntt, 2, degree, primes, 1.0, 1)
+    return SealFile(_with_header(body, count), count)
+
+
+def save_seal(item: Any) -> bytes:
+    """A SEAL object's own serialisation (zstd-compressed by SEAL)."""
+    descriptor = os.memfd_create("seal")
+    try:
+        item.save(f"/proc/self/fd/{descriptor}")
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def load_seal(item: Any, context: Any, data: bytes | memoryview, what: str) -> None:
+    """Load received bytes into an empty SEAL object; SEAL checks lengths, parameters and coefficient ranges.
+
+    Raises:
+        LinkError: the bytes are not a valid object of this context.
+    """
+    descriptor = os.memfd_create("seal")
+    try:
+        os.write(descriptor, data)
+        item.load(context, f"/proc/self/fd/{descriptor}")
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        raise LinkError(f"{what}: {len(data)} bytes that SEAL refuses ({error})") from None
+    finally:
+        os.close(descriptor)
+
+
+def pack60(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Words below 2^60, an even number of them, as 15 bytes per pair."""
+    first, second = words.reshape(-1, 2).T
+    out = np.empty((len(first), 15), np.uint8)
+    out[:, :8] = (first | second << np.uint64(60)).view(np.uint8).reshape(-1, 8)
+    out[:, 8:] = (second >> np.uint64(4)).view(np.uint8).reshape(-1, 8)[:, :7]
+    return out.reshape(-1)
+
+
+def unpack60(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Inverse of `pack60`."""
+    pairs = packed.reshape(-1, 15)
+    wide = np.zeros((len(pairs), 16), np.uint8)
+    wide[:, :15] = pairs
+    low, high = wide.view(np.uint64).T
+    mask = np.uint64((1 << 60) - 1)
+    return np.stack([low & mask, (low >> np.uint64(60)) | (high << np.uint64(4))], axis=1).reshape(-1)
+
+
+def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
+    """The integer modulo the product of the primes that has these residues (Garner)."""
+    value, modulus = residues[0], primes[0]
+    for residue, prime in zip(residues[1:], primes[1:], strict=True):
+        value += (residue - value) * pow(modulus, -1, prime) % prime * modulus
+        modulus *= prime
+    return value
+
+
+def _with_header(body: bytes, count: int) -> bytes:
+    array = _header(_HEADER.size + 8 + 8 * count) + struct.pack("<Q", count)
+    return _header(_HEADER.size + len(body) + len(array) + 8 * count) + body + array
+
+
+def _header(size: int) -> bytes:
+    return _HEADER.pack(0xA15E, _HEADER.size, *_VERSION, 0, 0, size)

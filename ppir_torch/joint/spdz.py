@@ -1,0 +1,236 @@
+"""spdz: additive shares and Beaver triples on CrypTen tensors; the paper's MPC protocol, with its masks repaired.
+
+R = X Y mod 2^64 (Beaver, CRYPTO 1991; CrypTen: Knott et al., NeurIPS 2021). The dealer, a third process, gives the
+parties shares of a, b and c = a b. They open e = X - a and d = Y - b to each other; c + e b + a d + e d = R stays
+shared until party_2 sends its share to party_1.
+
+What each party learns, when nobody works with the dealer:
+
+- Each knows its own input and the sharing of zero (so do both parties of stock CrypTen), hence from the opened
+  differences the *other's share of its own mask*: party_1 learns a2 from e, party_2 learns b1 from d. AES-CTR words
+  tell nothing about other words of the key. Stock CrypTen's MT19937 words give the whole stream away.
+- party_1 sees d = Y - b1 - b2. b2 is from party_2's seed, used in this product only: d is uniform to party_1. party_2's
+  share of the result is R minus a number that party_1 knows: it says R and nothing else.
+- party_2 sees e = X - a1 - a2. a1 is from party_1's seed: e is uniform to party_2; so is c2, hidden by c1.
+- The dealer sees shapes. With stock CrypTen's trusted *first* party the dealer is party_1, who then reads Y = d + b.
+- A triple used twice opens X - X'. `KeyStream` raises at the second draw.
+
+Sharing of zero: party_2 draws a key for each operand and sends it. Products run in chunks of points, one triple each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LinkError, PeerLost, RangeError
+from ..link import Kind, Link, Message, pack, unpack
+from .csprng import KeyStream, new_key
+from .protocol import FixedSide, Limits, MovingSide, OperandHeader, check_range
+
+__all__ = ["SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
+
+LIMITS = Limits(max_row=1 << 62, max_result=1 << 62)
+MAX_CHUNK_POINTS = 1 << 20  # CrypTen on CUDA sums in float64: exact up to an inner dimension of 2^21
+MAX_CHUNK_WORDS = 1 << 20  # 8 MiB per matrix; larger blocks are mapped afresh each time, which costs more than it saves
+
+
+def serve_dealer(link_1: Link, link_2: Link) -> None:
+    """The dealer's loop, until party_1 sends FINISH or a party is gone.
+
+    Args:
+        link_1: link to party_1, which asks for triples; it gets a seed and nothing else.
+        link_2: link to party_2, which gets a seed and c2 = (a1 + a2)(b1 + b2) - c1 for each chunk.
+
+    Raises:
+        LinkError: party_1 sent something that is not a request for a triple.
+    """
+    seed_1, seed_2 = new_key(), new_key()
+    stream_1, stream_2 = KeyStream(seed_1), KeyStream(seed_2)
+    number = 0
+    try:
+        link_1.send(Kind.SEED, seed_1)
+        link_2.send(Kind.SEED, seed_2)
+        while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
+            rows, points = _read_shape(request)
+            for start, stop in _chunks(rows, points):
+                n = stop - start
+                a = _words(stream_1, "a", number, rows, n).add_(_words(stream_2, "a", number, rows, n))
+                b = _words(stream_1, "b", number, n).add_(_words(stream_2, "b", number, n))
+                c2 = (a @ b).sub_(_words(stream_1, "c", number, rows))
+                link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+                number += 1
+    except PeerLost:
+        return  # the parties say on their own link why they stopped
+
+
+class SpdzMovingSide(MovingSide):
+    """party_1's end.
+
+    Args:
+        link: link to party_2.
+        dealer_link: link to the dealer.
+        device: where the product is computed.
+
+    Raises:
+        ConfigError: CrypTen is already in use in this process.
+    """
+
+    limits = LIMITS
+
+    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
+        self._dealer_link = dealer_link
+        self._party = _Party(0, link, dealer_link, device)
+
+    def accept_operand(self, header: OperandHeader) -> None:
+        """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
+        self._party.set_operand(header, _read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """R = X Y for int64 rows (rows, points), as int64 (rows,) on the device of `rows`.
+
+        Raises:
+            RangeError: rows of a wrong shape, or a product that could leave +-2^62; nothing was sent.
+            ConfigError: CrypTen was set to other triples than the dealer's; nothing was sent.
+            PeerLost: party_2 or the dealer is gone.
+        """
+        check_range(rows, self._party.header, self.limits)
+        self._party.crypten.check_provider()
+        shape = pack({"rows": rows.shape[0], "points": rows.shape[1]})
+        self._dealer_link.send(Kind.TRIPLE, shape)
+        self._party.link.send(Kind.PRODUCT, shape)
+        result: Tensor = self._party.product(rows.shape[0], rows).data.to(rows.device)
+        return result
+
+
+class SpdzFixedSide(FixedSide):
+    """party_2's end.
+
+    Args:
+        link: link to party_1.
+        dealer_link: link to the dealer.
+        device: where the product is computed.
+
+    Raises:
+        ConfigError: CrypTen is already in use in this process.
+    """
+
+    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
+        self._party = _Party(1, link, dealer_link, device)
+
+    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+        """Send the key of the operand's sharings of zero; values int64 (points,) stay here.
+
+        Raises:
+            RangeError: values do not fit the header.
+        """
+        if values.dtype != torch.int64 or tuple(values.shape) != (header.points,):
+            raise RangeError(f"operand: {tuple(values.shape)} {values.dtype}, needed ({header.points},) int64")
+        low, high = (int(v) for v in values.aminmax())
+        if max(-low, high) > header.max_abs:
+            raise RangeError(f"operand: values in [{low}, {high}], its header says at most {header.max_abs}")
+        key = new_key()
+        self._party.link.send(Kind.ZERO_SEED, key)
+        self._party.set_operand(header, key, values)
+
+    def answer(self, request: Message) -> None:
+        """Take part in the product that PRODUCT announces.
+
+        Raises:
+            LinkError: the shape is not the agreed one.
+            ConfigError: CrypTen was set to other triples than the dealer's.
+            PeerLost: party_1 or the dealer is gone.
+        """
+        header = self._party.header
+        rows, points = _read_shape(request)
+        if rows > header.rows or points != header.points:
+            raise LinkError(f"product of {rows} x {points}, {header.rows} x {header.points} was agreed; refused")
+        self._party.crypten.check_provider()
+        self._party.product(rows, None)
+
+
+class _Party:
+    """What both sides do alike: draw shares and run the product in chunks, as CrypTen's rank 0 or 1."""
+
+    def __init__(self, rank: int, link: Link, dealer_link: Link, device: str | torch.device) -> None:
+        from . import crypten_link  # CrypTen takes seconds to import: only where it runs
+
+        crypten_link.install()
+        self.crypten = crypten_link
+        self.rank, self.link = rank, link
+        self._dealer_link = dealer_link
+        self._device = torch.device(device)
+        self._stream: KeyStream | None = None
+        self._triples = 0
+        self._header: OperandHeader | None = None
+
+    @property
+    def header(self) -> OperandHeader:
+        """The operand in use; raises LinkError before the first."""
+        if self._header is None:
+            raise LinkError("product before the first operand; refused")
+        return self._header
+
+    def set_operand(self, header: OperandHeader, zero_key: bytes, values: Tensor | None) -> None:
+        """Replace the operand: party_1's share of Y is z (values None), party_2's is Y - z."""
+        self._header = header
+        self._zeros = KeyStream(zero_key)
+        self._chunk = 0
+        z = _words(self._zeros, "Y", 0, header.points).to(self._device)
+        self._operand = z if values is None else values.to(self._device) - z
+
+    def product(self, rows: int, x: Tensor | None) -> Any:
+        """The opened X Y (rows,) at party_1, None at party_2; x is X (rows, points) at party_1, None at party_2."""
+        total: Any = None
+        with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
+            for start, stop in _chunks(rows, self.header.points):
+                z = _words(self._zeros, "X", self._chunk, rows, stop - start)
+                self._chunk += 1
+                x_share = z if x is None else x[:, start:stop] - z.to(x.device)
+                y_share = self._operand[start:stop]
+                part = self.crypten.shared(x_share, self._device).matmul(self.crypten.shared(y_share, self._device))
+                total = part if total is None else total + part
+            return total.reveal(dst=0)
+
+    def _draw_triple(self, size_a: tuple[int, ...], size_b: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """This party's shares of the next triple: a, b and party_1's c from its seed, party_2's c from the dealer."""
+        if self._stream is None:
+            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
+        number = self._triples
+        self._triples += 1
+        a = _words(self._stream, "a", number, *size_a)
+        b = _words(self._stream, "b", number, *size_b)
+        if self.rank == 0:
+            return a, b, _words(self._stream, "c", number, size_a[0])
+        correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
+        return a, b, self.crypten.words_from(correction.payload, size_a[0])
+
+
+def _chunks(rows: int, points: int) -> Iterator[tuple[int, int]]:
+    """Ranges of points, one triple each; the parties and the dealer cut alike."""
+    step = min(MAX_CHUNK_POINTS, max(1, MAX_CHUNK_WORDS // rows))
+    for start in range(0, points, step):
+        yield start, min(start + step, points)
+
+
+def _words(stream: KeyStream, purpose: str, number: int, *shape: int) -> Tensor:
+    return torch.from_numpy(stream.words(purpose, number, shape))
+
+
+def _read_shape(message: Message) -> tuple[int, int]:
+    meta, arrays = unpack(message.payload)
+    if not isinstance(meta, dict) or set(meta) != {"rows", "points"} or arrays:
+        raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
+    rows, points = meta["rows"], meta["points"]
+    if type(rows) is not int or type(points) is not int or not (1 <= rows <= MAX_CHUNK_WORDS and 1 <= points < 1 << 40):
+        raise LinkError(f"{message.kind.name}: shape {rows!r} x {points!r} is out of range; refused")
+    return rows, points
+
+
+def _read_key(message: Message) -> bytes:
+    if message.payload.nbytes != 16:
+        raise LinkError(f"{message.kind.name}: {message.payload.nbytes} bytes where a key of 16 is due; refused")
+    return bytes(message.payload)

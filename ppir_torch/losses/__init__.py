@@ -1,0 +1,5 @@
+"""Losses: what party_2's operand is, and how value, gradient and Hessian follow from the joint product."""
+
+from .ssd import SSD, Linearisation
+
+__all__ = ["SSD", "Linearisation"]

@@ -1,0 +1,135 @@
+"""Sum of squared differences (its mean), clear or private: an ordinary torch loss over one joint product.
+
+    value    = mean (I(T(x)) - J(x))^2 = mean I^2 - 2 mean I J + mean J^2
+    gradient = 2 S^T (I - J) / N,   Hessian (Gauss-Newton) = 2 S^T S / N,   S = dI(T(x)) / dtheta   (N, P)
+
+Only S^T J and I^T J need both images; they are one product of P + 1 rows. (Taiello et al., MICCAI 2022, eq. 3-5;
+Gauss-Newton for images: Lucas and Kanade 1981, Baker and Matthews 2004.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..images import Image
+from ..joint.operands import Operand
+from ..warping import parameters_of, sample_with_gradient, steepest_descent
+
+__all__ = ["SSD", "Linearisation"]
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """Value, gradient (P,) and Gauss-Newton Hessian (P, P) of a loss at one transform; float64."""
+
+    value: float
+    gradient: Tensor
+    hessian: Tensor
+
+
+class SSD(nn.Module):
+    """Mean squared difference between the warped moving image and a fixed image that may be another party's.
+
+    Args:
+        operand: the fixed image at one level, clear or private (`ClearFixed.operand`, `PrivateFixed.operand`).
+
+    >>> from ppir_torch import Affine, Grid, Image, Level
+    >>> from ppir_torch.registration import ClearFixed
+    >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
+    >>> fixed = ClearFixed(image)
+    >>> transform = Affine(fixed.grid)
+    >>> value = SSD(fixed.operand(Level(1, 0.0)))(transform, image)
+    >>> value.backward()
+    >>> abs(value.item()) < 1e-6, transform.translation.grad.shape
+    (True, torch.Size([2]))
+    """
+
+    def __init__(self, operand: Operand) -> None:
+        super().__init__()
+        self.operand = operand
+        self._points: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def forward(self, transform: nn.Module, moving: Image) -> Tensor:
+        """The loss value, a scalar with gradients for the parameters of `transform` (any module of points to points).
+
+        One product is run (P + 1 rows; one row only under `torch.no_grad()`); `backward` sends nothing.
+        """
+        parameters = list(parameters_of(transform).values())
+        if not torch.is_grad_enabled() or not parameters:
+            return torch.tensor(self._value(transform, moving), dtype=moving.tensor.dtype)
+        return cast(Tensor, _JointLoss.apply(self, transform, moving, *parameters))  # type: ignore[no-untyped-call]
+
+    def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
+        """Value, gradient and Gauss-Newton Hessian from one joint product of P + 1 rows."""
+        points = self._sampled_points(moving)
+        with torch.no_grad():
+            mapped = transform(points)
+        warped, gradient = sample_with_gradient(moving, moving.outside, mapped)
+        warped = warped - self.operand.offset
+        rows = torch.empty(1 + _count(transform), warped.numel(), dtype=warped.dtype, device=warped.device)
+        rows[:-1] = steepest_descent(transform, points, gradient)
+        rows[-1] = warped
+        weights, normaliser = self._weights(rows)
+        hessian = torch.empty(0)
+        if with_hessian:
+            images = rows[:-1]
+            hessian = (2 / normaliser) * ((images if weights is None else images * weights) @ images.T).double().cpu()
+        if weights is not None:
+            rows *= weights
+        carried, products = self.operand.multiply(rows)
+        carried_warped = carried[-1] if weights is None else carried[-1] / weights
+        own = (carried @ carried_warped).double().cpu()
+        own[-1] = (carried[-1].double() * carried_warped.double()).sum().cpu()
+        difference = (own - products.cpu()) / normaliser
+        value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
+        return Linearisation(value, 2 * difference[:-1], hessian)
+
+    def _value(self, transform: nn.Module, moving: Image) -> float:
+        with torch.no_grad():
+            mapped = transform(self._sampled_points(moving))
+        warped = sample_with_gradient(moving, moving.outside, mapped)[0] - self.operand.offset
+        weights, normaliser = self._weights(warped)
+        row = warped if weights is None else warped * weights
+        carried, product = self.operand.multiply(row[None])
+        used = carried[0] if weights is None else carried[0] / weights
+        both = (carried[0].double() * used.double()).sum().cpu() - 2 * product[0].cpu()
+        return float(both / normaliser) + self.operand.mean_square
+
+    def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
+        weights = self.operand.sample.weights
+        return (None, float(rows.shape[-1])) if weights is None else (weights.to(rows), 1.0)
+
+    def _sampled_points(self, moving: Image) -> Tensor:
+        key = (moving.tensor.dtype, moving.tensor.device)
+        if key not in self._points:
+            self._points[key] = self.operand.grid.points(self.operand.sample.index, *key)
+        return self._points[key]
+
+
+def _count(transform: nn.Module) -> int:
+    return sum(p.numel() for p in parameters_of(transform).values())
+
+
+class _JointLoss(torch.autograd.Function):
+    """Carries the gradient that the joint product gave back to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: SSD, transform: nn.Module, moving: Image, *parameters: Tensor) -> Tensor:
+        at = loss.linearise(transform, moving, with_hessian=False)
+        ctx.save_for_backward(at.gradient)
+        ctx.like = [(p.shape, p.dtype, p.device) for p in parameters]
+        return torch.tensor(at.value, dtype=torch.promote_types(moving.tensor.dtype, parameters[0].dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        parts = torch.split(gradient, [shape.numel() for shape, _, _ in ctx.like])
+        grads = [
+            (outputs[0].to(part) * part).reshape(shape).to(dtype=dtype, device=device)
+            for part, (shape, dtype, device) in zip(parts, ctx.like, strict=True)
+        ]
+        return (None, None, None, *grads)

@@ -1,0 +1,79 @@
+"""Gauss-Newton with Levenberg-Marquardt damping: sees value, gradient and Hessian, never an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import Linearisation
+from .stopping import Iteration, Stopping
+
+__all__ = ["GaussNewton"]
+
+_MOST_REJECTIONS = 4
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """Solve (H + damping diag H) step = -g; keep the step when the loss falls (Marquardt, 1963).
+
+    Each iteration costs one joint product: the evaluation that judges a step is also the next linearisation.
+
+    Args:
+        damping: the first damping; divided by 10 after a kept step, times 10 after a rejected one.
+    """
+
+    damping: float = 1e-4
+
+    def minimise(
+        self,
+        transform: nn.Module,
+        linearise: Callable[[], Linearisation],
+        stopping: Stopping,
+        voxel_mm: float,
+    ) -> Iterator[Iteration]:
+        """Move the parameters to lower loss, yielding every iteration; they always hold the best so far."""
+        parameters = [p for p in transform.parameters() if p.requires_grad]
+        damping, rejected = self.damping, 0
+        best = linearise()
+        yield Iteration(1, best.value, True, 0.0, damping)
+        for number in range(2, stopping.max_iterations + 1):
+            step = _solve(best, damping)
+            length = float(torch.linalg.vector_norm(step))
+            expected = float(-best.gradient @ step - 0.5 * step @ best.hessian @ step)
+            if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * abs(best.value):
+                return
+            _move(parameters, step)
+            kept = False
+            try:
+                trial = linearise()
+                kept = trial.value < best.value
+            finally:
+                if not kept:
+                    _move(parameters, -step)
+            yield Iteration(number, trial.value, kept, length, damping)
+            if kept:
+                best, damping, rejected = trial, max(damping / 10, 1e-12), 0
+            else:
+                damping, rejected = max(damping * 10, 1e-3), rejected + 1
+                if rejected == _MOST_REJECTIONS:
+                    return
+
+
+def _solve(at: Linearisation, damping: float) -> Tensor:
+    diagonal = at.hessian.diagonal()
+    # A parameter without any effect (flat image direction) gets a unit entry and so a zero step.
+    floor = torch.where(diagonal > 1e-12 * diagonal.max(), diagonal, diagonal.max().clamp(min=1e-300))
+    damped = at.hessian + torch.diag(damping * floor + (floor - diagonal))
+    step: Tensor = torch.linalg.solve(damped, -at.gradient)
+    return step
+
+
+@torch.no_grad()
+def _move(parameters: list[nn.Parameter], step: Tensor) -> None:
+    parts = torch.split(step, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.add_(part.reshape(parameter.shape).to(parameter))

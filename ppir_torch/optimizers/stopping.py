@@ -1,0 +1,36 @@
+"""When a level ends, and what is kept of each iteration. The rules are relative: units do not matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Iteration", "Stopping"]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A level ends at the first of these.
+
+    Args:
+        max_iterations: products at this level.
+        step_voxels: the next step's length |step| (parameters are mm) falls below this share of the level's voxel.
+        decrease: the next step is expected (by the quadratic model; Adam: was seen) to lower the loss by less than this
+            share of it. Judged before the step is tried, so that no product is spent on it.
+
+    Gauss-Newton also ends after four rejected steps in a row.
+    """
+
+    max_iterations: int = 30
+    step_voxels: float = 1e-3
+    decrease: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration, that is one joint product: the loss where it was evaluated, and whether the step was kept."""
+
+    number: int
+    value: float
+    accepted: bool
+    step_mm: float
+    damping: float

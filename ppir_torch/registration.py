@@ -1,0 +1,241 @@
+"""The registration loop: levels, iterations, one joint product each. The same code for clear and private runs.
+
+>>> grid = Grid((24, 24))
+>>> points = grid.points() - 12
+>>> blob = torch.exp(-(points**2).sum(1) / 40).reshape(1, 24, 24)
+>>> result = register_images(Image(blob, grid), ClearFixed(Image(blob, grid)), Plan(levels=(Level(1, 0.0),)))
+>>> result.complete, result.value < 1e-9
+(True, True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, ImageError, LinkError
+from .grids import Grid
+from .images import Image, Level, check_content, level_grid
+from .joint.operands import ClearOperand, Operand
+from .losses import SSD
+from .optimizers import Adam, GaussNewton, Iteration, Stopping
+from .sampling import Full, GradientMagnitude, Sample, Sampler, Uniform
+from .transforms import LINEAR_TRANSFORMS, Affine, LinearTransform
+from .warping import sample_with_gradient, warp
+
+__all__ = ["ClearFixed", "FixedSource", "LevelIteration", "Plan", "Result", "register_images", "select_points"]
+
+DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
+
+
+class FixedSource(Protocol):
+    """Where a run gets its fixed image from: the image itself (`ClearFixed`) or another party (`PrivateFixed`)."""
+
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def mask(self) -> Tensor | None: ...
+    def centre_of_mass(self) -> Tensor: ...
+    def operand(
+        self, level: Level, choice: Full | Uniform | Sample | None = None, number: int = 0, rows: int = 16
+    ) -> Operand:
+        """The operand of one level; `rows` is the largest product that is expected (P + 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClearFixed:
+    """The fixed image in this process, with an optional foreground mask (bool, [z,] y, x)."""
+
+    image: Image
+    mask: Tensor | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """Of the full image."""
+        return self.image.grid
+
+    def centre_of_mass(self) -> Tensor:
+        """Physical centre of mass (D,), mm."""
+        return self.image.centre_of_mass()
+
+    def operand(
+        self,
+        level: Level,
+        choice: Full | Uniform | Sample | None = None,
+        number: int = 0,
+        rows: int = 16,  # noqa: ARG002
+    ) -> Operand:
+        """The fixed image at this level, restricted to the chosen points."""
+        candidates, sample = select_points(self.grid, self.mask, level, choice or Full(), number)
+        return ClearOperand.of(self.image.at_level(level), candidates, sample)
+
+
+def select_points(
+    grid: Grid, mask: Tensor | None, level: Level, choice: Full | Uniform | Sample, number: int
+) -> tuple[Tensor | None, Sample]:
+    """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
+
+    Both parties run this on public values and get the same points.
+    """
+    coarse, keep = level_grid(grid, level)
+    candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten()
+    count = coarse.count if candidates is None else candidates.numel()
+    if count == 0:
+        raise ImageError(f"mask: no voxel left at shrink factor {level.shrink}; use fewer levels or a larger mask")
+    sample = choice if isinstance(choice, Sample) else choice.draw(count, number)
+    if sample.index is not None and (int(sample.index.min()) < 0 or int(sample.index.max()) >= count):
+        raise LinkError(f"sample: indices outside 0..{count - 1}")
+    if candidates is not None:
+        sample = Sample(candidates if sample.index is None else candidates[sample.index], sample.weights)
+    return candidates, sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, all of it public.
+
+    Args:
+        transform: "translation", "rigid", "similarity" or "affine".
+        levels: coarse to fine.
+        sampler: `Full`, `Uniform` (URS) or `GradientMagnitude` (GMS).
+        optimizer: `GaussNewton` or `Adam`.
+        stopping: of each level.
+        start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
+    """
+
+    transform: str = "affine"
+    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    sampler: Sampler = field(default_factory=Full)
+    optimizer: GaussNewton | Adam = field(default_factory=GaussNewton)
+    stopping: Stopping = field(default_factory=Stopping)
+    start: str | Affine = "centres"
+
+
+@dataclass(frozen=True)
+class LevelIteration:
+    """One iteration in its place in the run; `levels` in total, `points` in its product."""
+
+    level: int
+    levels: int
+    shrink: int
+    points: int
+    iteration: Iteration
+    seconds: float
+
+
+@dataclass
+class Result:
+    """What a registration gives.
+
+    Attributes:
+        transform: fixed points to moving points, mm LPS; the best so far where `complete` is False.
+        warped: the moving image on the fixed grid.
+        value: the loss at the last accepted iteration (mean squared difference at the last level's smoothing).
+        history: every iteration.
+        seconds: of the loop.
+        complete: False where the other party was lost; `error` says how.
+    """
+
+    transform: LinearTransform
+    warped: Image
+    value: float
+    history: list[LevelIteration]
+    seconds: float
+    complete: bool = True
+    error: str = ""
+
+
+def register_images(
+    moving: Image,
+    fixed: FixedSource,
+    plan: Plan | None = None,
+    observer: Callable[[LevelIteration], None] | None = None,
+) -> Result:
+    """Fit `plan.transform` so that the moving image, warped, looks like the fixed one.
+
+    Raises:
+        ImageError: different dimensions, constant image, no overlap at the start.
+        ConfigError: an unknown transform or start.
+    """
+    plan = plan or Plan()
+    started = time.perf_counter()
+    check_content(moving, "moving image")
+    if moving.grid.dimension != fixed.grid.dimension:
+        raise ImageError(f"moving image is {moving.grid.dimension}-D, the fixed one {fixed.grid.dimension}-D; not the same")
+    transform = _start(plan, moving, fixed)
+    _check_overlap(transform, moving, fixed.grid)
+    rows = 1 + sum(p.numel() for p in transform.parameters())
+    history: list[LevelIteration] = []
+    complete, error = True, ""
+    try:
+        for number, level in enumerate(plan.levels):
+            coarse = moving.at_level(level)
+            choice = _choose(plan.sampler, transform, coarse, fixed, level, number)
+            operand = fixed.operand(level, choice, number, rows)
+            loss = SSD(operand)
+            points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
+            voxel = min(operand.grid.spacing)
+
+            def linearise(loss: SSD = loss, coarse: Image = coarse):  # type: ignore[no-untyped-def]
+                return loss.linearise(transform, coarse)
+
+            for iteration in plan.optimizer.minimise(transform, linearise, plan.stopping, voxel):
+                elapsed = time.perf_counter() - started
+                history.append(LevelIteration(number, len(plan.levels), level.shrink, points, iteration, elapsed))
+                if observer is not None:
+                    observer(history[-1])
+    except LinkError as lost:
+        complete, error = False, str(lost)
+    value = next((h.iteration.value for h in reversed(history) if h.iteration.accepted), float("nan"))
+    seconds = time.perf_counter() - started
+    return Result(transform, warp(moving, transform, fixed.grid), value, history, seconds, complete, error)
+
+
+def _start(plan: Plan, moving: Image, fixed: FixedSource) -> LinearTransform:
+    if plan.transform not in LINEAR_TRANSFORMS:
+        raise ConfigError(f"transform: {plan.transform!r}, one of {', '.join(LINEAR_TRANSFORMS)} is needed")
+    transform = LINEAR_TRANSFORMS[plan.transform](fixed.grid)
+    if isinstance(plan.start, Affine):
+        if not isinstance(transform, Affine):
+            raise ConfigError(f"start: a transform file goes with transform 'affine' only, not {plan.transform!r}")
+        transform.set_affine_map(*(part.detach() for part in plan.start.affine_map()))
+    elif plan.start in ("centres", "centre_of_mass"):
+        centres = plan.start == "centres"
+        to = moving.grid.centre if centres else moving.centre_of_mass()
+        with torch.no_grad():
+            transform.translation.copy_(to - (fixed.grid.centre if centres else fixed.centre_of_mass()))
+    elif plan.start != "identity":
+        raise ConfigError(f"start: {plan.start!r}, one of centres, centre_of_mass, identity is needed")
+    return transform
+
+
+def _choose(
+    sampler: Sampler, transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
+) -> Full | Uniform | Sample:
+    if not isinstance(sampler, GradientMagnitude):
+        return sampler
+    candidates, _ = select_points(fixed.grid, fixed.mask, level, Full(), number)
+    coarse, _ = level_grid(fixed.grid, level)
+    points = coarse.points(candidates, moving.tensor.dtype, moving.tensor.device)
+    with torch.no_grad():
+        mapped = transform(points)
+    _, gradient = sample_with_gradient(moving, moving.outside, mapped)
+    return sampler.draw(torch.linalg.vector_norm(gradient, dim=1), number)
+
+
+def _check_overlap(transform: LinearTransform, moving: Image, grid: Grid) -> None:
+    coarse, _ = level_grid(grid, Level(max(grid.size) // 16 + 1, 0.0))
+    matrix, offset = moving.grid.physical_to_normalised()
+    with torch.no_grad():
+        where = transform(coarse.points(dtype=torch.float64)) @ matrix.T + offset
+    if not bool((where.abs() <= 1).all(1).any()):
+        raise ImageError(
+            "no overlap: every fixed point maps outside the moving image; check origins and directions, "
+            "or start from centres or an initial transform"
+        )

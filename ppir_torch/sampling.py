@@ -1,0 +1,130 @@
+"""Samplers: which of the level's points enter the loss, with which weights, and what choosing them discloses.
+
+A sample is drawn once per resolution level, from the run's seed, so that two runs are bit-equal and the operand stays
+fixed while the level lasts.
+
+>>> Uniform(fraction=0.25, seed=1).draw(8, level=0).index.numel()
+2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+__all__ = ["Full", "GradientMagnitude", "Sample", "Sampler", "Uniform"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Flat point indices (n,) int64, or None for all N points, with weights (n,) that make sums into means over N."""
+
+    index: Tensor | None
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every point of the level. Discloses nothing."""
+
+    discloses = "nothing"
+
+    def draw(self, count: int, level: int) -> Sample:  # noqa: ARG002
+        """All points."""
+        return Sample(None, None)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """URS: a uniform random share of the level's points, without replacement.
+
+    Both parties draw the same points from a public seed. Discloses nothing about either image.
+
+    Args:
+        fraction: share of the points, in (0, 1].
+        seed: public.
+    """
+
+    fraction: float
+    seed: int = 0
+
+    discloses = "nothing (points drawn from a public seed)"
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.fraction)
+
+    def draw(self, count: int, level: int) -> Sample:
+        """About fraction * count of `count` points, in increasing order; equal weights."""
+        chosen = max(1, round(self.fraction * count))
+        index = torch.randperm(count, generator=_generator(self.seed, level))[:chosen].sort().values
+        return Sample(index, None)
+
+
+@dataclass(frozen=True)
+class GradientMagnitude:
+    """GMS: points drawn with a probability that grows with the gradient magnitude of the warped moving image.
+
+    Poisson sampling with inclusion probability pi_i = min(1, s m_i), m_i a mixture of gradient magnitude and a uniform
+    floor; weights 1 / (N pi_i) (Horvitz and Thompson, 1952) keep value and gradient unbiased.
+
+    Discloses to party_2, once per level, the chosen indices: they show where the warped moving image has edges
+    (attack 7 of the threat model). Discloses nothing to party_1.
+
+    Args:
+        fraction: expected share of the points, in (0, 1].
+        seed: of the draw.
+        floor: share of the uniform part of the mixture; keeps the weights bounded.
+    """
+
+    fraction: float
+    seed: int = 0
+    floor: float = 0.2
+
+    discloses = "to party_2: each level's chosen points, which show where the moving image has edges"
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.fraction)
+        if not 0 < self.floor <= 1:
+            raise ConfigError(f"sampler floor: {self.floor}, a number in (0, 1] is needed")
+
+    def draw(self, magnitude: Tensor, level: int) -> Sample:
+        """Draw among N = magnitude.numel() points; magnitude (N,) is the gradient magnitude at each of them."""
+        magnitude = magnitude.double().flatten().cpu()
+        count = magnitude.numel()
+        mixture = self.floor / count + (1 - self.floor) * magnitude / magnitude.sum().clamp(min=1e-300)
+        probability = _inclusion(mixture / mixture.sum(), self.fraction * count)
+        coin = torch.rand(count, dtype=torch.float64, generator=_generator(self.seed, level))
+        index = torch.nonzero(coin < probability).flatten()
+        if index.numel() == 0:
+            index = probability.argmax()[None]
+        return Sample(index, 1 / (count * probability[index]))
+
+
+Sampler = Full | Uniform | GradientMagnitude
+
+
+def _inclusion(mixture: Tensor, expected: float) -> Tensor:
+    # Probabilities cut at 1 leave less than expected; spread the rest over the others.
+    probability = (mixture * expected).clamp(max=1)
+    for _ in range(20):
+        free = probability < 1
+        missing = expected - float(probability.sum())
+        if missing < 0.5 or not bool(free.any()):
+            break
+        probability = torch.where(free, probability * (1 + missing / float(probability[free].sum())), probability)
+        probability = probability.clamp(max=1)
+    return probability
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"sampler fraction: {fraction}, a number in (0, 1] is needed")
+
+
+def _generator(seed: int, level: int) -> torch.Generator:
+    # Sampling is public, so torch's generator will do; nothing secret ever comes from it.
+    return torch.Generator().manual_seed(seed * 1_000_003 + level)

@@ -1,0 +1,166 @@
+"""Linear transforms as nn.Modules: they map points of the fixed image to points of the moving image, in mm LPS.
+
+    y = A(theta) (x - c) + c + t
+
+Every parameter is in millimetres: one unit of translation moves a point by 1 mm, one unit of a rotation or matrix
+parameter moves the points of the fixed grid by about 1 mm (it is divided by the grid's `radius`), so that one learning
+rate and one damping fit all of them.
+
+>>> grid = Grid(size=(10, 10, 10))
+>>> transform = Affine(grid)
+>>> torch.equal(transform(grid.points()), grid.points())
+True
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..grids import Grid
+
+__all__ = ["LINEAR_TRANSFORMS", "Affine", "LinearTransform", "Rigid", "Similarity", "Translation"]
+
+
+class LinearTransform(nn.Module):
+    """Base of the linear transforms; `matrix()` says which A the parameters stand for.
+
+    Args:
+        grid: the fixed image's grid; its centre is c and its radius scales the parameters.
+        dtype: of the parameters.
+    """
+
+    centre: Tensor
+
+    def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.dimension = grid.dimension
+        self.radius = grid.radius
+        self.register_buffer("centre", grid.centre.to(dtype))
+        self.translation = nn.Parameter(torch.zeros(grid.dimension, dtype=dtype))
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """A, (D, D)."""
+
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """(A (D, D), b (D,)) with y = A x + b; differentiable in the parameters."""
+        matrix = self.matrix()
+        return matrix, self.centre + self.translation - matrix @ self.centre
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Map points (..., D) in mm to points (..., D) in mm, in the points' dtype."""
+        matrix, offset = self.affine_map()
+        return points @ matrix.T.to(points) + offset.to(points)
+
+    def inverse(self) -> Affine:
+        """The transform that maps moving points back to fixed points."""
+        matrix, offset = (part.detach() for part in self.affine_map())
+        back = torch.linalg.inv(matrix)
+        return self._affine(back, -(back @ offset))
+
+    def compose(self, first: LinearTransform) -> Affine:
+        """The transform x -> self(first(x))."""
+        matrix, offset = (part.detach() for part in self.affine_map())
+        inner, inner_offset = (part.detach() for part in first.affine_map())
+        return self._affine(matrix @ inner, matrix @ inner_offset + offset)
+
+    def _affine(self, matrix: Tensor, offset: Tensor) -> Affine:
+        result = Affine.__new__(Affine)
+        nn.Module.__init__(result)
+        result.dimension, result.radius = self.dimension, self.radius
+        result.register_buffer("centre", self.centre.clone())
+        result.translation = nn.Parameter(torch.zeros_like(self.translation))
+        result.shear = nn.Parameter(torch.zeros(self.dimension, self.dimension, dtype=self.translation.dtype))
+        result.set_affine_map(matrix, offset)
+        return result
+
+    def extra_repr(self) -> str:
+        """Shown by print: the matrix and the offset in mm."""
+        matrix, offset = (part.detach() for part in self.affine_map())
+        rows = [[round(v, 5) for v in row] for row in matrix.tolist()]
+        return f"matrix={rows}, offset_mm={[round(v, 4) for v in offset.tolist()]}"
+
+
+class Translation(LinearTransform):
+    """y = x + t; D parameters."""
+
+    def matrix(self) -> Tensor:
+        """Identity."""
+        return torch.eye(self.dimension, dtype=self.translation.dtype, device=self.translation.device)
+
+
+class Rigid(LinearTransform):
+    """Rotation (matrix exponential of a skew matrix) about the grid's centre, and translation; 3 or 6 parameters."""
+
+    def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(grid, dtype)
+        self.rotation = nn.Parameter(torch.zeros(1 if grid.dimension == 2 else 3, dtype=dtype))
+
+    def matrix(self) -> Tensor:
+        """exp([rotation / radius]x), rotations counter-clockwise about x, y, z in radians after the division."""
+        return _rotation(self.rotation / self.radius)
+
+
+class Similarity(Rigid):
+    """Rigid times one scale exp(log_scale / radius); 4 or 7 parameters."""
+
+    def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(grid, dtype)
+        self.log_scale = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def matrix(self) -> Tensor:
+        """Scale times rotation."""
+        return torch.exp(self.log_scale / self.radius) * super().matrix()
+
+
+class Affine(LinearTransform):
+    """A = I + shear / radius; 6 or 12 parameters."""
+
+    def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(grid, dtype)
+        self.shear = nn.Parameter(torch.zeros(grid.dimension, grid.dimension, dtype=dtype))
+
+    def matrix(self) -> Tensor:
+        """Identity plus the scaled parameters."""
+        identity = torch.eye(self.dimension, dtype=self.shear.dtype, device=self.shear.device)
+        return identity + self.shear / self.radius
+
+    @torch.no_grad()
+    def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take the parameters of y = matrix x + offset, matrix (D, D), offset (D,) mm."""
+        identity = torch.eye(self.dimension, dtype=self.shear.dtype)
+        self.shear.copy_((matrix.to(self.shear.dtype) - identity) * self.radius)
+        self.translation.copy_(offset.to(self.centre) + matrix.to(self.centre) @ self.centre - self.centre)
+
+
+LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
+    "translation": Translation,
+    "rigid": Rigid,
+    "similarity": Similarity,
+    "affine": Affine,
+}
+
+
+def affine_from_map(grid: Grid, matrix: Tensor, offset: Tensor) -> Affine:
+    """The Affine with y = matrix x + offset (mm LPS)."""
+    if matrix.shape != (grid.dimension,) * 2 or offset.shape != (grid.dimension,):
+        raise ConfigError(f"affine: {tuple(matrix.shape)} and {tuple(offset.shape)} on a {grid.dimension}-D grid")
+    transform = Affine(grid)
+    transform.set_affine_map(matrix, offset)
+    return transform
+
+
+def _rotation(vector: Tensor) -> Tensor:
+    zero = torch.zeros_like(vector[0])
+    if vector.numel() == 1:
+        rows = [[zero, -vector[0]], [vector[0], zero]]
+    else:
+        x, y, z = vector
+        rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
+    skew = torch.stack([torch.stack(row) for row in rows])
+    return cast(Any, torch.linalg.matrix_exp)(skew)  # type: ignore[no-any-return]

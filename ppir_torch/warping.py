@@ -1,0 +1,120 @@
+"""Sampling an image through a transform: values, exact spatial gradients, steepest-descent images.
+
+>>> grid = Grid(size=(8, 8))
+>>> image = Image(grid.points()[:, 0].reshape(1, 8, 8).clone(), grid)
+>>> sample(image, torch.tensor([[2.5, 3.0]])).item()
+2.5
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+
+from .grids import Grid
+from .images import Image
+
+__all__ = ["parameters_of", "sample", "sample_with_gradient", "steepest_descent", "warp"]
+
+
+def sample(image: Image, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values (N,) of a one-channel image at physical points (N, D) mm; linear interpolation, `outside` beyond it."""
+    return _sample_normalised(image, image.outside, _normalise(image, points), mode)
+
+
+def sample_with_gradient(image: Image, outside: float, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (N,) and their spatial gradient (N, D) per mm at physical points (N, D).
+
+    The gradient is that of the interpolant itself (not of a smoothed image), so that it is autograd's gradient.
+    """
+    with torch.enable_grad():
+        normalised = _normalise(image, points.detach()).requires_grad_(True)
+        values = _sample_normalised(image, outside, normalised, "bilinear")
+        (gradient,) = torch.autograd.grad(values.sum(), normalised)
+    matrix, _ = image.grid.physical_to_normalised()
+    return values.detach(), gradient @ matrix.to(gradient)
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters of a transform by name, in order."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def steepest_descent(transform: nn.Module, points: Tensor, gradient: Tensor) -> Tensor:
+    """Steepest-descent images S^T (P, N): the derivative of the warped image by every parameter of the transform.
+
+    Args:
+        transform: any nn.Module that maps points (N, D) to points (N, D), each on its own.
+        points: (N, D) fixed points, mm.
+        gradient: (N, D) spatial gradient of the moving image at the mapped points, per mm.
+
+    S = gradient x Jacobian of the point map (grid_sample itself has no forward-mode derivative). Linear transforms
+    need the Jacobian of their matrix only; any other module is differentiated in forward mode, parameter by parameter.
+    """
+    parameters = {name: p.detach() for name, p in parameters_of(transform).items()}
+    affine_map = getattr(transform, "affine_map", None)
+    if affine_map is not None:
+        return _linear_steepest_descent(transform, parameters, points, gradient)
+
+    def along(tangent: Tensor) -> Tensor:
+        tangents = _unflatten(tangent, parameters)
+        moved = jvp(lambda p: functional_call(transform, p, (points,)), (parameters,), (tangents,))[1]
+        return (moved * gradient).sum(-1)  # type: ignore[no-any-return]
+
+    count = sum(p.numel() for p in parameters.values())
+    identity = torch.eye(count, dtype=points.dtype, device=points.device)
+    chunk = max(1, 2**24 // max(points.numel(), 1))
+    return vmap(along, chunk_size=chunk)(identity)
+
+
+def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear") -> Image:
+    """The moving image resampled onto `grid` through `transform` (fixed points to moving points)."""
+    points = grid.points(dtype=moving.tensor.dtype, device=moving.tensor.device)
+    with torch.no_grad():
+        values = torch.cat([sample(moving, transform(part), mode) for part in torch.split(points, 2**20)])
+    return Image(values.reshape(1, *grid.shape), grid)
+
+
+def _normalise(image: Image, points: Tensor) -> Tensor:
+    matrix, offset = image.grid.physical_to_normalised()
+    return torch.addmm(offset.to(points), points, matrix.T.to(points))
+
+
+def _sample_normalised(image: Image, outside: float, normalised: Tensor, mode: str) -> Tensor:
+    d = image.grid.dimension
+    volume = (image.tensor - outside)[None].to(normalised.dtype)
+    where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
+    values = F.grid_sample(volume, where, mode=mode, padding_mode="zeros", align_corners=True)
+    return values.reshape(-1) + outside
+
+
+def _linear_steepest_descent(
+    transform: nn.Module, parameters: dict[str, Tensor], points: Tensor, gradient: Tensor
+) -> Tensor:
+    def entries(p: dict[str, Tensor]) -> Tensor:
+        matrix, offset = functional_call(_AffineMap(transform), {f"inner.{k}": v for k, v in p.items()}, ())
+        return torch.cat([matrix, offset[:, None]], 1).flatten()
+
+    jacobian: dict[str, Tensor] = torch.func.jacfwd(entries)(parameters)
+    table = torch.cat([jacobian[name].reshape(-1, p.numel()) for name, p in parameters.items()], 1)  # (D (D+1), P)
+    homogeneous = torch.cat([points.T, torch.ones_like(points[:, :1]).T])  # (D+1, N)
+    outer = (gradient.T[:, None, :] * homogeneous[None]).reshape(table.shape[0], -1)  # (D (D+1), N)
+    return table.T.to(outer) @ outer
+
+
+class _AffineMap(nn.Module):
+    """Lets functional_call reach a linear transform's `affine_map`."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.inner.affine_map()  # type: ignore[no-any-return, operator]
+
+
+def _unflatten(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    parts = torch.split(vector, [p.numel() for p in like.values()])
+    return {name: part.reshape(p.shape).to(p.dtype) for (name, p), part in zip(like.items(), parts, strict=True)}

@@ -1,0 +1,311 @@
+"""bfv: exact against Python integers, small replies, and refusal before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ppir_torch.errors import LinkError, PpirError, RangeError
+from ppir_torch.joint import bfv
+from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
+from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.link import Kind, Link, Message, link_pair, pack
+
+MAX_RESULT = (1 << 48) - 1
+
+
+@dataclass
+class Parties:
+    """Both ends in one process; party_2 answers in a thread."""
+
+    links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=20.0))
+
+    def __post_init__(self) -> None:
+        self.moving, self.fixed = BfvMovingSide(self.links[0]), BfvFixedSide(self.links[1])
+
+    def send(self, header: OperandHeader, values: Tensor) -> None:
+        self.fixed.send_operand(header, values)
+        self.moving.accept_operand(header)
+
+    def multiply(self, rows: Tensor) -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            answered = pool.submit(lambda: self.fixed.answer(self.links[1].receive()))
+            result = self.moving.multiply(rows)
+            answered.result()
+        assert result.dtype == torch.int64
+        assert result.shape == (rows.shape[0],)
+        return [int(v) for v in result]
+
+
+def header_of(values: Tensor, rows: int, number: int = 0) -> OperandHeader:
+    integers = [int(v) for v in values]
+    largest, energy = max(abs(v) for v in integers), sum(v * v for v in integers)
+    return OperandHeader(number, len(values), rows, 1.0, 0.0, largest, energy)
+
+
+def exact(rows: Tensor, values: Tensor) -> list[int]:
+    return [int(v) for v in rows.numpy().astype(object) @ values.numpy().astype(object)]
+
+
+def uniform(generator: torch.Generator, bound: int, *shape: int) -> Tensor:
+    return torch.randint(-bound, bound + 1, shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def parties() -> Parties:
+    return Parties()
+
+
+@pytest.mark.parametrize(
+    ("points", "rows"),
+    [(1, 1), (1, 7), (2, 2), (5, 3), (1023, 8), (1024, 7), (1025, 7), (8191, 1), (8193, 1), (3000, 13), (20011, 4)],
+)
+def test_agrees_with_python_integers(parties: Parties, points: int, rows: int) -> None:
+    g = torch.Generator().manual_seed(points * 100 + rows)
+    values = uniform(g, 1 << 11, points)
+    parties.send(header_of(values, rows), values)
+    for count, bits in ((rows, 14), (1, 20), (max(1, rows // 2), 1)):
+        matrix = uniform(g, 1 << bits, count, points)
+        assert parties.multiply(matrix) == exact(matrix, values)
+
+
+def test_many_random_sizes(parties: Parties) -> None:
+    g = torch.Generator().manual_seed(7)
+    for number in range(25):
+        points, rows = int(torch.randint(1, 4000, (), generator=g)), int(torch.randint(1, 20, (), generator=g))
+        bits = int(torch.randint(1, 16, (), generator=g))
+        values = uniform(g, 1 << bits, points)
+        if not values.any():
+            values[0] = 1
+        matrix = uniform(g, 1 << (20 - bits), rows, points)
+        parties.send(header_of(values, rows, number), values)
+        assert parties.multiply(matrix) == exact(matrix, values)
+
+
+@pytest.mark.parametrize("points", [1, 900, 2500])
+def test_edges_of_the_range(parties: Parties, points: int) -> None:
+    largest = int(MAX_RESULT * (1 - 2e-9))  # check_range keeps a margin of 1e-9
+    values = torch.full((points,), largest // points)
+    parties.send(header_of(values, 2), values)
+    matrix = torch.stack([torch.ones(points, dtype=torch.int64), -torch.ones(points, dtype=torch.int64)])
+    assert parties.multiply(matrix) == [points * (largest // points), -points * (largest // points)]
+    step = largest // points // bfv.MAX_ROW
+    values = torch.full((points,), step)
+    parties.send(header_of(values, 2), values)
+    assert parties.moving.limits.max_row == bfv.MAX_ROW
+    matrix *= bfv.MAX_ROW
+    assert parties.multiply(matrix) == [points * step * bfv.MAX_ROW, -points * step * bfv.MAX_ROW]
+
+
+def test_zero_rows_blocks_and_operands(parties: Parties) -> None:
+    g = torch.Generator().manual_seed(3)
+    values = uniform(g, 500, 3000)
+    parties.send(header_of(values, 5), values)
+    matrix = uniform(g, 500, 5, 3000)
+    matrix[2] = 0
+    matrix[:, 1024:2048] = 0
+    assert parties.multiply(matrix) == exact(matrix, values)
+    assert parties.multiply(torch.zeros(5, 3000, dtype=torch.int64)) == [0] * 5
+    nothing = torch.zeros(3000, dtype=torch.int64)
+    parties.send(header_of(nothing, 5), nothing)
+    assert parties.multiply(matrix) == [0] * 5
+
+
+def test_row_order_and_strides_do_not_matter(parties: Parties) -> None:
+    g = torch.Generator().manual_seed(4)
+    values, matrix = uniform(g, 500, 1500), uniform(g, 500, 1500, 3).T
+    parties.send(header_of(values, 3), values)
+    assert parties.multiply(matrix) == exact(matrix, values)
+
+
+def test_several_operands_one_key() -> None:
+    parties, g = Parties(), torch.Generator().manual_seed(5)
+    for number, points in enumerate((700, 2000, 64)):
+        values, matrix = uniform(g, 100, points), uniform(g, 100, 2, points)
+        parties.send(header_of(values, 2, number), values)
+        assert parties.multiply(matrix) == exact(matrix, values)
+    assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
+
+
+def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
+    g = torch.Generator().manual_seed(6)
+    values, matrix = uniform(g, 1 << 11, 56_797), uniform(g, 1 << 14, 7, 56_797)
+    parties.send(header_of(values, 7), values)
+    before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
+    assert parties.multiply(matrix) == exact(matrix, values)
+    up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
+    assert set(up) == {Kind.REPLY_CIPHERTEXTS}
+    assert up.total() <= 62_000
+    assert set(down) == {Kind.MASKED_RESULT}
+    assert down.total() <= 128
+
+
+@pytest.mark.parametrize("case", ["row", "result", "shape", "type", "count", "released"])
+def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
+    parties, values = Parties(), torch.full((100,), 1 << 30)
+    parties.send(header_of(values, 2), values)
+    rows = torch.ones(2, 100, dtype=torch.int64)
+    if case == "released":
+        parties.moving._released = bfv.MAX_WORDS - 1
+    bad = {
+        "row": rows * (bfv.MAX_ROW + 1),
+        "result": rows * (1 << 12),
+        "shape": rows[:, :99],
+        "type": rows.to(torch.int32),
+        "count": rows[[0, 0, 0]],
+        "released": rows,
+    }[case]
+    sent = parties.links[0].sent.copy()
+    with pytest.raises(RangeError):
+        parties.moving.multiply(bad)
+    assert parties.links[0].sent == sent
+
+
+@pytest.mark.parametrize("case", ["shape", "max_abs", "energy", "modulus", "points"])
+def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str) -> None:
+    parties, values = Parties(), torch.full((100,), 1000)
+    header = header_of(values, 2)
+    header, values = {
+        "shape": (header, values[:99]),
+        "max_abs": (replace(header, max_abs=999), values),
+        "energy": (replace(header, energy=header.energy // 2), values),
+        "modulus": (header_of(values << 40, 2), values << 40),
+        "points": (replace(header, points=1 << 42), values),
+    }[case]
+    with pytest.raises(RangeError):
+        parties.fixed.send_operand(header, values)
+    assert not parties.links[1].sent
+
+
+def test_security_and_noise_budget() -> None:
+    scheme = bfv._scheme()
+    limit = scheme.seal.CoeffModulus.MaxBitCount(bfv.DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
+    assert sum(bfv.PRIME_BITS) <= limit == 218
+    for points in (1, 1000, 56_797, 902_629, 10**7, 10**8):
+        for rows in (1, 7, 13, 64, 1000):
+            header = OperandHeader(0, points, rows, 1.0, 0.0, 1 << 12, points << 24)
+            limits, group = bfv._limits(header), bfv._layout(header).group
+            noise = bfv.FRESH_NOISE * group * points * limits.max_row + bfv.ZERO_NOISE
+            assert math.log2(bfv.MAX_WORDS * noise) - bfv.FLOOD_BITS <= -40
+            assert limits.max_row >= 1 << 15
+            # Right decryption after the switch: flood, noise and rounding (Hoeffding, 2^-200) below q1 / 2t.
+            first, *rest = scheme.primes
+            before = (noise + 2 ** (bfv.FLOOD_BITS - 1)) / math.prod(rest)
+            rounding = math.sqrt((bfv.DEGREE + 1) / 2 * 201 * math.log(2)) + 1
+            assert before + rounding < first / (2 << bfv.PLAIN_BITS)
+
+
+def test_flood_is_centred_and_full_width() -> None:
+    half = 1 << (bfv.FLOOD_BITS - 1)
+    assert bfv._flood(0, 0) == -half
+    assert bfv._flood(-1, -1) == half - 1
+    assert bfv._flood(0, 1 << (bfv.FLOOD_BITS - 65)) == 0
+
+
+def reply_of(parties: Parties, rows: Tensor) -> bytes:
+    """A genuine REPLY_CIPHERTEXTS payload."""
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(parties.moving.multiply, rows)
+        payload = bytes(parties.links[1].receive(Kind.REPLY_CIPHERTEXTS).payload)
+        parties.links[1].send(Kind.MASKED_RESULT, bytes(8 * len(rows)))
+        sending.result()
+    return payload
+
+
+def test_malformed_replies_are_refused() -> None:
+    parties, values = Parties(), torch.arange(-50, 50)
+    parties.send(header_of(values, 9), values)
+    good = reply_of(parties, torch.ones(9, 100, dtype=torch.int64))
+    start = 4 + 8 * 9
+    bad = [
+        b"",
+        good[:3],
+        good[:4],
+        good[:start],
+        good[:-1],
+        good + b"\0",
+        struct.pack("<I", 8) + good[4:],
+        struct.pack("<I", 0) + good[4:],
+        struct.pack("<I", 1 << 31) + good[4:],
+        struct.pack("<I", 10) + bytes(8) + good[4:],
+        good[:4] + b"\xff" * 8 + good[12:],
+        good[:start] + b"\xff" * 15 + good[start + 15 :],
+    ]
+    sent = parties.links[1].sent.copy()
+    for payload in bad:
+        with pytest.raises(LinkError):
+            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)))
+    with pytest.raises(LinkError):
+        parties.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(good)))
+    assert parties.links[1].sent == sent
+    # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
+    generator = np.random.default_rng(0)
+    for position in generator.integers(4, len(good), 20):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << int(generator.integers(8))
+        try:
+            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)))
+        except LinkError:
+            continue
+
+
+@pytest.mark.parametrize("answer", [b"", bytes(15), bytes(24), b"\xff" * 16])
+def test_malformed_answers_are_refused(answer: bytes) -> None:
+    parties, values = Parties(), torch.arange(-50, 50)
+    parties.send(header_of(values, 2), values)
+    parties.links[1].send(Kind.MASKED_RESULT, answer)
+    with pytest.raises(LinkError, match="MASKED_RESULT"):
+        parties.moving.multiply(torch.ones(2, 100, dtype=torch.int64))
+
+
+def _truncate(batch: list[np.ndarray]) -> list[np.ndarray]:
+    return [batch[0][:-7], *batch[1:]]
+
+
+def _flip_size(batch: list[np.ndarray]) -> list[np.ndarray]:
+    first = batch[0].copy()
+    first[8] ^= 1
+    return [first, *batch[1:]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        _flip_size,
+        lambda batch: batch[:-1],
+        lambda batch: [*batch, batch[0]],
+        lambda batch: [b.astype(np.int64) for b in batch],
+        lambda batch: [b[:0] for b in batch],
+        lambda batch: [np.zeros(1 << 19, np.uint8) for _ in batch],
+    ],
+)
+def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], list[np.ndarray]]) -> None:
+    source, target = Parties(), Parties()
+    values = torch.arange(-1000, 1000)
+    header = header_of(values, 8)
+    source.fixed.send_operand(header, values)
+    key = bytes(source.links[0].receive(Kind.PUBLIC_KEY).payload)
+    _, batch = bfv.unpack(source.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    target.links[1].send(Kind.PUBLIC_KEY, key)
+    target.links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
+    with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
+        target.moving.accept_operand(header)
+    with pytest.raises(RuntimeError, match="before accept_operand"):
+        target.moving.multiply(torch.ones(1, 2000, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("key", [b"", bytes(1000), bytes(2 << 20)])
+def test_malformed_keys_are_refused(key: bytes) -> None:
+    parties, values = Parties(), torch.arange(10)
+    parties.links[1].send(Kind.PUBLIC_KEY, key)
+    with pytest.raises(PpirError, match="PUBLIC_KEY"):
+        parties.moving.accept_operand(header_of(values, 1))
