@@ -49,15 +49,14 @@ class Kind(IntEnum):
     # protocol set-up
     PUBLIC_KEY = 20  # bfv, party_2 -> party_1
     OPERAND_CIPHERTEXTS = 21  # bfv, party_2 -> party_1
-    SEED = 22  # dealer -> party: the key of its share of the triples
-    ZERO_SEED = 23  # party_1 -> party_2: the key of the sharings of zero
-    OPERAND_SHARE = 24  # party_2 -> party_1: a share of the operand
+    SEED = 22  # spdz, dealer -> party: the key of its share of the triples
+    ZERO_SEED = 23  # spdz, party_2 -> party_1: the key of the sharings of zero
     # protocol, every product
-    PRODUCT = 40  # party_1 -> party_2: the shape of the next product
+    PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product
     REPLY_CIPHERTEXTS = 41  # bfv, party_1 -> party_2: masked result ciphertexts
     MASKED_RESULT = 42  # bfv, party_2 -> party_1: decrypted masked words
-    TRIPLE = 43  # party_1 -> dealer: the shape of the next triple
-    TRIPLE_CORRECTION = 44  # dealer -> party: its explicit share of the triple's product
+    TRIPLE = 43  # spdz, party_1 -> dealer: the shape of the next triple
+    TRIPLE_CORRECTION = 44  # spdz, dealer -> party: its explicit share of the triple's product
     OPENING = 45  # spdz, both ways: shares of the masked differences
     RESULT_SHARE = 46  # spdz, party_2 -> party_1: its share of the result
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -140,6 +140,7 @@ class Result:
         history: every iteration.
         seconds: of the loop.
         complete: False where the other party was lost; `error` says how.
+        metrics: figures of the whole run where a runner adds them (`ppir_torch.register`: those of result.json).
     """
 
     transform: LinearTransform
@@ -149,6 +150,7 @@ class Result:
     seconds: float
     complete: bool = True
     error: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def register_images(
@@ -167,7 +169,7 @@ def register_images(
     started = time.perf_counter()
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
-        raise ImageError(f"moving image is {moving.grid.dimension}-D, the fixed one {fixed.grid.dimension}-D; not the same")
+        raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
     transform = _start(plan, moving, fixed)
     _check_overlap(transform, moving, fixed.grid)
     rows = 1 + sum(p.numel() for p in transform.parameters())

@@ -93,12 +93,16 @@ def _sample_normalised(image: Image, outside: float, normalised: Tensor, mode: s
 def _linear_steepest_descent(
     transform: nn.Module, parameters: dict[str, Tensor], points: Tensor, gradient: Tensor
 ) -> Tensor:
-    def entries(p: dict[str, Tensor]) -> Tensor:
-        matrix, offset = functional_call(_AffineMap(transform), {f"inner.{k}": v for k, v in p.items()}, ())
+    names = list(parameters)
+
+    def entries(*values: Tensor) -> Tensor:
+        given = {f"inner.{name}": value for name, value in zip(names, values, strict=True)}
+        matrix, offset = functional_call(_AffineMap(transform), given, ())
         return torch.cat([matrix, offset[:, None]], 1).flatten()
 
-    jacobian: dict[str, Tensor] = torch.func.jacfwd(entries)(parameters)
-    table = torch.cat([jacobian[name].reshape(-1, p.numel()) for name, p in parameters.items()], 1)  # (D (D+1), P)
+    # Reverse mode: torch's forward-mode rules import torch._dynamo, which takes seconds.
+    jacobian = torch.autograd.functional.jacobian(entries, tuple(parameters.values()))  # type: ignore[no-untyped-call]
+    table = torch.cat([part.reshape(part.shape[0], -1) for part in jacobian], 1)  # (D (D+1), P)
     homogeneous = torch.cat([points.T, torch.ones_like(points[:, :1]).T])  # (D+1, N)
     outer = (gradient.T[:, None, :] * homogeneous[None]).reshape(table.shape[0], -1)  # (D (D+1), N)
     return table.T.to(outer) @ outer

@@ -38,7 +38,7 @@ from torch import Tensor
 from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
-from .protocol import FixedSide, Limits, MovingSide, OperandHeader, check_range
+from .protocol import FixedSide, Limits, MovingSide, OperandHeader, ProtocolEntry, check_range
 from .seal_format import (
     ciphertext_file,
     compose_residues,
@@ -49,7 +49,7 @@ from .seal_format import (
     unpack60,
 )
 
-__all__ = ["BfvFixedSide", "BfvMovingSide"]
+__all__ = ["ENTRY", "BfvFixedSide", "BfvMovingSide"]
 
 DEGREE = 8192
 PRIME_BITS = (60, 50, 50, 20)  # the first survives to the reply; the last is SEAL's special prime
@@ -177,7 +177,7 @@ class BfvMovingSide(MovingSide):
                 continue  # SEAL refuses to multiply by zero
             words[: len(rows), : layout.block - block.shape[1]] = 0
             np.bitwise_and(block[:, ::-1], _T - 1, out=words[: len(rows), layout.block - block.shape[1] :])
-            coefficients.load(scheme.context, file.path)
+            file.load(coefficients, scheme.context)
             evaluator.transform_to_ntt(coefficients, top, points)
             if total is None:
                 total = scheme.seal.Ciphertext()
@@ -248,7 +248,7 @@ class BfvFixedSide(FixedSide):
             part = operand[number * block : (number + 1) * block]
             words[:] = 0
             words[: len(part)] = part & (_T - 1)
-            plain.load(scheme.context, file.path)
+            file.load(plain, scheme.context)
             # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
             batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
             if len(batch) == _PER_MESSAGE or number == self._layout.blocks - 1:
@@ -276,7 +276,7 @@ class BfvFixedSide(FixedSide):
             words[positions] = c0[rows.start : rows.stop]
             words[DEGREE:] = polynomial
             ciphertext, plain = scheme.seal.Ciphertext(), scheme.seal.Plaintext()
-            ciphertext.load(scheme.context, file.path)
+            file.load(ciphertext, scheme.context)
             self._decryptor.decrypt(ciphertext, plain)
             length = plain.coeff_count()  # SEAL drops leading zeros
             masked[rows.start : rows.stop] = [plain.data(i) if i < length else 0 for i in positions]
@@ -396,3 +396,12 @@ def _parse_reply(payload: memoryview, most: int, group: int) -> tuple[NDArray[np
     if max(c0.max(), c1.max()) >= _scheme().primes[0]:
         raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
     return c0, c1
+
+
+ENTRY = ProtocolEntry(
+    name="bfv",
+    party_1_learns="the P + 1 opened products of each iteration; per level the mean, scale and energy of J",
+    party_2_learns="sizes and timing only (timing: about how many blocks of X are all zero)",
+    moving_side=lambda link, _dealer, _device: BfvMovingSide(link),
+    fixed_side=lambda link, _dealer, _device: BfvFixedSide(link),
+)

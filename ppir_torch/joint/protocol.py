@@ -1,9 +1,9 @@
 """What a protocol is: exact integer products of party_1's rows with party_2's operand.
 
-    R = X Y,   X: (rows, points) int64 of party_1,   Y: (points,) int64 of party_2,   R: (rows,) int64 to party_1 only.
+    R = X Y,   X: (rows, points) int64 of party_1,   Y: (points,) int64 of party_2,  R: (rows,) int64 for party_1
 
-A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, and one entry in
-`PROTOCOLS` (joint/__init__.py). Losses, transforms, optimisers and parties do not change.
+A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, an `ENTRY`, and its name in
+`PROTOCOL_NAMES` (joint/__init__.py). Losses, transforms, optimisers and parties do not change.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LinkError, RangeError
+from ..errors import ConfigError, LinkError, RangeError
 from ..link import Link, Message
 
-__all__ = ["FixedSide", "Limits", "MovingSide", "OperandHeader", "ProtocolEntry", "check_range"]
+__all__ = ["FixedSide", "Limits", "MovingSide", "OperandHeader", "ProtocolEntry", "check_range", "compute_device"]
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,29 @@ class FixedSide(ABC):
 
 @dataclass(frozen=True)
 class ProtocolEntry:
-    """How to build the ends of a protocol; `dealer` is None where the protocol needs none."""
+    """How to build the two ends of a protocol: each from its link, its link to the dealer (or None), and a device.
+
+    `party_1_learns` and `party_2_learns` go into every run's summary. `dealer` is None where none is needed; else it
+    serves (link to party_1, link to party_2) in its own process.
+    """
 
     name: str
-    summary: str
-    moving_side: Callable[..., MovingSide]
-    fixed_side: Callable[..., FixedSide]
+    party_1_learns: str
+    party_2_learns: str
+    moving_side: Callable[[Link, Link | None, str], MovingSide]
+    fixed_side: Callable[[Link, Link | None, str], FixedSide]
     dealer: Callable[[Link, Link], None] | None = None
+
+
+def compute_device(name: str) -> str:
+    """"cpu" or "cuda" for "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigError: "cuda" where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("backend.device: 'cuda', but this machine has no CUDA device; use auto or cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:

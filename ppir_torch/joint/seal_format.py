@@ -2,7 +2,7 @@
 
 TenSEAL's binding of SEAL reads and writes files only, and sets coefficients one by one. A `SealFile` is an anonymous
 file in memory (nothing touches the disk) that already holds SEAL's uncompressed serialisation of one plaintext or
-ciphertext; its coefficients are a numpy view, so that filling it is one array copy and SEAL loads it by path.
+ciphertext; its coefficients are a numpy view, so that filling it is one array copy.
 
 Layout (native/src/seal/{serialization,dynarray,plaintext,ciphertext}.cpp of SEAL 4.x), little endian:
 header = magic A15E, header size 16, version major and minor, compression 0, 2 reserved bytes, total size (u64);
@@ -49,7 +49,6 @@ class SealFile:
 
     Attributes:
         words: uint64 (count,), the coefficients, writable; a change is seen by the next load.
-        path: what SEAL's `load(context, path)` opens.
     """
 
     def __init__(self, head: bytes, count: int) -> None:
@@ -59,7 +58,11 @@ class SealFile:
         memory = mmap.mmap(descriptor, len(head) + 8 * count)
         memory[: len(head)] = head
         self.words: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count, len(head))
-        self.path = f"/proc/self/fd/{descriptor}"
+        self._path = f"/proc/self/fd/{descriptor}"
+
+    def load(self, item: Any, context: Any) -> None:
+        """Let SEAL read the words into `item`; RuntimeError where a word is out of range."""
+        item.load(context, self._path)
 
 
 def plaintext_file(degree: int) -> SealFile:

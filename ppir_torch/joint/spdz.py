@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LinkError, PeerLost, RangeError
+from ..errors import ConfigError, LinkError, PeerLost, RangeError
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
-from .protocol import FixedSide, Limits, MovingSide, OperandHeader, check_range
+from .protocol import FixedSide, Limits, MovingSide, OperandHeader, ProtocolEntry, check_range
 
-__all__ = ["SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
+__all__ = ["ENTRY", "SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
 
 LIMITS = Limits(max_row=1 << 62, max_result=1 << 62)
 MAX_CHUNK_POINTS = 1 << 20  # CrypTen on CUDA sums in float64: exact up to an inner dimension of 2^21
@@ -207,6 +207,22 @@ class _Party:
             return a, b, _words(self._stream, "c", number, size_a[0])
         correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
         return a, b, self.crypten.words_from(correction.payload, size_a[0])
+
+
+def _with_dealer(dealer_link: Link | None) -> Link:
+    if dealer_link is None:
+        raise ConfigError("backend spdz: no link to the dealer; it runs in a process of its own")
+    return dealer_link
+
+
+ENTRY = ProtocolEntry(
+    name="spdz",
+    party_1_learns="the P + 1 opened products of each iteration; per level the mean, scale and energy of J",
+    party_2_learns="sizes and timing only; the dealer the same",
+    moving_side=lambda link, dealer_link, device: SpdzMovingSide(link, _with_dealer(dealer_link), device),
+    fixed_side=lambda link, dealer_link, device: SpdzFixedSide(link, _with_dealer(dealer_link), device),
+    dealer=serve_dealer,
+)
 
 
 def _chunks(rows: int, points: int) -> Iterator[tuple[int, int]]:

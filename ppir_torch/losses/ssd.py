@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images import Image
-from ..joint.operands import Operand
+from ..joint.operands import Operand, exact_products
 from ..warping import parameters_of, sample_with_gradient, steepest_descent
 
 __all__ = ["SSD", "Linearisation"]
@@ -77,14 +77,13 @@ class SSD(nn.Module):
         hessian = torch.empty(0)
         if with_hessian:
             images = rows[:-1]
-            hessian = (2 / normaliser) * ((images if weights is None else images * weights) @ images.T).double().cpu()
+            weighted = images if weights is None else images * weights
+            hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
         if weights is not None:
             rows *= weights
         carried, products = self.operand.multiply(rows)
         carried_warped = carried[-1] if weights is None else carried[-1] / weights
-        own = (carried @ carried_warped).double().cpu()
-        own[-1] = (carried[-1].double() * carried_warped.double()).sum().cpu()
-        difference = (own - products.cpu()) / normaliser
+        difference = (exact_products(carried, carried_warped[None])[:, 0] - products.to(carried.device)).cpu() / normaliser
         value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
         return Linearisation(value, 2 * difference[:-1], hessian)
 

@@ -46,7 +46,7 @@ def scheme() -> SimpleNamespace:
 def encrypted(scheme: SimpleNamespace, values: np.ndarray) -> object:
     file, plain, ciphertext = plaintext_file(DEGREE), scheme.seal.Plaintext(), scheme.seal.Ciphertext()
     file.words[:] = values
-    plain.load(scheme.context, file.path)
+    file.load(plain, scheme.context)
     scheme.encryptor.encrypt_symmetric(plain, ciphertext)
     return ciphertext
 
@@ -61,7 +61,7 @@ def test_plaintext_words_are_coefficients(scheme: SimpleNamespace) -> None:
     file, plain = plaintext_file(DEGREE), scheme.seal.Plaintext()
     for values in (np.arange(DEGREE), np.full(DEGREE, T - 1), np.zeros(DEGREE)):
         file.words[:] = values.astype(np.uint64)
-        plain.load(scheme.context, file.path)
+        file.load(plain, scheme.context)
         assert [plain.data(i) for i in range(DEGREE)] == values.astype(int).tolist()
         assert not plain.is_ntt_form()
 
@@ -69,7 +69,7 @@ def test_plaintext_words_are_coefficients(scheme: SimpleNamespace) -> None:
 def test_plaintext_agrees_with_seals_own_text_form(scheme: SimpleNamespace) -> None:
     file, plain = plaintext_file(DEGREE), scheme.seal.Plaintext()
     file.words[[0, 3]] = 5, 0xAB
-    plain.load(scheme.context, file.path)
+    file.load(plain, scheme.context)
     assert plain.to_string() == "ABx^3 + 5"
 
 
@@ -79,19 +79,19 @@ def test_ciphertext_words_are_residues(scheme: SimpleNamespace) -> None:
     words = ciphertext.dyn_array()
     file, rebuilt = ciphertext_file(DEGREE, 2, ciphertext.parms_id()), scheme.seal.Ciphertext()
     file.words[:] = [words.at(i) for i in range(words.size())]
-    rebuilt.load(scheme.context, file.path)
+    file.load(rebuilt, scheme.context)
     assert decrypted(scheme, rebuilt) == values.tolist()
     # An edit of the first c0 residues by round(Q / t) moves the first coefficient by one.
     step = (scheme.primes[0] * scheme.primes[1] + T // 2) // T
     for i, prime in enumerate(scheme.primes):
         file.words[i * DEGREE] = (int(file.words[i * DEGREE]) + step) % prime
-    rebuilt.load(scheme.context, file.path)
+    file.load(rebuilt, scheme.context)
     assert decrypted(scheme, rebuilt)[0] == (values[0] + 1) % T
 
 
 def test_ntt_flag(scheme: SimpleNamespace) -> None:
     ciphertext = scheme.seal.Ciphertext()
-    ciphertext.load(scheme.context, ciphertext_file(DEGREE, 2, scheme.context.first_parms_id(), ntt=True).path)
+    ciphertext_file(DEGREE, 2, scheme.context.first_parms_id(), ntt=True).load(ciphertext, scheme.context)
     assert ciphertext.is_ntt_form()
 
 
@@ -99,11 +99,11 @@ def test_words_out_of_range_are_refused_by_seal(scheme: SimpleNamespace) -> None
     plain_file = plaintext_file(DEGREE)
     plain_file.words[7] = T
     with pytest.raises(RuntimeError):
-        scheme.seal.Plaintext().load(scheme.context, plain_file.path)
+        plain_file.load(scheme.seal.Plaintext(), scheme.context)
     file = ciphertext_file(DEGREE, 2, scheme.context.first_parms_id())
     file.words[0] = scheme.primes[0]
     with pytest.raises(RuntimeError):
-        scheme.seal.Ciphertext().load(scheme.context, file.path)
+        file.load(scheme.seal.Ciphertext(), scheme.context)
 
 
 def test_save_and_load_round_trip(scheme: SimpleNamespace) -> None:
@@ -147,7 +147,7 @@ def test_compose_residues() -> None:
 def test_nothing_touches_the_disk_and_descriptors_are_closed(scheme: SimpleNamespace) -> None:
     before = len(os.listdir("/proc/self/fd"))
     file = plaintext_file(DEGREE)
-    assert os.readlink(file.path).startswith("/memfd:")
+    assert os.readlink(file._path).startswith("/memfd:")
     del file
     save_seal(encrypted(scheme, np.zeros(DEGREE)))
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,278 @@
+"""The command line: `ppir run` (YAML groups and overrides), `ppir register` (two files), `ppir info`.
+
+Only typer is imported here; torch, hydra and pydantic are loaded by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import ConfigError, PeerLost, PpirError
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+__all__ = ["app", "main"]
+
+# Tracebacks stay plain: typer's show local variables, and those may hold an image.
+app = typer.Typer(name="ppir", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+PROTOCOLS = {
+    "clear": "both images in one process; the reference",
+    "spdz": "additive shares and Beaver triples (CrypTen); needs a dealer process",
+    "bfv": "homomorphic encryption (TenSEAL); exact, no dealer",
+}
+PACKAGES = ("torch", "crypten", "tenseal", "SimpleITK", "hydra-core", "pydantic")
+
+
+def main() -> None:
+    """Entry point of the `ppir` command."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ppir_torch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ppir(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Register two medical images that may not be shown to each other."""
+
+
+@app.command()
+def run(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides: experiment=demo backend=bfv seed=3")
+    ] = None,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Run every combination of key=a,b.")] = False,
+    config_dir: Annotated[
+        Path | None, typer.Option(help="A folder with further YAML groups, e.g. experiment/.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the composed configuration and run nothing.")] = False,
+) -> None:
+    """Run what the YAML groups under configs/ and the overrides describe."""
+    with _error_lines():
+        from .compose import compose_runs
+
+        runs = compose_runs(overrides or [], sweep=multirun, extra=config_dir)
+        if show:
+            for _, config in runs:
+                typer.echo(_yaml(config), nl=False)
+            return
+        if not multirun:
+            _run_one(runs[0][1], None)
+            return
+        _run_all(runs)
+
+
+@app.command()
+def register(
+    moving: Annotated[Path, typer.Argument(help="party_1's image: NIfTI, NRRD, MHA, PNG or a DICOM folder.")],
+    fixed: Annotated[Path, typer.Argument(help="party_2's image.")],
+    transform: Annotated[str, typer.Option(help="translation, rigid, similarity or affine")] = "affine",
+    backend: Annotated[str, typer.Option(help="clear, spdz or bfv")] = "clear",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
+    sampler: Annotated[str, typer.Option(help="none, urs or gms")] = "none",
+    fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1].  [default: 0.1]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv)")] = None,
+    optimizer: Annotated[str, typer.Option(help="gauss_newton or adam")] = "gauss_newton",
+    levels: Annotated[str, typer.Option(help="Shrink factors, coarse to fine.")] = "4,2,1",
+    start: Annotated[str, typer.Option(help="centres, centre_of_mass, identity or an ITK transform file")] = "centres",
+    truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="ITK transform of the clear run, to compare with.")] = None,
+    fixed_mask: Annotated[Path | None, typer.Option(help="Foreground of the fixed image.")] = None,
+    disclose_mask: Annotated[bool, typer.Option("--disclose-mask", help="party_1 may learn the mask's shape.")] = False,
+    disclose_centre_of_mass: Annotated[
+        bool, typer.Option("--disclose-centre-of-mass", help="party_1 may learn the fixed image's centre of mass.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
+) -> None:
+    """Register MOVING to FIXED, without any YAML."""
+    with _error_lines():
+        from .config import load_config
+
+        backend_settings = {"kind": backend} | ({} if device is None else {"device": device})
+        sampler_settings = {"kind": sampler} | ({} if fraction is None else {"fraction": fraction})
+        data = {"moving": moving, "fixed": fixed, "fixed_mask": fixed_mask, "truth": truth, "reference": reference}
+        consent = {"disclose_mask": disclose_mask, "disclose_centre_of_mass": disclose_centre_of_mass}
+        shrinks = [part.strip() for part in levels.split(",")]
+        config = load_config(
+            {
+                "transform": {"kind": transform},
+                "backend": backend_settings,
+                "sampler": sampler_settings,
+                "optimizer": {"kind": optimizer},
+                "pyramid": {"levels": [{"shrink": int(n) if n.isdecimal() else n} for n in shrinks]},
+                "data": data | consent,
+                "start": _start(start),
+                "seed": seed,
+                "threads": threads,
+                "output": output,
+            }
+        )
+        _run_one(config, None)
+
+
+@app.command()
+def info() -> None:
+    """Versions, device and protocols: what to put in a bug report."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    typer.echo(f"ppir_torch {__version__}, Python {sys.version.split()[0]}")
+    for package in PACKAGES:
+        try:
+            typer.echo(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            typer.echo(f"{package} is not installed")
+    import torch
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"
+    typer.echo(f"CUDA: {cuda}")
+    for name, line in PROTOCOLS.items():
+        typer.echo(f"{name}: {line}")
+
+
+@contextmanager
+def _error_lines() -> Iterator[None]:
+    """What the user can mend becomes a line and an exit code; anything else stays an exception."""
+    try:
+        yield
+    except PpirError as error:
+        _print_error(error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("ppir: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def _print_error(error: PpirError) -> None:
+    for line in str(error).splitlines():
+        typer.echo(f"ppir: error: {line}", err=True)
+
+
+def _start(start: str) -> dict[str, object]:
+    if start in ("centres", "centre_of_mass", "identity"):
+        return {"kind": start}
+    if not Path(start).is_file():
+        raise ConfigError(f"start: {start!r}, one of centres, centre_of_mass, identity or a transform file is needed")
+    return {"kind": "file", "path": start}
+
+
+def _run_all(runs: Sequence[tuple[list[str], RunConfig]]) -> None:
+    """Every run of a sweep in its own folder; one that fails does not stop the others."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    failed: list[int] = []
+    for number, (overrides, config) in enumerate(runs):
+        typer.echo(f"[{number + 1}/{len(runs)}] {' '.join(overrides)}")
+        root = config.output or Path("multirun") / stamp
+        try:
+            _run_one(config, root / str(number))
+        except PpirError as error:
+            _print_error(error)
+            failed.append(error.exit_code)
+    if failed:
+        typer.echo(f"ppir: error: {len(failed)} of {len(runs)} runs failed", err=True)
+        raise typer.Exit(failed[0])
+
+
+def _run_one(config: RunConfig, folder: Path | None) -> None:
+    """Run in `folder` (null: the configuration's, or a new one), with the configuration saved beside the results."""
+    now = datetime.now()
+    default = Path("outputs") / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}-{config.backend.kind}"
+    folder = _new_folder(folder or config.output, default)
+    config = config.model_copy(update={"output": folder})
+    (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
+    from .run import run as run_registration
+
+    result = run_registration(config, folder)
+    _print_result(result, folder)
+    if result.get("complete") is False:
+        reason = result.get("error") or "the other party was lost"
+        raise PeerLost(f"incomplete: {reason}; the best so far is in {folder}")
+
+
+def _new_folder(wanted: Path | None, default: Path) -> Path:
+    try:
+        if wanted is not None:
+            wanted.mkdir(parents=True, exist_ok=True)
+            return wanted
+        for number in range(1, 1000):  # two runs in one second
+            folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                return folder
+    except OSError as error:
+        raise ConfigError(
+            f"output: {str(wanted or default)!r}, a folder that can be written is needed ({error.strerror})"
+        ) from None
+    raise ConfigError(f"output: {str(default)!r} and a thousand more exist, name another with -o or output=")
+
+
+def _yaml(config: RunConfig) -> str:
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
+
+
+def _print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """A short table: what was run, how close it came, what each party spent and learned, which files there are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key in ("transform", "loss", "backend", "iterations"):
+        if result.get(key) is not None:
+            table.add_row(key, str(result[key]))
+    for key, name, unit in (
+        ("ssd", "SSD", ""),
+        ("rmse_to_truth_mm", "RMSE to the truth", " mm"),
+        ("rmse_to_clear_mm", "RMSE to the clear run", " mm"),
+        ("seconds", "time", " s"),
+    ):
+        if result.get(key) is not None:
+            table.add_row(name, f"{result[key]:.4g}{unit}")
+    for party in ("party_1", "party_2"):
+        if result.get(party):
+            table.add_row(party, _party_line(result[party]))
+    for party, lines in (result.get("disclosed") or {}).items():
+        table.add_row(f"{party} learned", "\n".join(lines) or "nothing")
+    files = sorted(path.name for path in folder.iterdir())
+    table.add_row(str(folder), ", ".join(files))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+
+
+def _party_line(party: Mapping[str, Any]) -> str:
+    sent, set_up = party.get("bytes_sent"), party.get("set_up_bytes")
+    parts = [
+        f"{party['seconds']:.4g} s" if party.get("seconds") is not None else "",
+        f"{_bytes(sent)} sent" if sent is not None else "",
+        f"{_bytes(set_up)} of it set-up" if set_up is not None else "",
+        f"{party['peak_memory_mb']:.0f} MB of memory" if party.get("peak_memory_mb") is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

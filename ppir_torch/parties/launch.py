@@ -1,0 +1,175 @@
+"""Start parties as processes of their own, connected by socket pairs; the local transport.
+
+A network transport starts one party at each site and gives it the same Link over another stream; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import FixedPartyConfig, MovingPartyConfig, fixed_party, load_config
+from ..errors import PeerLost
+from ..joint import load_protocol
+from ..link import Kind, Link
+from .moving import PrivateFixed
+
+__all__ = ["Party", "open_private", "run_parties"]
+
+GRACE_S = 10.0
+
+
+class Party:
+    """A started party process; its report is a JSON file that it writes when it ends, well or not."""
+
+    def __init__(self, role: str, config: str, links: dict[str, socket.socket], session: bytes, report: Path) -> None:
+        self.role, self._report = role, report
+        report.unlink(missing_ok=True)
+        descriptors = {peer: stream.fileno() for peer, stream in links.items()}
+        command = [sys.executable, "-m", "ppir_torch.parties.process", role]
+        command += ["--links", json.dumps(descriptors), "--session", session.hex(), "--report", str(report)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=list(descriptors.values()), text=True
+        )
+        for stream in links.values():
+            stream.close()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code says so
+            self.process.stdin.write(config)
+            self.process.stdin.close()
+
+    @property
+    def running(self) -> bool:
+        """True until the process has ended."""
+        return self.process.poll() is None
+
+    @property
+    def failed(self) -> bool:
+        """True when it ended with an error."""
+        return self.process.poll() not in (None, 0)
+
+    def kill(self) -> None:
+        """End the process if it still runs."""
+        if self.running:
+            self.process.kill()
+            self.process.wait()
+
+    def wait(self, timeout: float | None = None) -> dict[str, Any]:
+        """Its report, when it has ended; a killed process has none of its own, so one is made from its exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        self.kill()
+        code = self.process.returncode
+        if self._report.exists():
+            return dict(json.loads(self._report.read_text()))
+        return {"role": self.role, "error": f"{self.role} ended without a report (exit code {code})", "exit_code": 3}
+
+
+def run_parties(moving: MovingPartyConfig, fixed: FixedPartyConfig, output: Path) -> dict[str, dict[str, Any]]:
+    """Run one private registration as separate processes; returns each party's report by role.
+
+    Every process gets its own configuration on its standard input, its ends of the links, and nothing of the others.
+    When one of them fails, the others have ten seconds to end by themselves.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    configs = {"party_1": moving.model_dump_json(), "party_2": fixed.model_dump_json()}
+    session = secrets.token_bytes(16)
+    links = _connect(fixed.backend.kind)
+    parties = [
+        Party(role, configs.get(role, fixed.backend.model_dump_json()), streams, session, output / f"{role}.json")
+        for role, streams in links.items()
+    ]
+    try:
+        while parties[0].running and not any(party.failed for party in parties):
+            time.sleep(0.05)
+        return {party.role: party.wait(GRACE_S) for party in parties}
+    finally:
+        for party in parties:
+            party.kill()
+
+
+@contextmanager
+def open_private(
+    fixed: str | Path,
+    backend: str = "bfv",
+    device: str = "cpu",
+    threads: int = 2,
+    timeout_s: float = 600.0,
+) -> Iterator[PrivateFixed]:
+    """Be party_1: start party_2 (and a dealer, where needed) on `fixed`, and hold a handle on the image it keeps.
+
+    Args:
+        fixed: file of the fixed image; only party_2's process opens it.
+        backend: a private protocol, "bfv" or "spdz".
+        device: of spdz's products, "cpu" or "cuda".
+        threads: of party_2.
+        timeout_s: silence after which a party counts as lost.
+
+    Raises:
+        ConfigError: unknown backend. PeerLost: party_2 could not start (its own line says why).
+    """
+    entry = load_protocol(backend)
+    party_config = fixed_party(load_config(_fixed_only(fixed, backend, device, threads, timeout_s)))
+    session = secrets.token_bytes(16)
+    links = _connect(backend)
+    mine = links.pop("party_1")
+    with tempfile.TemporaryDirectory() as folder:
+        parties = [
+            Party(
+                role,
+                (party_config if role == "party_2" else party_config.backend).model_dump_json(),
+                streams,
+                session,
+                Path(folder) / f"{role}.json",
+            )
+            for role, streams in links.items()
+        ]
+        link = Link(mine["party_2"], session, "party_1", "party_2", timeout_s)
+        dealer = Link(mine["dealer"], session, "party_1", "dealer", timeout_s) if "dealer" in mine else None
+        try:
+            source = PrivateFixed(link, entry.moving_side(link, dealer, device), backend)
+            yield source
+            source.finish()
+            if dealer is not None:
+                dealer.send(Kind.FINISH)
+        except PeerLost as lost:
+            reports = [party.wait(GRACE_S) for party in parties]
+            first = next((r["error"] for r in reports if r.get("exit_code") == 2), str(lost))
+            raise PeerLost(first) from None
+        finally:
+            for end in (link, dealer):
+                if end is not None:
+                    end.close()
+            for party in parties:
+                party.wait(GRACE_S)
+
+
+def _connect(backend: str) -> dict[str, dict[str, socket.socket]]:
+    """role -> peer -> this role's end of a socket pair."""
+    one, two = socket.socketpair()
+    links: dict[str, dict[str, socket.socket]] = {"party_1": {"party_2": one}, "party_2": {"party_1": two}}
+    if load_protocol(backend).dealer is not None:
+        links["dealer"] = {}
+        for role in ("party_1", "party_2"):
+            links[role]["dealer"], links["dealer"][role] = socket.socketpair()
+    return links
+
+
+def _fixed_only(fixed: str | Path, backend: str, device: str, threads: int, timeout_s: float) -> dict[str, Any]:
+    settings = {"kind": backend, "device": device} if backend == "spdz" else {"kind": backend}
+    return {
+        "data": {"moving": "-", "fixed": str(fixed)},
+        "backend": settings,
+        "threads": threads,
+        "transport": {"kind": "local", "timeout_s": timeout_s},
+    }

@@ -1,0 +1,137 @@
+"""The main program of one party's process: `python -m ppir_torch.parties.process ROLE --links ... < config.json`.
+
+It knows its own configuration (standard input), its ends of the links (inherited sockets), and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import PpirError
+from .accounting import Stopwatch, write_json
+
+DEALER_TIMEOUT_S = 7 * 86400.0  # an idle dealer costs nothing; it ends when a party's link closes
+
+
+def main() -> int:
+    """Run one role; returns its exit code (0, or the error's: 2 for its own input, 3 for a lost peer)."""
+    parser = argparse.ArgumentParser(prog="ppir_torch.parties.process")
+    parser.add_argument("role", choices=("party_1", "party_2", "dealer"))
+    parser.add_argument("--links", required=True, help="JSON: peer -> inherited socket descriptor")
+    parser.add_argument("--session", required=True, help="32 hexadecimal digits, the same for all")
+    parser.add_argument("--report", required=True, type=Path, help="JSON file that this process writes at its end")
+    arguments = parser.parse_args()
+    config = sys.stdin.read()
+    streams = {peer: socket.socket(fileno=number) for peer, number in json.loads(arguments.links).items()}
+    report: dict[str, Any] = {"role": arguments.role, "error": "", "exit_code": 0}
+    try:
+        run = {"party_1": _party_1, "party_2": _party_2, "dealer": _dealer}[arguments.role]
+        report |= run(config, streams, bytes.fromhex(arguments.session), arguments.report.parent)
+    except PpirError as error:
+        report |= {"error": str(error), "exit_code": error.exit_code}
+    except KeyboardInterrupt:
+        report |= {"error": f"{arguments.role}: interrupted", "exit_code": 130}
+    write_json(arguments.report, report)
+    return int(report["exit_code"])
+
+
+def _party_1(text: str, streams: dict[str, socket.socket], session: bytes, output: Path) -> dict[str, Any]:
+    import torch
+
+    from ..config import MovingPartyConfig, build_plan
+    from ..images import load_image
+    from ..joint import load_protocol
+    from ..joint.protocol import compute_device
+    from ..link import Kind
+    from ..registration import register_images
+    from ..reporting.files import save_result, summary
+    from ..reporting.progress import Progress
+    from ..transforms import load_transform
+    from .moving import PrivateFixed
+
+    config = MovingPartyConfig.model_validate_json(text)
+    torch.set_num_threads(config.threads)
+    links = _links("party_1", streams, session, config.transport.timeout_s)
+    link = links["party_2"]
+    watch = Stopwatch()
+    try:
+        moving = load_image(config.moving, getattr(torch, config.dtype))
+        entry = load_protocol(config.backend.kind)
+        device = compute_device(getattr(config.backend, "device", "cpu"))
+        fixed = PrivateFixed(link, entry.moving_side(link, links.get("dealer"), device), entry.name)
+        start = load_transform(config.start.path, fixed.grid) if config.start.path else None
+        with Progress(config.backend.kind, lambda: sum(end.bytes_sent for end in links.values())) as progress:
+            plan = build_plan(config, fixed.grid.spacing, start)
+            result = register_images(moving, fixed, plan, progress.show)
+        if result.complete:
+            fixed.finish(result.transform if config.share_transform else None)
+            if "dealer" in links:
+                links["dealer"].send(Kind.FINISH)
+    except PpirError as error:
+        # party_2 is told that the run is over, not what party_1's files look like.
+        link.abort(f"party_1 cannot go on ({type(error).__name__}); see its own report")
+        raise
+    account = watch.account(list(links.values()))
+    save_result(result, output)
+    report = {"complete": result.complete, "error": result.error, "exit_code": 0 if result.complete else 3}
+    for end in links.values():
+        end.close()
+    return report | {"account": account, "run": summary(result)}
+
+
+def _party_2(text: str, streams: dict[str, socket.socket], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
+    import torch
+
+    from ..config import FixedPartyConfig
+    from ..images import load_image, load_mask
+    from ..joint import load_protocol
+    from ..joint.protocol import compute_device
+    from .fixed import FixedParty
+
+    config = FixedPartyConfig.model_validate_json(text)
+    torch.set_num_threads(config.threads)
+    links = _links("party_2", streams, session, config.transport.timeout_s)
+    link = links["party_1"]
+    watch = Stopwatch()
+    report: dict[str, Any] = {"complete": True}
+    try:
+        image = load_image(config.fixed, getattr(torch, config.dtype))
+        mask = load_mask(config.fixed_mask, image.grid) if config.fixed_mask else None
+        entry = load_protocol(config.backend.kind)
+        party = FixedParty(image, mask, config.disclose_centre_of_mass)
+        device = compute_device(getattr(config.backend, "device", "cpu"))
+        report["transform"] = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)
+    except PpirError as error:
+        link.abort(f"party_2 cannot go on ({type(error).__name__}); see its own report")
+        report |= {"complete": False, "error": str(error), "exit_code": error.exit_code}
+    report["account"] = watch.account(list(links.values()))
+    for end in links.values():
+        end.close()
+    return report
+
+
+def _dealer(text: str, streams: dict[str, socket.socket], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
+    from ..joint import load_protocol
+
+    entry = load_protocol(json.loads(text)["kind"])
+    if entry.dealer is None:
+        raise PpirError(f"backend {entry.name} has no dealer")
+    links = _links("dealer", streams, session, DEALER_TIMEOUT_S)
+    watch = Stopwatch()
+    entry.dealer(links["party_1"], links["party_2"])
+    return {"complete": True, "account": watch.account(list(links.values()))}
+
+
+def _links(me: str, streams: dict[str, socket.socket], session: bytes, timeout: float) -> dict[str, Any]:
+    from ..link import Link
+
+    return {peer: Link(stream, session, me, peer, timeout) for peer, stream in streams.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

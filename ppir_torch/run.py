@@ -1,0 +1,233 @@
+"""One run from its configuration to its files, clear or private; and `register`, the same from Python.
+
+A private run starts every party as a process of its own; this process opens neither image, unless the configuration
+names a known truth or a reference transform: then it is an experiment, and the evaluation (not a party) reads the
+fixed image after the parties have ended.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import RunConfig, build_plan, fixed_party, load_config, moving_party
+from .errors import ConfigError, PeerLost, PpirError
+from .images import Image, load_image, load_mask, save_image
+from .joint import load_protocol
+from .joint.protocol import compute_device
+from .metrics import displacement_rmse, foreground_points
+from .optimizers import Iteration
+from .parties.accounting import peak_memory_mb, write_json
+from .parties.launch import run_parties
+from .registration import ClearFixed, LevelIteration, Result, register_images
+from .reporting.files import save_result, summary
+from .reporting.progress import Progress
+from .sampling import Full, GradientMagnitude, Uniform
+from .transforms import load_transform
+
+__all__ = ["register", "run"]
+
+
+def run(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Run a configuration and write `warped.nii.gz`, `transform.tfm` and `result.json` into `output`.
+
+    Returns the values of `result.json` (docs/result-schema.md).
+
+    Raises:
+        PpirError: bad input (exit code 2).
+        PeerLost: a party was lost; what party_1 had by then is in `output` (exit code 3).
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for path in (config.data.truth, config.data.reference):
+        if path is not None and not path.exists():
+            raise ConfigError(f"{path}: no such transform file (data.truth or data.reference)")
+    started = time.perf_counter()
+    values = _run_private(config, output) if config.backend.kind != "clear" else _run_clear(config, output)
+    values = {
+        "schema": 1,
+        "transform": values.pop("transform"),
+        "loss": config.loss.kind,
+        "backend": config.backend.kind,
+        "sampler": config.sampler.kind,
+        "seconds": time.perf_counter() - started,
+        **values,
+        "disclosed": _disclosed(config),
+    }
+    values |= _evaluate(config, output)
+    write_json(output / "result.json", values)
+    if not values["complete"]:
+        raise PeerLost(f"{values['error']} (the best transform so far is in {output})")
+    return values
+
+
+def register(
+    moving: Image | str | Path,
+    fixed: Image | str | Path,
+    transform: str = "affine",
+    backend: str = "clear",
+    sampler: str = "none",
+    fraction: float = 0.1,
+    seed: int = 0,
+    levels: tuple[int, ...] = (4, 2, 1),
+    optimizer: str = "gauss_newton",
+    start: str = "centres",
+    fixed_mask: str | Path | None = None,
+    disclose_mask: bool = False,
+    truth: str | Path | None = None,
+    threads: int = 2,
+    output: str | Path | None = None,
+) -> Result:
+    """Register two images, in clear or privately (`backend` "bfv" or "spdz": each party a process of its own).
+
+    Args:
+        moving: image or file of party_1.
+        fixed: image or file of party_2. Give a file where this process should not hold it.
+        transform: "translation", "rigid", "similarity" or "affine".
+        backend: "clear", "spdz" or "bfv".
+        sampler: "none", "urs" or "gms", with `fraction` of the points.
+        seed: of the sampler.
+        levels: shrink factors, coarse to fine.
+        optimizer: "gauss_newton" or "adam".
+        start: "centres", "identity", "centre_of_mass" (clear runs), or the path of an ITK transform.
+        fixed_mask: foreground of the fixed image; private runs tell it to party_1 and need `disclose_mask`.
+        truth: known ITK transform to compare with.
+        threads: of each process.
+        output: folder for the files; a temporary one where None.
+
+    Returns:
+        Result with transform, warped, history and `metrics` (the values of result.json).
+
+    Raises:
+        PpirError: bad input, one clear line.
+
+    >>> from ppir_torch import Grid, Image
+    >>> x = Grid((32, 32)).points() - 16
+    >>> blob = Image((100 * torch.exp(-(x**2).sum(1) / 60)).reshape(1, 32, 32), Grid((32, 32)))
+    >>> register(blob, blob, transform="translation").metrics["complete"]
+    True
+    """
+    with tempfile.TemporaryDirectory(prefix="ppir-") as scratch:
+        folder = Path(output) if output is not None else Path(scratch) / "run"
+        named = start in ("centres", "centre_of_mass", "identity")
+        config = load_config(
+            {
+                "transform": {"kind": transform},
+                "optimizer": {"kind": optimizer},
+                "backend": {"kind": backend},
+                "sampler": {"kind": sampler} | ({} if sampler == "none" else {"fraction": fraction}),
+                "pyramid": {"levels": [{"shrink": n} for n in levels]},
+                "start": {"kind": start} if named else {"kind": "file", "path": start},
+                "data": {
+                    "moving": _as_file(moving, Path(scratch) / "moving.mha"),
+                    "fixed": _as_file(fixed, Path(scratch) / "fixed.mha"),
+                    "fixed_mask": None if fixed_mask is None else str(fixed_mask),
+                    "disclose_mask": disclose_mask,
+                    "truth": None if truth is None else str(truth),
+                },
+                "seed": seed,
+                "threads": threads,
+            }
+        )
+        values = run(config, folder)
+        return _result(values, folder)
+
+
+def _run_clear(config: RunConfig, output: Path) -> dict[str, Any]:
+    device, dtype = compute_device(getattr(config.backend, "device", "cpu")), getattr(torch, config.dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        moving = load_image(config.data.moving, dtype).to(device)
+        image = load_image(config.data.fixed, dtype).to(device)
+        mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
+        start = load_transform(config.start.path, image.grid) if config.start.path else None
+        plan = build_plan(config, image.grid.spacing, start)
+        with Progress("clear") as progress:
+            result = register_images(moving, ClearFixed(image, mask), plan, progress.show)
+    finally:
+        torch.set_num_threads(threads)
+    save_result(result, output)
+    return summary(result) | {
+        "complete": True,
+        "error": "",
+        "peak_memory_mb": peak_memory_mb(),
+        "party_1": None,
+        "party_2": None,
+    }
+
+
+def _run_private(config: RunConfig, output: Path) -> dict[str, Any]:
+    for name in ("result.json", "warped.nii.gz", "transform.tfm"):
+        (output / name).unlink(missing_ok=True)
+    reports = run_parties(moving_party(config), fixed_party(config), output)
+    errors = [(r["exit_code"], r["error"]) for r in reports.values() if r["exit_code"] != 0]
+    own_fault = next((text for code, text in errors if code == 2), None)
+    if own_fault is not None:
+        raise PpirError(own_fault)
+    party_1 = reports["party_1"]
+    if "run" not in party_1:
+        raise PeerLost("; ".join(dict.fromkeys(text for _, text in errors)) or "party_1 ended without a result")
+    accounts = {role: report.get("account") for role, report in reports.items()}
+    outcome = {"complete": party_1["complete"], "error": party_1["error"]}
+    return {**party_1["run"], **outcome, **accounts}
+
+
+def _disclosed(config: RunConfig) -> dict[str, list[str]]:
+    """What each party learned of the other's image in such a run; nothing else crosses the Link."""
+    if config.backend.kind == "clear":
+        return {"party_1": ["everything: a clear run holds both images"], "party_2": ["everything"]}
+    entry = load_protocol(config.backend.kind)
+    party_1 = ["the geometry of the fixed image", entry.party_1_learns]
+    party_2 = ["the number of levels and iterations", entry.party_2_learns]
+    if config.data.fixed_mask is not None:
+        party_1.append("the shape of the fixed image's mask")
+    if config.data.disclose_centre_of_mass:
+        party_1.append("the fixed image's centre of mass")
+    if config.share_transform:
+        party_2.append("the final transform")
+    sampler = {"none": Full, "urs": Uniform, "gms": GradientMagnitude}[config.sampler.kind]
+    if sampler is GradientMagnitude:
+        party_2.append(f"the sampler disclosed {sampler.discloses.removeprefix('to party_2: ')}")
+    return {"party_1": party_1, "party_2": party_2}
+
+
+def _evaluate(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Displacement RMSE in mm inside the fixed foreground, to the known truth and to the clear run, where given."""
+    values: dict[str, Any] = {"rmse_to_truth_mm": None, "rmse_to_clear_mm": None}
+    given = {"rmse_to_truth_mm": config.data.truth, "rmse_to_clear_mm": config.data.reference}
+    if any(path is not None for path in given.values()):
+        fixed = load_image(config.data.fixed)
+        points = foreground_points(fixed)
+        found = load_transform(output / "transform.tfm", fixed.grid)
+        for name, path in given.items():
+            if path is not None:
+                values[name] = displacement_rmse(found, load_transform(path, fixed.grid), points)
+    return values
+
+
+def _as_file(image: Image | str | Path, path: Path) -> str:
+    if not isinstance(image, Image):
+        return str(image)
+    save_image(image, path)
+    return str(path)
+
+
+def _result(values: dict[str, Any], folder: Path) -> Result:
+    warped = load_image(folder / "warped.nii.gz")
+    history = [
+        LevelIteration(
+            level=h["level"],
+            levels=1 + max(other["level"] for other in values["history"]),
+            shrink=h["shrink"],
+            points=h["points"],
+            iteration=Iteration(h["iteration"], h["value"], h["accepted"], h["step_mm"], h["damping"]),
+            seconds=h["seconds"],
+        )
+        for h in values["history"]
+    ]
+    transform = load_transform(folder / "transform.tfm", warped.grid)
+    return Result(transform, warped, values["ssd"], history, values["loop_seconds"], metrics=values)

@@ -1,0 +1,250 @@
+"""Attack 4 of the threat model: the reply ciphertext leaks party_1's rows to party_2.
+
+party_2 holds the secret key and knows the ciphertexts that it sent, so their noise e and their random polynomial a.
+The naive reply, product plus uniform mask, has noise e x and c1 = a x: dividing gives x, party_1's rows, everywhere.
+Each attack below first succeeds where a protection is missing (positive control), then runs unchanged on ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ppir_torch.joint import bfv
+from ppir_torch.joint.bfv import DEGREE, BfvFixedSide, BfvMovingSide
+from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.seal_format import ciphertext_file, compose_residues
+from ppir_torch.link import Kind, link_pair
+
+Floats = NDArray[np.float64]
+T = 1 << bfv.PLAIN_BITS
+TRIALS = 48
+# A guess between two rows: certain is 48 of 48; 24 +- 17 is five standard deviations of a fair coin.
+AT_CHANCE = range(TRIALS // 2 - 17, TRIALS // 2 + 18)
+
+
+class Session:
+    """Both parties after one operand of one block of ciphertext."""
+
+    def __init__(self, points: int, rows: int) -> None:
+        values = torch.randint(-2048, 2048, (points,), generator=torch.Generator().manual_seed(1))
+        header = OperandHeader(0, points, rows, 1.0, 0.0, 2048, int((values * values).sum()))
+        self.ends = link_pair("party_1", "party_2")
+        self.moving, self.fixed = BfvMovingSide(self.ends[0]), BfvFixedSide(self.ends[1])
+        self.fixed.send_operand(header, values)
+        self.moving.accept_operand(header)
+        assert len(self.moving._ciphertexts) == 1
+        self.layout = self.moving._layout
+        self.scheme = bfv._scheme()
+        self.secret = secret_key(self.fixed)
+        # What party_2 sent, in coefficient form.
+        self.sent = self.scheme.seal.Ciphertext()
+        self.scheme.evaluator.transform_from_ntt(self.moving._ciphertexts[0], self.sent)
+        self.error = noise(residues(self.sent), self.secret)
+
+    def naive(self, rows: NDArray[np.int64]) -> Any:
+        """The product and a uniform mask on every coefficient; neither re-randomised nor flooded."""
+        product, plain = self.moving._product(rows), self.scheme.seal.Plaintext()
+        file = bfv.plaintext_file(DEGREE)
+        file.words[:] = np.random.default_rng().integers(0, T, DEGREE)
+        file.load(plain, self.scheme.context)
+        self.scheme.evaluator.add_plain_inplace(product, plain)
+        return product
+
+    def polynomial(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The plaintext polynomial of these rows, as the packing defines it."""
+        out = np.zeros((self.layout.group, self.layout.block), np.int64)
+        out[: len(rows), self.layout.block - rows.shape[1] :] = rows[:, ::-1]
+        return out.reshape(-1)
+
+
+def residues(ciphertext: Any) -> NDArray[np.uint64]:
+    """(2, primes, n)."""
+    words = ciphertext.dyn_array()
+    return np.fromiter(map(words.at, range(words.size())), np.uint64).reshape(2, -1, DEGREE)
+
+
+def secret_key(fixed: BfvFixedSide) -> NDArray[np.int64]:
+    """s in {-1, 0, 1}: party_2 decrypts (0, q/t), whose plaintext is s."""
+    scheme, ciphertext, plain = bfv._scheme(), bfv._scheme().seal.Ciphertext(), bfv._scheme().seal.Plaintext()
+    file = ciphertext_file(DEGREE, 1, scheme.bottom)
+    file.words[DEGREE] = (scheme.primes[0] + T // 2) // T
+    file.load(ciphertext, scheme.context)
+    fixed._decryptor.decrypt(ciphertext, plain)
+    words = np.array([plain.data(i) if i < plain.coeff_count() else 0 for i in range(DEGREE)], np.int64)
+    secret = np.where(words == T - 1, -1, words)
+    assert set(secret.tolist()) == {-1, 0, 1}
+    return secret
+
+
+def negacyclic(a: Floats, b: Floats) -> Floats:
+    """a b modulo x^n + 1."""
+    full = np.fft.irfft(np.fft.rfft(a, 2 * DEGREE) * np.fft.rfft(b, 2 * DEGREE), 2 * DEGREE)
+    return full[:DEGREE] - full[DEGREE:]
+
+
+def divide(a: Floats, b: Floats) -> Floats:
+    """a / b modulo x^n + 1, at the odd roots of unity."""
+    twist = np.exp(1j * np.pi * np.arange(DEGREE) / DEGREE)
+    return np.real(np.fft.ifft(np.fft.fft(a * twist) / np.fft.fft(b * twist)) / twist)
+
+
+def times_secret(c1: NDArray[np.uint64], secret: NDArray[np.int64], prime: int) -> list[int]:
+    """c1 s modulo a prime, exactly: 15-bit limbs keep the floating-point products below 2^28."""
+    total = [0] * DEGREE
+    for shift in range(0, 60, 15):
+        limb = (c1 >> np.uint64(shift) & np.uint64(0x7FFF)).astype(np.float64)
+        part = np.rint(negacyclic(limb, secret.astype(np.float64))).astype(np.int64).tolist()
+        total = [(old + (new << shift)) % prime for old, new in zip(total, part, strict=True)]
+    return total
+
+
+def noise(words: NDArray[np.uint64], secret: NDArray[np.int64], c0: dict[int, int] | None = None) -> Floats:
+    """The noise of a ciphertext, whatever its message and mask: (t (c0 + c1 s) mod Q) / t.
+
+    With `c0` (integers modulo Q at some positions) only those positions are computed.
+    """
+    primes = bfv._scheme().primes
+    modulus = math.prod(primes)
+    products = [times_secret(words[1, i], secret, p) for i, p in enumerate(primes)]
+    out = np.zeros(DEGREE)
+    for j in range(DEGREE) if c0 is None else c0:
+        first = compose_residues([int(words[0, i, j]) for i in range(len(primes))], primes) if c0 is None else c0[j]
+        scaled = T * (first + compose_residues([p[j] for p in products], primes)) % modulus
+        out[j] = (scaled - modulus if scaled > modulus // 2 else scaled) / T
+    return out
+
+
+def rows_at_random(count: int, points: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(-(1 << 15), 1 << 15, (count, points))
+
+
+@pytest.fixture(scope="module")
+def one_row() -> Session:
+    return Session(DEGREE, 1)
+
+
+@pytest.fixture(scope="module")
+def eight_rows() -> Session:
+    return Session(DEGREE // 8, 8)
+
+
+def test_noise_of_the_naive_reply_gives_every_pixel(one_row: Session) -> None:
+    rows = rows_at_random(1, DEGREE, 2)
+    found = divide(noise(residues(one_row.naive(rows)), one_row.secret), one_row.error)
+    assert (np.rint(found) == one_row.polynomial(rows)).all()
+
+
+def test_noise_bound_of_the_docstring_holds(one_row: Session) -> None:
+    assert np.abs(one_row.error).max() < bfv.FRESH_NOISE
+    rows = np.full((1, DEGREE), bfv.MAX_ROW)
+    observed = np.abs(noise(residues(one_row.moving._product(rows)), one_row.secret)).max()
+    assert observed < bfv.FRESH_NOISE * DEGREE * bfv.MAX_ROW
+    zero = one_row.scheme.seal.Ciphertext()
+    one_row.moving._encryptor.encrypt_zero(zero)
+    assert np.abs(noise(residues(zero), one_row.secret)).max() < bfv.ZERO_NOISE
+
+
+def guesses_from_noise(session: Session, floods: Callable[[int], list[int]]) -> int:
+    """How often party_2 tells which of two known rows was used, from the noise of the released coefficients.
+
+    It is given more than is sent: c0 and c1 before the switch to one prime.
+    """
+    candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (3, 4)]
+    positions = [bfv._position(session.layout, k) for k in range(8)]
+    predicted = [negacyclic(session.error, session.polynomial(c).astype(np.float64))[positions] for c in candidates]
+    masks = np.random.default_rng(5).integers(0, T, (TRIALS, 8))
+    right = 0
+    for trial, secret in enumerate(np.random.default_rng(6).integers(0, 2, TRIALS)):
+        product = session.moving._product(candidates[secret])
+        covered = session.moving._cover(product, masks[trial].tolist(), floods(8))
+        c0 = dict(zip(positions, covered, strict=True))
+        observed = noise(residues(product), session.secret, c0)[positions]
+        guess = int(np.abs(observed - predicted[1]).sum() < np.abs(observed - predicted[0]).sum())
+        right += guess == secret
+    return right
+
+
+def test_mask_and_rerandomisation_without_flood_are_not_enough(eight_rows: Session) -> None:
+    assert guesses_from_noise(eight_rows, lambda n: [0] * n) == TRIALS
+
+
+def test_flooded_noise_tells_nothing(eight_rows: Session) -> None:
+    words = np.random.default_rng().integers(-(1 << 63), 1 << 63, (TRIALS, 8, 2)).tolist()
+    assert guesses_from_noise(eight_rows, lambda _: [bfv._flood(*pair) for pair in words.pop()]) in AT_CHANCE
+
+
+def divided_c1(session: Session, reply: Any) -> NDArray[np.int64]:
+    """c1 / a modulo the first prime, centred: party_1's polynomial where the reply's c1 is a x."""
+    scheme, prime = session.scheme, session.scheme.primes[0]
+    ntt = scheme.seal.Ciphertext()
+    scheme.evaluator.transform_to_ntt(reply, ntt)
+    known, seen = residues(session.moving._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
+    file, quotient = ciphertext_file(DEGREE, 1, scheme.bottom, ntt=True), scheme.seal.Ciphertext()
+    file.words[DEGREE:] = [int(c) * pow(int(a), -1, prime) % prime for a, c in zip(known, seen, strict=True)]
+    file.load(quotient, scheme.context)
+    scheme.evaluator.transform_from_ntt_inplace(quotient)
+    words = residues(quotient)[1, 0].astype(np.int64)
+    return np.where(words > prime // 2, words - prime, words)
+
+
+def test_c1_of_the_naive_reply_gives_every_pixel_and_ours_none(one_row: Session) -> None:
+    rows = rows_at_random(1, DEGREE, 7)
+    assert (divided_c1(one_row, one_row.naive(rows)) == one_row.polynomial(rows)).all()
+    product = one_row.moving._product(rows)
+    one_row.moving._cover(product, [1], [bfv._flood(2, 3)])
+    assert (divided_c1(one_row, product) == one_row.polynomial(rows)).sum() == 0
+
+
+def guesses_from_c1(session: Session, sanitised: bool) -> int:
+    """How often party_2 tells which of two known rows was used, from c1 as it is sent (one prime)."""
+    prime = session.scheme.primes[0]
+    candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (8, 9)]
+    predicted = [bfv._switch_c1(session.moving._product(c)).astype(np.int64) for c in candidates]
+    right = 0
+    for secret in np.random.default_rng(10).integers(0, 2, TRIALS):
+        product = session.moving._product(candidates[secret])
+        if sanitised:
+            session.moving._cover(product, [0] * 8, [0] * 8)
+        seen = bfv._switch_c1(product).astype(np.int64)
+        distance = [np.abs((seen - p + prime // 2) % prime - prime // 2).astype(np.float64).sum() for p in predicted]
+        right += int(distance[1] < distance[0]) == secret
+    return right
+
+
+def test_c1_without_rerandomisation_identifies_the_rows(eight_rows: Session) -> None:
+    assert guesses_from_c1(eight_rows, sanitised=False) == TRIALS
+
+
+def test_rerandomised_c1_tells_nothing(eight_rows: Session) -> None:
+    assert guesses_from_c1(eight_rows, sanitised=True) in AT_CHANCE
+
+
+def test_what_is_sent_is_flooded_and_fresh() -> None:
+    session = Session(DEGREE // 8, 8)
+    rows, prime = torch.from_numpy(rows_at_random(8, DEGREE // 8, 11)), session.scheme.primes[0]
+    positions = [bfv._position(session.layout, k) for k in range(8)]
+    seen, words = [], []
+    for _ in range(32):
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(session.moving.multiply, rows)
+            request = session.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
+            session.fixed.answer(request)
+            result.result()
+        c0, c1 = bfv._parse_reply(request.payload, 8, 8)
+        product = times_secret(c1[0], session.secret, prime)
+        scaled = [T * (int(c) + product[j]) % prime for c, j in zip(c0, positions, strict=True)]
+        seen += [(v - prime if v > prime // 2 else v) / T for v in scaled]
+        words.append((c0, c1[0]))
+    # Uniform in [-2^8, 2^8) and the rounding of the switch (standard deviation about 21).
+    assert 120 < np.std(seen) < 180
+    assert max(np.abs(seen)) < 512
+    assert not any((a[0] == b[0]).any() or (a[1] == b[1]).any() for a, b in combinations(words, 2))
