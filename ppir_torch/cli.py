@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from .errors import ConfigError, PeerLost, PpirError
+from .errors import ConfigError, PpirError
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -87,7 +87,7 @@ def register(
     backend: Annotated[str, typer.Option(help="clear, spdz or bfv")] = "clear",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
     sampler: Annotated[str, typer.Option(help="none, urs or gms")] = "none",
-    fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1].  [default: 0.1]")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1] (default 0.1).")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv)")] = None,
     optimizer: Annotated[str, typer.Option(help="gauss_newton or adam")] = "gauss_newton",
@@ -199,28 +199,21 @@ def _run_one(config: RunConfig, folder: Path | None) -> None:
     (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
     from .run import run as run_registration
 
-    result = run_registration(config, folder)
-    _print_result(result, folder)
-    if result.get("complete") is False:
-        reason = result.get("error") or "the other party was lost"
-        raise PeerLost(f"incomplete: {reason}; the best so far is in {folder}")
+    _print_result(run_registration(config, folder), folder)
 
 
 def _new_folder(wanted: Path | None, default: Path) -> Path:
+    tries = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 100))]  # two runs in one second
     try:
-        if wanted is not None:
-            wanted.mkdir(parents=True, exist_ok=True)
-            return wanted
-        for number in range(1, 1000):  # two runs in one second
-            folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                return folder
+        for folder in tries if wanted is None else [wanted]:
+            if wanted is None and folder.exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=wanted is not None)
+            return folder
+        raise FileExistsError(17, "a hundred runs in one second")
     except OSError as error:
-        raise ConfigError(
-            f"output: {str(wanted or default)!r}, a folder that can be written is needed ({error.strerror})"
-        ) from None
-    raise ConfigError(f"output: {str(default)!r} and a thousand more exist, name another with -o or output=")
+        shown = repr(str(wanted or default))
+        raise ConfigError(f"output: {shown}, a folder that can be written is needed ({error.strerror})") from None
 
 
 def _yaml(config: RunConfig) -> str:
@@ -239,7 +232,7 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
     table.add_column(overflow="fold")
     for key in ("transform", "loss", "backend", "iterations"):
         if result.get(key) is not None:
-            table.add_row(key, str(result[key]))
+            table.add_row(key, _transform_line(result[key]) if isinstance(result[key], Mapping) else str(result[key]))
     for key, name, unit in (
         ("ssd", "SSD", ""),
         ("rmse_to_truth_mm", "RMSE to the truth", " mm"),
@@ -257,6 +250,12 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
     table.add_row(str(folder), ", ".join(files))
     console = Console(highlight=False, markup=False)
     console.print(table)
+
+
+def _transform_line(transform: Mapping[str, Any]) -> str:
+    rows = [[round(v, 5) for v in row] for row in transform.get("matrix", [])]
+    offset = [round(v, 4) for v in transform.get("offset_mm", [])]
+    return f"{transform.get('kind')}, y = A x + b with A {rows}, b {offset} mm"
 
 
 def _party_line(party: Mapping[str, Any]) -> str:

@@ -403,5 +403,5 @@ def _show(value: object) -> str:
     try:
         text = repr(str(value) if isinstance(value, Path) else value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a mapping in itself
-        text = f"a {type(value).__name__}"
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else text[:57] + "..."

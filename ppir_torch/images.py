@@ -7,7 +7,10 @@ Image(channels=1, size=(4, 3), spacing=(2.0, 1.0), dtype=float32)
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +114,7 @@ def level_grid(grid: Grid, level: Level) -> tuple[Grid, tuple[slice, ...]]:
 
 def _gaussian_matrix(count: int, sigma: float) -> Tensor:
     """(count, count) float64: row i holds the weights of a Gaussian at i, with the border voxel repeated outside."""
-    if sigma <= 0:
+    if sigma < 0.01:  # the neighbours' weights are 0 in float64, and sigma^2 may underflow
         return torch.eye(count, dtype=torch.float64)
     reach = max(1, math.ceil(4 * sigma))
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -141,8 +144,8 @@ def check_content(image: Image, name: str) -> None:
 def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:
     """Read NIfTI, NRRD, MHA, PNG, ... or a folder with one DICOM series (through SimpleITK), as LPS millimetres.
 
-    Colour is averaged to one channel. Raises ImageError where the file is missing, unreadable, not 2-D or 3-D,
-    constant, or holds NaN.
+    Colour is averaged to one channel. Raises ImageError where the file is missing, unreadable, truncated, not 2-D or
+    3-D, constant, or holds NaN (in NIfTI files ITK's reader replaces NaN by 0).
     """
     sitk = simpleitk()
     path = Path(path)
@@ -156,6 +159,7 @@ def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:
             loaded = sitk.ReadImage(names)
         else:
             loaded = sitk.ReadImage(str(path))
+            _check_whole(path)
     except RuntimeError as error:
         reason = _reason(str(error))
         raise ImageError(f"{path}: cannot be read as an image ({reason})") from None
@@ -173,15 +177,43 @@ def load_mask(path: str | Path, grid: Grid) -> Tensor:
     if not Path(path).exists():
         raise ImageError(f"{path}: no such file")
     try:
-        loaded = from_simpleitk(sitk.ReadImage(str(path)))
+        read = sitk.ReadImage(str(path))
+        _check_whole(Path(path))
     except RuntimeError as error:
         raise ImageError(f"{path}: cannot be read as an image ({_reason(str(error))})") from None
+    try:
+        loaded = from_simpleitk(read)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     if loaded.grid.size != grid.size:
         raise ImageError(f"{path}: mask of size {loaded.grid.size}, the image has {grid.size}")
     mask = loaded.tensor[0] > 0
     if not bool(mask.any()):
         raise ImageError(f"{path}: empty mask, at least one voxel above 0 is needed")
     return mask
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a truncated or damaged NIfTI file, of which ITK would read the missing part as zeros."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    with path.open("rb") as stream:
+        head = stream.read(348)
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path) as unzipped:
+                while unzipped.read(1 << 20):
+                    pass
+        except (EOFError, OSError, zlib.error) as error:
+            raise ImageError(f"{path}: truncated or damaged file ({error})") from None
+        return
+    order = next((o for o in "<>" if head[:4] == struct.pack(f"{o}i", 348)), None)
+    if order is not None:  # NIfTI-1; a NIfTI-2 header is not checked
+        axes, *sizes = struct.unpack_from(f"{order}8h", head, 40)
+        (bits,), (start,) = struct.unpack_from(f"{order}h", head, 72), struct.unpack_from(f"{order}f", head, 108)
+        needed = int(start) + math.prod(sizes[:axes]) * bits // 8
+        if path.stat().st_size < needed:
+            raise ImageError(f"{path}: truncated file, {path.stat().st_size} bytes of {needed}")
 
 
 def _reason(text: str) -> str:

@@ -27,7 +27,7 @@ __all__ = ["ClearOperand", "Operand", "PrivateOperand", "exact_products", "quant
 
 FIXED_BITS = 12
 ROW_BITS = 24
-_BLOCK = 512
+_BLOCK = 1 << 15
 
 
 class Operand(Protocol):
@@ -121,15 +121,20 @@ def quantise_fixed(values: Tensor, bits: int = FIXED_BITS) -> tuple[Tensor, floa
 
 
 def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """rows (R, n) @ columns^T, columns (C, n), as float64 (R, C).
+    """rows (R, n) @ columns^T, columns (C, n), summed in float64 (R, C) without a float64 copy of the whole.
 
-    A plain float32 sum over a million points is off by 1e-5 and more; summing short blocks in float64 leaves 2e-8.
+    A float32 sum over a million points is off by 1e-5 and more, and a loss is a small difference of such sums.
     """
-    whole = rows.shape[1] // _BLOCK * _BLOCK
-    a = rows[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1)
-    b = columns[:, :whole].unflatten(1, (-1, _BLOCK)).permute(1, 2, 0)
-    rest = rows[:, whole:].double() @ columns[:, whole:].double().T
-    return torch.bmm(a, b).sum(0, dtype=torch.float64) + rest
+    total = torch.zeros(rows.shape[0], columns.shape[0], dtype=torch.float64, device=rows.device)
+    left = torch.empty(rows.shape[0], _BLOCK, dtype=torch.float64, device=rows.device)
+    right = left if columns is rows else left.new_empty(columns.shape[0], _BLOCK)
+    for start in range(0, rows.shape[1], _BLOCK):
+        size = min(_BLOCK, rows.shape[1] - start)
+        left[:, :size].copy_(rows[:, start : start + size])
+        if right is not left:
+            right[:, :size].copy_(columns[:, start : start + size])
+        total.addmm_(left[:, :size], right[:, :size].T)
+    return total
 
 
 def take(values: Tensor, index: Tensor | None) -> Tensor:
@@ -138,8 +143,9 @@ def take(values: Tensor, index: Tensor | None) -> Tensor:
 
 
 def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:
-    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), each s as large as the limits allow.
+    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), each s the largest power of two within the limits.
 
+    A power of two, so that X / s is exact in the rows' dtype: the value of a loss is a small difference of large sums.
     |X| <= max_row, and |X Y| <= max_result by Cauchy-Schwarz (|X|_2 |Y|_2) whatever J is; 0.1 % is kept as margin.
     """
     count = rows.shape[1]
@@ -148,5 +154,5 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     room = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1)) - 0.5 * math.sqrt(count)
     most = 0.999 * min(limits.max_row, 2**ROW_BITS) - 0.5
     scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), max(room, 0.0) / euclidean.clamp(min=1e-300))
-    scale = torch.where(euclidean > 0, scale, 1.0)
+    scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(min=2.0**-1000).log2().floor()), 1.0)
     return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale

@@ -1,0 +1,145 @@
+"""Phantoms with exact truth: images evaluated from a formula, so that a warped image needs no interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppir_torch.grids import Grid
+from ppir_torch.images import Image
+from ppir_torch.transforms import LINEAR_TRANSFORMS, LinearTransform
+
+SIZES = {2: (48, 40), 3: (24, 20, 18)}
+SPACINGS = {2: (1.5, 2.0), 3: (2.0, 2.5, 3.0)}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A sum of Gaussians: a smooth, textured image that is known at every physical point."""
+
+    centres: Tensor  # (K, D) mm
+    widths: Tensor  # (K,) mm
+    heights: Tensor  # (K,)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Values (N,) float64 at physical points (N, D)."""
+        square = torch.cdist(points.double(), self.centres).square()
+        return torch.exp(-square / (2 * self.widths**2)) @ self.heights
+
+    def image(self, grid: Grid, before: nn.Module | None = None, dtype: torch.dtype = torch.float32) -> Image:
+        """The phantom on a grid; `before` maps the grid's points to the phantom's first."""
+        points = grid.points(dtype=torch.float64)
+        with torch.no_grad():
+            values = self(points if before is None else before(points))
+        return Image(values.reshape(1, *grid.shape).to(dtype), grid)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """fixed(x) = moving(truth(x)) exactly, on two different oblique anisotropic grids."""
+
+    fixed: Image
+    moving: Image
+    truth: LinearTransform
+    phantom: Phantom
+
+
+def make_oblique_grid(dimension: int, shift: float = 0.0, turn: float = 0.3) -> Grid:
+    """Turned out of the axes, with unequal spacings, an origin far from 0, and one axis reversed."""
+    c, s = math.cos(turn), math.sin(turn)
+    if dimension == 2:
+        direction = torch.tensor([[c, s], [s, -c]], dtype=torch.float64)
+    else:
+        about_z = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=torch.float64)
+        about_x = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]], dtype=torch.float64)
+        direction = about_z @ about_x @ torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
+    origin = tuple(50.0 * (-1) ** i * (i + 1) + shift for i in range(dimension))
+    return Grid(SIZES[dimension], SPACINGS[dimension], origin, tuple(direction.flatten().tolist()))
+
+
+def make_phantom(grid: Grid, seed: int = 0) -> Phantom:
+    """Twelve Gaussians about the grid's centre, faint at its border."""
+    generator = torch.Generator().manual_seed(seed)
+    extent = torch.tensor([n * s for n, s in zip(grid.size, grid.spacing, strict=True)], dtype=torch.float64)
+    axes = torch.tensor(grid.direction, dtype=torch.float64).reshape(grid.dimension, -1)
+    where = (torch.rand(12, grid.dimension, generator=generator, dtype=torch.float64) - 0.5) * 0.55 * extent
+    widths = extent.min() * (0.06 + 0.06 * torch.rand(12, generator=generator, dtype=torch.float64))
+    heights = 40 + 80 * torch.rand(12, generator=generator, dtype=torch.float64)
+    return Phantom(grid.centre + where @ axes.T, widths, heights)
+
+
+def make_transform(kind: str, grid: Grid, size_mm: float = 2.5, seed: int = 1) -> LinearTransform:
+    """A transform with random parameters of about `size_mm`; every parameter is in mm."""
+    generator = torch.Generator().manual_seed(seed)
+    transform = LINEAR_TRANSFORMS[kind](grid)
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.copy_(size_mm * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return transform
+
+
+@pytest.fixture(params=[2, 3], ids=["2-D", "3-D"], scope="session")
+def dimension(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"], scope="session")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    value: torch.dtype = request.param
+    return value
+
+
+@pytest.fixture(params=list(LINEAR_TRANSFORMS), scope="session")
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def oblique_grid() -> Callable[..., Grid]:
+    """Factory: `oblique_grid(dimension)`."""
+    return make_oblique_grid
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Callable[..., Phantom]:
+    """Factory: `phantom(grid, seed)`."""
+    return make_phantom
+
+
+@pytest.fixture(scope="session")
+def random_transform() -> Callable[..., LinearTransform]:
+    """Factory: `random_transform(kind, grid, size_mm, seed)`."""
+    return make_transform
+
+
+@pytest.fixture(scope="session")
+def pair() -> Callable[..., Pair]:
+    """Factory: `pair(kind, dimension, dtype)`, a fixed and a moving image related by a known transform of that kind."""
+
+    def make(kind: str, dimension: int, dtype: torch.dtype = torch.float32, size_mm: float = 2.5) -> Pair:
+        grid = make_oblique_grid(dimension)
+        moving_grid = make_oblique_grid(dimension, shift=3.0, turn=0.25)
+        phantom = make_phantom(grid)
+        truth = make_transform(kind, grid, size_mm)
+        # The shift between the two images' centres, which the default start takes away, is part of the truth.
+        with torch.no_grad():
+            truth.translation += moving_grid.centre - grid.centre
+        moving = phantom.image(moving_grid, before=truth.inverse(), dtype=dtype)
+        return Pair(phantom.image(grid, dtype=dtype), moving, truth, phantom)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout; tests that need it skip where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("../shared/data is not here")
+    return path

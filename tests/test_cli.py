@@ -1,0 +1,205 @@
+"""The command line, with the registration itself replaced: folders, saved configuration, table, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import ppir_torch
+from ppir_torch.cli import app
+from ppir_torch.compose import compose_runs
+from ppir_torch.config import RunConfig, load_config
+from ppir_torch.errors import PeerLost
+
+DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
+RESULT: dict[str, Any] = {
+    "transform": {"kind": "rigid", "matrix": [[1.0, 0.1234567], [0.0, 1.0]], "offset_mm": [2.0, 3.0]},
+    "loss": "ssd",
+    "backend": "bfv",
+    "iterations": 12,
+    "ssd": 1.25,
+    "rmse_to_truth_mm": 0.0123456,
+    "rmse_to_clear_mm": None,
+    "seconds": 3.5,
+    "party_1": {"seconds": 3.0, "bytes_sent": 57_000, "set_up_bytes": 0, "peak_memory_mb": 300.4},
+    "party_2": {"seconds": 3.1, "bytes_sent": 9_600_000, "set_up_bytes": 9_500_000, "peak_memory_mb": None},
+    "disclosed": {"party_1": ["R of each iteration", "[geometry] of the fixed image"], "party_2": []},
+    "complete": True,
+}
+
+
+class Runs(list[tuple[RunConfig, Path]]):
+    """The calls of `run.run`; `answers` are what it gives or raises, the last one again and again."""
+
+    answers: list[Any]
+
+    def __call__(self, config: RunConfig, output: Path) -> dict[str, Any]:
+        self.append((config, output))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        (output / "result.json").write_text("{}")
+        return dict(answer)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    calls = Runs()
+    calls.answers = [RESULT]
+    module = types.ModuleType("ppir_torch.run")
+    module.run = calls  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ppir_torch.run", module)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def ppir(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_run_makes_a_folder_with_the_configuration(runs: Runs) -> None:
+    done = ppir("run", *DATA, "backend=bfv", "seed=3")
+    assert done.exit_code == 0, done.output
+    [(config, folder)] = runs
+    assert (config.backend.kind, config.seed, config.output) == ("bfv", 3, folder)
+    assert folder.parts[0] == "outputs"
+    assert folder.name.endswith("-bfv")
+    assert load_config(yaml.safe_load((folder / "config.yaml").read_text())) == config
+    ppir("run", *DATA, "backend=bfv", "seed=3")
+    assert runs[1][1] != folder
+
+
+def test_run_prints_the_table(runs: Runs) -> None:
+    text = ppir("run", *DATA, "output=out").output
+    assert runs[0][1] == Path("out")
+    for words in (
+        "rigid",
+        "0.12346",
+        "0.01235 mm",
+        "57 kB sent",
+        "9.6 MB sent",
+        "[geometry]",
+        "party_2 learned",
+        "nothing",
+        "result.json",
+    ):
+        assert words in text
+    assert "clear run" not in text
+
+
+def test_run_prints_a_clear_result(runs: Runs) -> None:
+    runs.answers = [
+        RESULT | {"transform": "affine"} | dict.fromkeys(("party_1", "party_2", "disclosed", "rmse_to_truth_mm", "ssd"))
+    ]
+    assert ppir("run", *DATA).exit_code == 0
+
+
+def test_multirun_numbers_its_folders(runs: Runs) -> None:
+    done = ppir("run", "-m", *DATA, "backend=bfv,clear", "seed=1,2", "output=sweep")
+    assert done.exit_code == 0, done.output
+    assert [str(folder) for _, folder in runs] == [f"sweep/{k}" for k in range(4)]
+    ppir("run", "-m", *DATA, "seed=1,2")
+    assert runs[4][1].parts[0] == "multirun"
+
+
+def test_multirun_goes_on_after_a_failure_and_says_so(runs: Runs) -> None:
+    runs.answers = [PeerLost("party_2: lost"), RESULT]
+    done = ppir("run", "-m", *DATA, "seed=1,2")
+    assert (len(runs), done.exit_code) == (2, 3)
+    assert done.stderr.splitlines() == ["ppir: error: party_2: lost", "ppir: error: 1 of 2 runs failed"]
+
+
+def test_multirun_checks_all_before_the_first(runs: Runs) -> None:
+    assert ppir("run", "-m", *DATA, "seed=1,-2").exit_code == 2
+    assert not runs
+
+
+def test_show_runs_nothing(runs: Runs) -> None:
+    done = ppir("run", "--show", *DATA, "sampler=gms")
+    assert not runs
+    assert list(Path().iterdir()) == []
+    assert load_config(yaml.safe_load(done.stdout)) == compose_runs([*DATA, "sampler=gms"])[0][1]
+
+
+def test_register_builds_the_same_configuration(runs: Runs) -> None:
+    Path("start.tfm").touch()
+    arguments = ["--backend", "spdz", "--device", "cpu", "--sampler", "urs", "--fraction", "0.2", "--seed", "4"]
+    arguments += ["--optimizer", "adam", "--levels", "8, 4", "--truth", "t.tfm", "--start", "start.tfm", "-o", "out"]
+    arguments += ["--fixed-mask", "mask.nii.gz", "--disclose-mask", "--threads", "1"]
+    done = ppir("register", "m.nii.gz", "f.nii.gz", *arguments)
+    assert done.exit_code == 0, done.output
+    overrides = ["backend=spdz", "backend.device=cpu", "sampler=urs", "sampler.fraction=0.2", "seed=4", "threads=1"]
+    overrides += ["optimizer=adam", "pyramid.levels=[{shrink: 8},{shrink: 4}]", "data.truth=t.tfm", "output=out"]
+    overrides += ["start={kind: file, path: start.tfm}", "data.fixed_mask=mask.nii.gz", "data.disclose_mask=true"]
+    [(_, config)] = compose_runs([*DATA, *overrides])
+    assert runs == [(config, Path("out"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--backend", "ckks"], "backend.kind: 'ckks', one of clear, spdz, bfv is needed"),
+        (
+            ["--backend", "bfv", "--device", "cpu"],
+            "backend.device: not a setting of bfv; beside kind it takes nothing else",
+        ),
+        (["--fraction", "0.1"], "sampler.fraction: not a setting of none; beside kind it takes nothing else"),
+        (["--sampler", "urs", "--fraction", "2"], "sampler.fraction: 2.0, a number > 0 and <= 1 is needed"),
+        (["--levels", "4,x"], "pyramid.levels[1].shrink: 'x', an integer >= 1 and <= 64 is needed"),
+        (
+            ["--start", "centers"],
+            "start: 'centers', one of centres, centre_of_mass, identity or a transform file is needed",
+        ),
+    ],
+)
+def test_register_refuses_in_one_line(runs: Runs, arguments: list[str], line: str) -> None:
+    done = ppir("register", "m.nii.gz", "f.nii.gz", *arguments)
+    assert (done.exit_code, done.stderr) == (2, f"ppir: error: {line}\n")
+    assert not runs
+
+
+def test_each_problem_has_its_line(runs: Runs) -> None:
+    done = ppir("run", *DATA, "seed=-1", "dtype=int8")
+    assert done.exit_code == 2
+    assert [line.split(":")[2] for line in done.stderr.splitlines()] == [" dtype", " seed"]
+    assert not runs
+
+
+def test_output_that_is_a_file(runs: Runs) -> None:
+    Path("out").touch()
+    done = ppir("run", *DATA, "output=out")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("ppir: error: output: 'out', ")
+    assert not runs
+
+
+def test_exit_codes(runs: Runs) -> None:
+    runs.answers = [PeerLost("party_2: silent for 600 s")]
+    done = ppir("run", *DATA)
+    assert (done.exit_code, done.stderr) == (3, "ppir: error: party_2: silent for 600 s\n")
+    runs.answers = [KeyboardInterrupt()]
+    done = ppir("run", *DATA)
+    assert (done.exit_code, done.stderr) == (130, "ppir: interrupted\n")
+    runs.answers = [ZeroDivisionError("a bug")]
+    assert isinstance(ppir("run", *DATA).exception, ZeroDivisionError)
+
+
+def test_version_and_info() -> None:
+    assert ppir("--version").stdout == f"ppir_torch {ppir_torch.__version__}\n"
+    text = ppir("info").stdout
+    for name in ("torch 2", "crypten", "tenseal", "CUDA", "clear", "spdz", "bfv"):
+        assert name in text
+
+
+def test_import_is_light() -> None:
+    heavy = ("torch", "hydra", "pydantic", "crypten", "tenseal", "SimpleITK")
+    code = f"import sys, ppir_torch.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
