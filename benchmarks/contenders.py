@@ -69,7 +69,7 @@ def reference(rows: Tensor, fixed: Tensor) -> Tensor:
 
 @contextmanager
 def private(name: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
-    """A protocol of this package ("bfv", "spdz"); the product is the one that a loss calls: float rows to float results.
+    """A protocol of this package ("bfv", "spdz"); the product is what a loss calls: float rows in, float results out.
 
     Args:
         name: of the protocol.
@@ -246,7 +246,7 @@ def _crypten_rank(rank: int, provider: str, rendezvous: str, pipe: Connection, t
 
 @contextmanager
 def ckks_v1(rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
-    """The published code's product: CKKS of degree 4,096, J in vectors of 128, vector times matrix by rotations, summed.
+    """The published code's product: CKKS of degree 4,096, J in vectors of 128, vector times matrix by rotations, added.
 
     Its own parameters ([30, 24, 24, 30], scale 2^24, symmetric). Two things in its favour: J is encrypted once and not
     in every iteration, and rescaling is off, without which TenSEAL is wrong by a factor of 1 + 2^-10.

@@ -190,8 +190,8 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
     if config.share_transform:
         party_2.append("the final transform")
     sampler = {"none": Full, "urs": Uniform, "gms": GradientMagnitude}[config.sampler.kind]
-    if sampler is GradientMagnitude:
-        party_2.append(f"the sampler disclosed {sampler.discloses.removeprefix('to party_2: ')}")
+    party_1.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_1}")
+    party_2.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_2}")
     return {"party_1": party_1, "party_2": party_2}
 
 

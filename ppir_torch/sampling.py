@@ -31,7 +31,8 @@ class Sample:
 class Full:
     """Every point of the level. Discloses nothing."""
 
-    discloses = "nothing"
+    discloses_to_party_1 = "nothing"
+    discloses_to_party_2 = "nothing"
 
     def draw(self, count: int, level: int) -> Sample:  # noqa: ARG002
         """All points."""
@@ -52,7 +53,8 @@ class Uniform:
     fraction: float
     seed: int = 0
 
-    discloses = "nothing (points drawn from a public seed)"
+    discloses_to_party_1 = "nothing (points drawn from a public seed)"
+    discloses_to_party_2 = "nothing (points drawn from a public seed)"
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -84,7 +86,8 @@ class GradientMagnitude:
     seed: int = 0
     floor: float = 0.2
 
-    discloses = "to party_2: each level's chosen points, which show where the moving image has edges"
+    discloses_to_party_1 = "nothing"
+    discloses_to_party_2 = "each level's chosen points, which show where the moving image has edges"
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -127,4 +130,4 @@ def _check_fraction(fraction: float) -> None:
 
 def _generator(seed: int, level: int) -> torch.Generator:
     # Sampling is public, so torch's generator will do; nothing secret ever comes from it.
-    return torch.Generator().manual_seed(seed * 1_000_003 + level)
+    return torch.Generator().manual_seed((seed * 1_000_003 + level) % 2**63)

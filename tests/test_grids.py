@@ -74,7 +74,8 @@ def test_points_are_in_the_order_of_the_flattened_tensor(
     for flat in (0, 1, grid.size[0], grid.count // 2, grid.count - 1):
         index = [flat // math.prod(grid.size[:axis]) % grid.size[axis] for axis in range(dimension)]
         expected = torch.tensor(image.TransformIndexToPhysicalPoint(index), dtype=torch.float64)
-        torch.testing.assert_close(points[flat].double(), expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-10)
+        atol = 1e-4 if dtype == torch.float32 else 1e-10
+        torch.testing.assert_close(points[flat].double(), expected, rtol=0, atol=atol)
 
 
 def test_points_of_an_index_are_those_rows(oblique_grid: Callable[..., Grid], dimension: int) -> None:

@@ -60,9 +60,9 @@ def _party_1(text: str, streams: dict[str, socket.socket], session: bytes, outpu
     link = links["party_2"]
     watch = Stopwatch()
     try:
-        moving = load_image(config.moving, getattr(torch, config.dtype))
         entry = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
+        moving = load_image(config.moving, getattr(torch, config.dtype)).to(device)
         fixed = PrivateFixed(link, entry.moving_side(link, links.get("dealer"), device), entry.name)
         start = load_transform(config.start.path, fixed.grid) if config.start.path else None
         with Progress(config.backend.kind, lambda: sum(end.bytes_sent for end in links.values())) as progress:

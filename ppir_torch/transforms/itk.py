@@ -26,11 +26,19 @@ def to_simpleitk_transform(transform: LinearTransform) -> Any:
 
 
 def save_transform(transform: LinearTransform, path: str | Path) -> None:
-    """Write an ITK transform file (.tfm text, .txt, .mat or .h5)."""
+    """Write an ITK transform file (.tfm text, .txt, .mat or .h5), whole or not at all.
+
+    Raises:
+        ConfigError: the ending is none of these, or the folder cannot be written to.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    simpleitk().WriteTransform(to_simpleitk_transform(transform), str(partial))
+    try:
+        simpleitk().WriteTransform(to_simpleitk_transform(transform), str(partial))
+    except RuntimeError:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written; a path that ends in .tfm, .txt, .mat or .h5 is needed") from None
     partial.replace(path)
 
 

@@ -108,10 +108,10 @@ def test_rotation_is_orthonormal_and_similarity_one_scale(
     identity = torch.eye(dimension, dtype=torch.float64)
     rigid = random_transform("rigid", grid, 20.0).matrix()
     torch.testing.assert_close(rigid @ rigid.T, identity)
-    assert float(torch.linalg.det(rigid)) == pytest.approx(1.0)
+    assert torch.linalg.det(rigid).item() == pytest.approx(1.0)
     similarity = random_transform("similarity", grid, 20.0)
     assert isinstance(similarity, Similarity)
-    scale = float(torch.exp(similarity.log_scale / grid.radius))
+    scale = torch.exp(similarity.log_scale / grid.radius).item()
     matrix = similarity.matrix()
     torch.testing.assert_close(matrix @ matrix.T, scale**2 * identity)
 

@@ -1,0 +1,454 @@
+"""SSD over a joint product: torch's mse_loss and autograd through grid_sample are the oracles, clear and quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ppir_torch.errors import RangeError
+from ppir_torch.grids import Grid
+from ppir_torch.images import Image, Level
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_fixed, quantise_rows
+from ppir_torch.joint.protocol import Limits, MovingSide, OperandHeader, check_range
+from ppir_torch.link import link_pair
+from ppir_torch.losses import SSD
+from ppir_torch.registration import ClearFixed
+from ppir_torch.sampling import GradientMagnitude, Sample, Uniform
+from ppir_torch.transforms import LINEAR_TRANSFORMS
+from ppir_torch.warping import parameters_of, warp
+
+Make = Callable[..., Any]
+FULL = Level(1, 0.0)
+
+
+class Shear(nn.Module):
+    """A user's own transform, in single precision, with a name and a shape of its own."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.register_buffer("centre", grid.centre.float())
+        self.amount = nn.Parameter(torch.full((1, 1), 0.02))
+        self.shift = nn.Parameter(torch.zeros(grid.dimension))
+
+    def forward(self, points: Tensor) -> Tensor:
+        x = points - self.centre.to(points)
+        slid = torch.cat([x[:, :1] + self.amount.to(x) * x[:, 1:2], x[:, 1:]], 1)
+        return slid + self.centre.to(points) + self.shift.to(points)
+
+
+@dataclass
+class Counting:
+    """An operand that records how many rows every product had."""
+
+    inner: Operand
+    rows: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        self.rows.append(rows.shape[0])
+        return self.inner.multiply(rows)
+
+
+class LocalExact(MovingSide):
+    """The products themselves, in Python integers; refuses nothing, so that the caller's checks are what is tested."""
+
+    def __init__(self, values: Tensor, limits: Limits) -> None:
+        self.values, self.limits = values, limits
+
+    def accept_operand(self, header: OperandHeader) -> None:
+        raise NotImplementedError
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        column = self.values.tolist()
+        return torch.tensor([sum(x * y for x, y in zip(row, column, strict=True)) for row in rows.tolist()])
+
+
+def header_of(values: Tensor, rows: int = 16, scale: float = 1.0, offset: float = 0.0) -> OperandHeader:
+    energy, largest = int(values.square().sum()), int(values.abs().max())
+    return OperandHeader(0, values.numel(), rows, scale, offset, largest, energy)
+
+
+def warped_values(transform: nn.Module, moving: Image, points: Tensor) -> Tensor:
+    """I(T(x)) through torch's grid_sample, differentiable in the parameters."""
+    matrix, origin = moving.grid.index_to_physical()
+    index = torch.linalg.solve(matrix.to(points), (transform(points) - origin.to(points)).T).T
+    normalised = 2 * index / (torch.tensor(moving.grid.size).to(points) - 1) - 1
+    d = points.shape[1]
+    volume = (moving.tensor - moving.outside)[None]
+    return F.grid_sample(volume, normalised.reshape(1, *([1] * (d - 1)), -1, d), align_corners=True).flatten() + moving.outside
+
+
+def autograd_gradient(value: Tensor, transform: nn.Module) -> Tensor:
+    parts = torch.autograd.grad(value, list(parameters_of(transform).values()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def test_value_is_the_mean_squared_difference_of_the_warped_image(
+    kind: str, dimension: int, dtype: torch.dtype, pair: Make
+) -> None:
+    images = pair(kind, dimension, dtype)
+    expected = F.mse_loss(warp(images.moving, images.truth, images.fixed.grid).tensor, images.fixed.tensor).item()
+    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    rel = 1e-3 if dtype == torch.float32 else 1e-9
+    for value in (loss(images.truth, images.moving).item(), loss.linearise(images.truth, images.moving).value):
+        assert value == pytest.approx(expected, rel=rel)
+    with torch.no_grad():
+        assert loss(images.truth, images.moving).item() == pytest.approx(expected, rel=rel)
+
+
+def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, pair: Make) -> None:
+    images = pair(kind, dimension, torch.float64)
+    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    points = images.fixed.grid.points(dtype=torch.float64)
+    expected = autograd_gradient(
+        F.mse_loss(warped_values(transform, images.moving, points), images.fixed.tensor.flatten()), transform
+    )
+    at = SSD(ClearFixed(images.fixed).operand(FULL)).linearise(transform, images.moving)
+    torch.testing.assert_close(at.gradient, expected, rtol=1e-9, atol=1e-9)
+
+    def residual(*values: Tensor) -> Tensor:
+        given_values = dict(zip(parameters_of(transform), values, strict=True))
+        moved = torch.func.functional_call(transform, given_values, (points,))
+        return warped_values(lambda _: moved, images.moving, points)  # type: ignore[arg-type]
+
+    # S by central differences: autograd has no forward mode through grid_sample, and N reverse passes take long.
+    parameters = [p.detach() for p in parameters_of(transform).values()]
+    columns = []
+    for number, parameter in enumerate(parameters):
+        for entry in range(parameter.numel()):
+            ends = []
+            for sign in (1, -1):
+                moved = [p.clone() for p in parameters]
+                moved[number].view(-1)[entry] += sign * 1e-6
+                ends.append(residual(*moved))
+            columns.append((ends[0] - ends[1]) / 2e-6)
+    images_s = torch.stack(columns)
+    expected_hessian = 2 * images_s @ images_s.T / points.shape[0]
+    # A point that sits on a voxel has two slopes; the differences average them.
+    assert float((at.hessian - expected_hessian).norm() / expected_hessian.norm()) < 0.02
+    torch.testing.assert_close(at.hessian, at.hessian.T)
+
+
+def test_hessian_is_two_s_s_over_n(pair: Make) -> None:
+    from ppir_torch.warping import sample_with_gradient, steepest_descent
+
+    images = pair("affine", 3, torch.float64)
+    points = images.fixed.grid.points(dtype=torch.float64)
+    with torch.no_grad():
+        mapped = images.truth(points)
+    _, gradient = sample_with_gradient(images.moving, images.moving.outside, mapped)
+    s = steepest_descent(images.truth, points, gradient)
+    at = SSD(ClearFixed(images.fixed).operand(FULL)).linearise(images.truth, images.moving)
+    torch.testing.assert_close(at.hessian, 2 * s @ s.T / len(points), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", ["mask", "uniform", "gradient magnitude"])
+def test_gradient_on_chosen_points_is_autograds_on_those_points(sampler: str, dimension: int, pair: Make) -> None:
+    images = pair("affine", dimension, torch.float64)
+    grid = images.fixed.grid
+    mask = (torch.rand(grid.shape, generator=torch.Generator().manual_seed(0)) < 0.4) if sampler == "mask" else None
+    choice = {
+        "mask": None,
+        "uniform": Uniform(0.3, 1),
+        "gradient magnitude": GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0),
+    }[sampler]
+    operand = ClearFixed(images.fixed, mask).operand(FULL, choice)
+    assert operand.sample.index is not None
+    points = grid.points(operand.sample.index, torch.float64)
+    square = (
+        warped_values(images.truth, images.moving, points) - images.fixed.tensor.flatten()[operand.sample.index]
+    ).square()
+    weights = operand.sample.weights
+    value = square.mean() if weights is None else (weights * square).sum()
+    at = SSD(operand).linearise(images.truth, images.moving)
+    torch.testing.assert_close(at.gradient, autograd_gradient(value, images.truth), rtol=1e-8, atol=1e-9)
+    if sampler == "mask":
+        assert at.value == pytest.approx(value.item(), rel=1e-9)
+
+
+def test_a_level_compares_the_smoothed_images_at_the_coarse_points(dimension: int, pair: Make) -> None:
+    images = pair("rigid", dimension, torch.float64)
+    level = Level(2, 2.0)
+    fixed, moving = images.fixed.at_level(level), images.moving.at_level(level)
+    value = SSD(ClearFixed(images.fixed).operand(level))(images.truth, moving).item()
+    assert value == pytest.approx(F.mse_loss(warp(moving, images.truth, fixed.grid).tensor, fixed.tensor).item(), rel=1e-9)
+
+
+def test_backward_fills_the_gradients_of_the_parameters(kind: str, dimension: int, dtype: torch.dtype, pair: Make) -> None:
+    images = pair(kind, dimension, dtype)
+    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    (3 * loss(transform, images.moving)).backward()
+    filled = torch.cat([p.grad.flatten() for p in transform.parameters()])
+    torch.testing.assert_close(filled, 3 * loss.linearise(transform, images.moving).gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_a_users_module_is_trained_like_ours(dimension: int, dtype: torch.dtype, pair: Make) -> None:
+    images = pair("translation", dimension, dtype)
+    module = Shear(images.fixed.grid)
+    points = images.fixed.grid.points(dtype=dtype)
+    warped = warped_values(module, images.moving, points)
+    expected = autograd_gradient(F.mse_loss(warped, images.fixed.tensor.flatten()), module)
+    SSD(ClearFixed(images.fixed).operand(FULL))(module, images.moving).backward()
+    assert module.amount.grad.shape == (1, 1)
+    filled = torch.cat([module.amount.grad.flatten(), module.shift.grad])
+    torch.testing.assert_close(filled, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters, curvature: torch.optim.SGD(parameters, lr=1 / curvature),
+    "Adam": lambda parameters, curvature: torch.optim.Adam(parameters, lr=0.2),  # noqa: ARG005
+    "LBFGS": lambda parameters, curvature: torch.optim.LBFGS(  # noqa: ARG005
+        parameters, max_iter=5, line_search_fn="strong_wolfe"
+    ),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_any_torch_optimizer_lowers_the_loss(optimizer: Callable[..., Any], pair: Make) -> None:
+    images = pair("rigid", 2, torch.float64)
+    transform = LINEAR_TRANSFORMS["rigid"](images.fixed.grid)
+    with torch.no_grad():
+        transform.translation += images.moving.grid.centre - images.fixed.grid.centre
+    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    first = loss.linearise(transform, images.moving)
+    steps = optimizer(list(transform.parameters()), float(torch.linalg.eigvalsh(first.hessian)[-1]))
+
+    def closure() -> Tensor:
+        steps.zero_grad()
+        value = loss(transform, images.moving)
+        value.backward()
+        return value
+
+    for _ in range(25):
+        steps.step(closure)
+    with torch.no_grad():
+        assert loss(transform, images.moving).item() < 0.1 * first.value
+
+
+def test_without_gradients_one_row_is_sent_and_backward_sends_nothing(pair: Make) -> None:
+    images = pair("affine", 2)
+    operand = Counting(ClearFixed(images.fixed).operand(FULL))
+    loss = SSD(operand)
+    with torch.no_grad():
+        loss(images.truth, images.moving)
+    assert operand.rows == [1]
+    loss(images.truth, images.moving).backward()
+    assert operand.rows == [1, 7]
+    loss.linearise(images.truth, images.moving)
+    assert operand.rows == [1, 7, 7]
+
+
+def test_frozen_parameters_cost_no_row(pair: Make) -> None:
+    images = pair("affine", 2)
+    images.truth.shear.requires_grad_(False)
+    operand = Counting(ClearFixed(images.fixed).operand(FULL))
+    SSD(operand)(images.truth, images.moving).backward()
+    assert operand.rows == [3]
+    assert images.truth.shear.grad is None
+
+
+def test_a_second_derivative_is_refused(pair: Make) -> None:
+    # Only the gradient was opened; torch would take it for a constant and return a wrong second derivative.
+    images = pair("translation", 2)
+    value = SSD(ClearFixed(images.fixed).operand(FULL))(images.truth, images.moving)
+    (gradient,) = torch.autograd.grad(value.square(), [images.truth.translation], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(gradient.sum(), [images.truth.translation])
+
+
+# --- the quantised path, against a local exact product
+
+LIMITS = Limits(max_row=2**24, max_result=2**40)
+
+
+def private_and_clear(fixed: Image, sample: Sample | None = None, limits: Limits = LIMITS) -> tuple[PrivateOperand, ClearOperand]:
+    """Two operands of the same quantised J: behind an integer protocol, and in the clear."""
+    sample = sample or Sample(None, None)
+    levels, scale, offset = quantise_fixed(fixed.tensor[0])
+    chosen = levels if sample.index is None else levels[sample.index]
+    mean_square = float(levels.square().double().mean()) * scale**2
+    header = header_of(chosen, rows=4, scale=scale, offset=offset)
+    link, _ = link_pair("party_1", "party_2")
+    private = PrivateOperand(fixed.grid, sample, header, mean_square, LocalExact(chosen, limits), link)
+    return private, ClearOperand(fixed.grid, sample, offset, mean_square, chosen.double() * scale)
+
+
+def test_a_private_product_is_the_clear_one_on_the_quantised_data(dimension: int, pair: Make) -> None:
+    images = pair("affine", dimension, torch.float64)
+    private, clear = private_and_clear(images.fixed)
+    # More rows than the protocol takes at once, of very different size.
+    rows = torch.randn(7, images.fixed.grid.count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows *= 10.0 ** torch.arange(-3, 4)[:, None]
+    carried, products = private.multiply(rows)
+    _, expected = clear.multiply(carried)
+    torch.testing.assert_close(products, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()) * 1e-3)
+    error = (carried - rows).abs().amax(1) / rows.abs().amax(1)
+    assert float(error.max()) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["full", "uniform", "gradient magnitude"])
+def test_private_value_gradient_and_hessian_are_the_clear_ones(sampler: str, dimension: int, pair: Make) -> None:
+    images = pair("affine", dimension, torch.float64)
+    sample = {
+        "full": Sample(None, None),
+        "uniform": Uniform(0.3, 1).draw(images.fixed.grid.count, 0),
+        "gradient magnitude": GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0),
+    }[sampler]
+    private, clear = private_and_clear(images.fixed, sample)
+    transform = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
+    got, expected = (SSD(operand).linearise(transform, images.moving) for operand in (private, clear))
+    assert got.value == pytest.approx(expected.value, rel=1e-5)
+    scale = float(expected.gradient.abs().max())
+    torch.testing.assert_close(got.gradient, expected.gradient, rtol=0, atol=1e-4 * scale)
+    assert torch.equal(got.hessian, expected.hessian), "the Hessian is party_1's alone"
+    with torch.no_grad():
+        assert SSD(private)(transform, images.moving).item() == pytest.approx(expected.value, rel=1e-5)
+
+
+def test_quantising_the_fixed_image_centres_it_and_keeps_12_bits(dtype: torch.dtype) -> None:
+    values = torch.linspace(-3, 900, 1000, dtype=dtype)
+    levels, scale, offset = quantise_fixed(values)
+    assert levels.dtype == torch.int64
+    assert int(levels.abs().max()) < 2**11
+    assert offset == pytest.approx(448.5, rel=1e-6)
+    assert float((levels * scale + offset - values).abs().max()) <= 0.5001 * scale
+
+
+@given(value=st.floats(-1e6, 1e6))
+def test_quantising_a_flat_image_gives_zeros(value: float) -> None:
+    levels, scale, _ = quantise_fixed(torch.full((5,), value, dtype=torch.float64))
+    assert scale > 0
+    assert int(levels.abs().max()) == 0
+
+
+FLOATS = st.one_of(st.just(0.0), st.floats(-1e6, 1e6), st.floats(-1e30, 1e30), st.floats(-1e-30, 1e-30))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.lists(FLOATS, min_size=6, max_size=6), min_size=1, max_size=3),
+    values=st.lists(st.integers(-2047, 2047), min_size=6, max_size=6),
+    row_bits=st.integers(2, 40),
+    result_bits=st.integers(16, 62),
+    single=st.booleans(),
+)
+def test_quantised_rows_are_always_within_the_limits(
+    rows: list[list[float]], values: list[int], row_bits: int, result_bits: int, single: bool
+) -> None:
+    column = torch.tensor(values)
+    header, limits = header_of(column), Limits(2**row_bits - 1, 2**result_bits - 1)
+    exact = torch.tensor(rows, dtype=torch.float32 if single else torch.float64)
+    integers, scale = quantise_rows(exact, header, limits)
+    check_range(integers, header, limits)
+    assert max(abs(x) for row in integers.tolist() for x in row) <= limits.max_row
+    for row in integers.tolist():
+        assert abs(sum(x * y for x, y in zip(row, values, strict=True))) <= limits.max_result
+    assert bool((scale > 0).all())
+    # What is carried is the row to half a step.
+    assert bool(((integers / scale[:, None] - exact.double()).abs() <= 0.5001 / scale[:, None] + 1e-12 * exact.abs()).all())
+
+
+def test_rows_are_quantised_as_finely_as_the_limits_allow() -> None:
+    column = torch.full((100,), 2000)
+    rows = torch.linspace(-1, 1, 100, dtype=torch.float64)[None]
+    for limits in (Limits(2**20, 2**62), Limits(2**62, 2**33)):
+        integers, _ = quantise_rows(rows, header_of(column), limits)
+        used = max(
+            int(integers.abs().max()) / limits.max_row,
+            float(integers.double().norm() * column.double().norm()) / limits.max_result,
+        )
+        assert 0.4 < used <= 1
+
+
+def test_limits_that_leave_no_room_are_refused() -> None:
+    column = torch.full((64,), 2000)
+    private = PrivateOperand(
+        Grid((8, 8)),
+        Sample(None, None),
+        header_of(column),
+        1.0,
+        LocalExact(column, Limits(2**20, 2**10)),
+        link_pair("party_1", "party_2")[0],
+    )
+    with pytest.raises(RangeError):
+        private.multiply(torch.ones(1, 64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused(value: float) -> None:
+    rows = torch.ones(2, 5)
+    rows[1, 3] = value
+    with pytest.raises(RangeError, match="finite"):
+        quantise_rows(rows, header_of(torch.arange(5)), LIMITS)
+
+
+# --- check_range: whatever passes is in range, by Python's integers
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    row=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=8),
+    bits=st.integers(0, 40),
+    aligned=st.booleans(),
+    slack=st.integers(-3, 3),
+    seed=st.integers(0, 1000),
+)
+def test_what_check_range_lets_pass_is_in_range(row: list[int], bits: int, aligned: bool, slack: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    magnitudes = torch.randint(0, 2**bits, (len(row),), generator=generator).tolist()
+    # Aligned signs make the product as large as the magnitudes allow; equal magnitudes make the bounds tight.
+    values = [(magnitudes[0] if aligned else m) * (-1 if x < 0 else 1) for x, m in zip(row, magnitudes, strict=True)]
+    result = sum(x * y for x, y in zip(row, values, strict=True))
+    limits = Limits(max_row=2**62, max_result=max(abs(result) + slack, 0))
+    energy, largest = sum(y * y for y in values), max(abs(y) for y in values)
+    header = OperandHeader(0, len(row), 1, 1.0, 0.0, largest, energy)
+    try:
+        check_range(torch.tensor([row]), header, limits)
+    except RangeError:
+        return
+    assert abs(result) <= limits.max_result
+
+
+@settings(deadline=None)
+@given(x=st.integers(1, 2**40), y=st.integers(1, 2**20), share=st.floats(0.0, 0.99))
+def test_check_range_refuses_what_could_leave_the_range(x: int, y: int, share: float) -> None:
+    assume(x * y * share < x * y)
+    header = OperandHeader(0, 1, 1, 1.0, 0.0, y, y * y)
+    with pytest.raises(RangeError, match="product"):
+        check_range(torch.tensor([[-x]]), header, Limits(2**62, int(x * y * share)))
+
+
+@settings(deadline=None)
+@given(limit=st.integers(1, 2**40), above=st.integers(1, 1000), sign=st.sampled_from([-1, 1]))
+def test_check_range_refuses_a_large_entry(limit: int, above: int, sign: int) -> None:
+    header = header_of(torch.tensor([1, 1]))
+    check_range(torch.tensor([[sign * limit, 0]]), header, Limits(limit, 2**62))
+    with pytest.raises(RangeError, match="entry"):
+        check_range(torch.tensor([[sign * (limit + above), 0]]), header, Limits(limit, 2**62))
+
+
+def test_check_range_knows_the_most_negative_word() -> None:
+    with pytest.raises(RangeError, match="9223372036854775808"):
+        check_range(torch.tensor([[-(2**63)]]), header_of(torch.tensor([1])), Limits(2**62, 2**63 - 1))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [torch.zeros(1, 3), torch.zeros(1, 4, dtype=torch.int64), torch.zeros(3, dtype=torch.int64),
+     torch.zeros(0, 3, dtype=torch.int64), torch.zeros(3, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int32)],
+    ids=["floating", "other length", "no axis", "no row", "more than agreed", "other integers"],
+)  # fmt: skip
+def test_check_range_refuses_another_shape_or_type(rows: Tensor) -> None:
+    with pytest.raises(RangeError):
+        check_range(rows, header_of(torch.tensor([1, 2, 3]), rows=2), LIMITS)

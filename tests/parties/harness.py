@@ -1,0 +1,233 @@
+"""Tools of the party tests: quick starts, taps on the wires, image pairs on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppir_torch.link import Kind
+from ppir_torch.parties import launch
+
+# As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length.
+HEADER = struct.Struct("<4s16sQhiHQ")
+MAGIC = b"PPI1"
+
+
+# --- parties that start quickly -------------------------------------------------------------------------------------
+
+
+class _Zygote:
+    """Our end of the process in zygote.py."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+
+    def ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = ()) -> Any:
+        with self._lock:
+            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
+            return json.loads(self._control.recv(1 << 16))
+
+
+_zygote = functools.cache(_Zygote)
+
+
+class _Forked:
+    """What `launch.Party` needs of a Popen, for a process that the zygote forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.returncode = pid, None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _zygote().ask({"wait": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if end is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired("party", timeout or 0.0)
+            time.sleep(0.01)
+        return code
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class QuickParty(launch.Party):
+    """A party forked from the zygote; the rest is `launch.Party`."""
+
+    def __init__(self, role: str, config: str, links: dict[str, socket.socket], session: bytes, report: Path) -> None:
+        self.role, self._report = role, report
+        report.unlink(missing_ok=True)
+        request = {"role": role, "config": config, "peers": list(links), "session": session.hex()}
+        request["report"] = str(report)
+        descriptors = tuple(stream.fileno() for stream in links.values())
+        self.process = _Forked(_zygote().ask(request, descriptors))  # type: ignore[assignment]
+        for stream in links.values():
+            stream.close()
+
+
+class Started(list[launch.Party]):
+    """The parties that were started, with the configuration that each was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.configs: dict[str, str] = {}
+
+    def __getitem__(self, role: str) -> launch.Party:  # type: ignore[override]
+        return next(party for party in reversed(self) if party.role == role)
+
+
+@contextmanager
+def started_parties(quick: bool = True) -> Iterator[Started]:
+    """Record every party that is started inside; `quick` ones are forked from the zygote."""
+    started = Started()
+    base = QuickParty if quick else launch.Party
+
+    class Recorded(base):  # type: ignore[misc, valid-type]
+        def __init__(self, role: str, config: str, *rest: Any) -> None:
+            super().__init__(role, config, *rest)
+            started.append(self)
+            started.configs[role] = config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "Party", Recorded)
+        yield started
+    left = [party.role for party in started if party.running]
+    for party in started:
+        party.kill()
+    assert not left, f"still running: {left}"
+
+
+# --- taps on the wires ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """One message as it passed on a wire."""
+
+    kind: int
+    session: bytes
+    sequence: int
+    level: int
+    iteration: int
+    payload: bytes
+
+    @property
+    def size(self) -> int:
+        return HEADER.size + len(self.payload)
+
+
+def parse(stream: bytes) -> list[Tapped]:
+    """All messages of a stream; fails where a byte belongs to none."""
+    messages, at = [], 0
+    while at < len(stream):
+        assert len(stream) - at >= HEADER.size, f"{len(stream) - at} bytes left over"
+        magic, session, sequence, level, iteration, kind, length = HEADER.unpack_from(stream, at)
+        assert magic == MAGIC, f"no message at byte {at}"
+        at += HEADER.size
+        assert len(stream) - at >= length, f"{kind}: {len(stream) - at} bytes of {length}"
+        messages.append(Tapped(kind, session, sequence, level, iteration, stream[at : at + length]))
+        at += length
+    return messages
+
+
+Watch = Callable[[str, str, Kind, int], None]
+
+
+class Taps:
+    """A relay on every wire: keeps each byte that passed, by (from, to).
+
+    Args:
+        watch: called before a message is passed on with (from, to, kind, how many of the kind, this one included).
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self.streams: dict[tuple[str, str], bytes] = {}
+        self._watch = watch
+        self._threads: list[threading.Thread] = []
+
+    def connect(self, backend: str) -> dict[str, dict[str, socket.socket]]:
+        """As `launch._connect`, with a relay in each wire."""
+        pairs = [("party_1", "party_2")]
+        if backend == "spdz":
+            pairs += [("party_1", "dealer"), ("party_2", "dealer")]
+        links: dict[str, dict[str, socket.socket]] = {}
+        for one, two in pairs:
+            outer_one, inner_one = socket.socketpair()
+            outer_two, inner_two = socket.socketpair()
+            links.setdefault(one, {})[two] = outer_one
+            links.setdefault(two, {})[one] = outer_two
+            for source, target, way in ((inner_one, inner_two, (one, two)), (inner_two, inner_one, (two, one))):
+                self._threads.append(threading.Thread(target=self._relay, args=(source, target, way), daemon=True))
+                self._threads[-1].start()
+        return links
+
+    def join(self) -> None:
+        """Wait until every wire is closed."""
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def messages(self, source: str, target: str) -> list[Tapped]:
+        return parse(self.streams[source, target])
+
+    def _relay(self, source: socket.socket, target: socket.socket, way: tuple[str, str]) -> None:
+        passed, seen = bytearray(), Counter[Kind]()
+        try:
+            while head := _exactly(source, HEADER.size):
+                *_, number, length = HEADER.unpack(head)
+                body = _exactly(source, length)
+                kind = Kind(number)
+                seen[kind] += 1
+                if self._watch is not None:
+                    self._watch(*way, kind, seen[kind])
+                passed += head + body
+                target.sendall(head + body)
+        except OSError:
+            pass
+        finally:
+            self.streams[way] = bytes(passed)
+            for end, how in ((target, socket.SHUT_RDWR), (source, socket.SHUT_RDWR)):
+                with contextlib.suppress(OSError):
+                    end.shutdown(how)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    """`size` bytes, or fewer at the end of the stream."""
+    data = bytearray()
+    while len(data) < size and (part := source.recv(min(1 << 20, size - len(data)))):
+        data += part
+    return bytes(data)
+
+
+@contextmanager
+def tapped_wires(watch: Watch | None = None) -> Iterator[Taps]:
+    """Parties started inside are connected through taps."""
+    taps = Taps(watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_connect", taps.connect)
+        yield taps
+        taps.join()

@@ -1,0 +1,77 @@
+"""A process that has imported everything and opened nothing, and forks one party for each request.
+
+A party's process takes seconds to import torch and CrypTen, and milliseconds to fork. What it forks runs the same
+`main()` of `ppir_torch.parties.process`, with arguments, standard input, sockets and exit code of its own; the tests
+that start real interpreters (test_isolation.py, and one run of each protocol) show that nothing else matters.
+
+    python zygote.py CONTROL_DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+
+def serve(control: socket.socket) -> None:
+    """Answer requests until the tests close their end."""
+    import SimpleITK  # noqa: F401
+    import tenseal.sealapi  # noqa: F401
+
+    import ppir_torch.images
+    import ppir_torch.joint.bfv
+    import ppir_torch.joint.crypten_link
+    import ppir_torch.joint.spdz
+    import ppir_torch.parties.fixed
+    import ppir_torch.parties.process
+    import ppir_torch.reporting.files
+    import ppir_torch.reporting.progress  # noqa: F401
+
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 8)
+        if not data:
+            return
+        request = json.loads(data)
+        if "wait" in request:
+            done, status = os.waitpid(request["wait"], os.WNOHANG)
+            answer: Any = os.waitstatus_to_exitcode(status) if done else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                control.close()
+                _become_party(request, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        control.sendall(json.dumps(answer).encode())
+
+
+def _become_party(request: dict[str, Any], descriptors: list[int]) -> None:
+    code = 1
+    try:
+        from ppir_torch.parties.process import main
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        links = dict(zip(request["peers"], descriptors, strict=True))
+        sys.argv = ["process", request["role"], "--links", json.dumps(links), "--session", request["session"]]
+        sys.argv += ["--report", request["report"]]
+        sys.stdin = io.StringIO(request["config"])
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
