@@ -26,7 +26,7 @@ from .parties.launch import run_parties
 from .registration import ClearFixed, LevelIteration, Result, register_images
 from .reporting.files import save_result, summary
 from .reporting.progress import Progress
-from .sampling import Full, GradientMagnitude, Uniform
+from .sampling import Full, GradientMagnitude, Sampler, Uniform
 from .transforms import load_transform
 
 __all__ = ["register", "run"]
@@ -189,7 +189,8 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
         party_1.append("the fixed image's centre of mass")
     if config.share_transform:
         party_2.append("the final transform")
-    sampler = {"none": Full, "urs": Uniform, "gms": GradientMagnitude}[config.sampler.kind]
+    samplers: dict[str, type[Sampler]] = {"none": Full, "urs": Uniform, "gms": GradientMagnitude}
+    sampler = samplers[config.sampler.kind]
     party_1.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_1}")
     party_2.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_2}")
     return {"party_1": party_1, "party_2": party_2}

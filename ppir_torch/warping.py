@@ -84,10 +84,11 @@ def _normalise(image: Image, points: Tensor) -> Tensor:
 
 def _sample_normalised(image: Image, outside: float, normalised: Tensor, mode: str) -> Tensor:
     d = image.grid.dimension
-    volume = (image.tensor - outside)[None].to(normalised.dtype)
+    # grid_sample fills with zeros beyond the border
+    volume = (image.tensor if outside == 0 else image.tensor - outside)[None].to(normalised.dtype)
     where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
     values = F.grid_sample(volume, where, mode=mode, padding_mode="zeros", align_corners=True)
-    return values.reshape(-1) + outside
+    return values.reshape(-1) if outside == 0 else values.reshape(-1) + outside
 
 
 def _linear_steepest_descent(

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import RangeError
 from ..grids import Grid
 from ..images import Image
 from ..link import Link
@@ -151,8 +152,12 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     count = rows.shape[1]
     largest = rows.abs().amax(1).double()
     euclidean = torch.stack([torch.linalg.vector_norm(row.double()) for row in rows]).cpu()
+    if not bool(torch.isfinite(euclidean).all()):
+        raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     room = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1)) - 0.5 * math.sqrt(count)
+    if room <= 0:
+        raise RangeError(f"product: {count} points leave no room in results of at most {limits.max_result}")
     most = 0.999 * min(limits.max_row, 2**ROW_BITS) - 0.5
-    scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), max(room, 0.0) / euclidean.clamp(min=1e-300))
+    scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
     scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(min=2.0**-1000).log2().floor()), 1.0)
     return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale

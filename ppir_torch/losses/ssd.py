@@ -14,12 +14,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..images import Image
 from ..joint.operands import Operand, exact_products
 from ..warping import parameters_of, sample_with_gradient, steepest_descent
 
 __all__ = ["SSD", "Linearisation"]
+
+_CHUNK = 1 << 16  # points whose images stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -65,38 +68,43 @@ class SSD(nn.Module):
 
     def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
         """Value, gradient and Gauss-Newton Hessian from one joint product of P + 1 rows."""
-        points = self._sampled_points(moving)
-        with torch.no_grad():
-            mapped = transform(points)
-        warped, gradient = sample_with_gradient(moving, moving.outside, mapped)
-        warped = warped - self.operand.offset
-        rows = torch.empty(1 + _count(transform), warped.numel(), dtype=warped.dtype, device=warped.device)
-        rows[:-1] = steepest_descent(transform, points, gradient)
-        rows[-1] = warped
+        rows = self._rows(transform, moving, with_images=True)
         weights, normaliser = self._weights(rows)
         hessian = torch.empty(0)
         if with_hessian:
             images = rows[:-1]
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
-        if weights is not None:
-            rows *= weights
-        carried, products = self.operand.multiply(rows)
-        carried_warped = carried[-1] if weights is None else carried[-1] / weights
-        difference = (exact_products(carried, carried_warped[None])[:, 0] - products.to(carried.device)).cpu() / normaliser
-        value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
-        return Linearisation(value, 2 * difference[:-1], hessian)
+        value, gradient = self._compare(rows)
+        return Linearisation(value, gradient, hessian)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
-        with torch.no_grad():
-            mapped = transform(self._sampled_points(moving))
-        warped = sample_with_gradient(moving, moving.outside, mapped)[0] - self.operand.offset
-        weights, normaliser = self._weights(warped)
-        row = warped if weights is None else warped * weights
-        carried, product = self.operand.multiply(row[None])
-        used = carried[0] if weights is None else carried[0] / weights
-        both = (carried[0].double() * used.double()).sum().cpu() - 2 * product[0].cpu()
-        return float(both / normaliser) + self.operand.mean_square
+        return self._compare(self._rows(transform, moving, with_images=False))[0]
+
+    def _rows(self, transform: nn.Module, moving: Image, with_images: bool) -> Tensor:
+        """(P + 1, n): the steepest-descent images, and last the warped image less the operand's offset."""
+        points = self._sampled_points(moving)
+        outside = moving.outside
+        above = Image(moving.tensor - outside, moving.grid)
+        rows = points.new_empty((_count(transform) if with_images else 0) + 1, points.shape[0])
+        for start in range(0, points.shape[0], _CHUNK):
+            part = slice(start, start + _CHUNK)
+            with torch.no_grad():
+                mapped = transform(points[part])
+            warped, gradient = sample_with_gradient(above, 0.0, mapped)
+            rows[-1, part] = warped + (outside - self.operand.offset)
+            if with_images:
+                rows[:-1, part] = steepest_descent(transform, points[part], gradient)
+        return rows
+
+    def _compare(self, rows: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient (P,) from the product of the rows with the operand."""
+        weights, normaliser = self._weights(rows)
+        carried, products = self.operand.multiply(rows if weights is None else rows * weights)
+        warped = carried[-1] if weights is None else carried[-1] / weights
+        difference = (exact_products(carried, warped[None])[:, 0] - products.to(carried.device)).cpu() / normaliser
+        value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
+        return value, 2 * difference[:-1]
 
     def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
         weights = self.operand.sample.weights
@@ -124,6 +132,7 @@ class _JointLoss(torch.autograd.Function):
         return torch.tensor(at.value, dtype=torch.promote_types(moving.tensor.dtype, parameters[0].dtype))
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         parts = torch.split(gradient, [shape.numel() for shape, _, _ in ctx.like])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..losses import Linearisation
 from .stopping import Iteration, Stopping
@@ -35,20 +35,24 @@ class Adam:
         """Move the parameters of `transform` to lower loss, yielding every iteration; they end at the best seen."""
         parameters = [p for p in transform.parameters() if p.requires_grad]
         rate = self.learning_rate_voxels * voxel_mm
-        optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
-        best_value, best = float("inf"), [p.detach().clone() for p in parameters]
+        optimizer = _adam(parameters, rate)
+        best: Linearisation | None = None
+        best_position = [p.detach().clone() for p in parameters]
         last_improved, step_mm = 0, 0.0
         try:
             for number in range(1, stopping.max_iterations + 1):
                 at = linearise()
-                improved = at.value < best_value
-                small = improved and best_value - at.value < stopping.decrease * abs(at.value)
-                if improved:
-                    best_value, best, last_improved = at.value, [p.detach().clone() for p in parameters], number
-                yield Iteration(number, at.value, improved, step_mm, 0.0)
+                if best is None or at.value < best.value:
+                    small = best is not None and best.value - at.value < stopping.decrease * abs(at.value)
+                    best, best_position, last_improved = at, [p.detach().clone() for p in parameters], number
+                else:
+                    small = False
+                yield Iteration(number, at.value, at is best, step_mm, 0.0)
                 if number - last_improved >= 5:
-                    rate, last_improved = rate / 2, number
-                    optimizer.param_groups[0]["lr"] = rate
+                    # Back to the best, slower and without the momentum that led away from it.
+                    rate, last_improved, at = rate / 2, number, best
+                    _set(parameters, best_position)
+                    optimizer = _adam(parameters, rate)
                 if small or rate < stopping.step_voxels * voxel_mm:
                     return
                 before = [p.detach().clone() for p in parameters]
@@ -57,9 +61,17 @@ class Adam:
                 moved = [(p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True)]
                 step_mm = float(torch.stack(moved).sum().sqrt())
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, best, strict=True):
-                    parameter.copy_(value)
+            _set(parameters, best_position)
+
+
+def _adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+
+
+@torch.no_grad()
+def _set(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _give_gradient(parameters: list[nn.Parameter], at: Linearisation) -> None:

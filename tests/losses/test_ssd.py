@@ -84,8 +84,9 @@ def warped_values(transform: nn.Module, moving: Image, points: Tensor) -> Tensor
     index = torch.linalg.solve(matrix.to(points), (transform(points) - origin.to(points)).T).T
     normalised = 2 * index / (torch.tensor(moving.grid.size).to(points) - 1) - 1
     d = points.shape[1]
-    volume = (moving.tensor - moving.outside)[None]
-    return F.grid_sample(volume, normalised.reshape(1, *([1] * (d - 1)), -1, d), align_corners=True).flatten() + moving.outside
+    where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
+    values = F.grid_sample((moving.tensor - moving.outside)[None], where, align_corners=True)
+    return values.flatten() + moving.outside
 
 
 def autograd_gradient(value: Tensor, transform: nn.Module) -> Tensor:
@@ -97,13 +98,14 @@ def test_value_is_the_mean_squared_difference_of_the_warped_image(
     kind: str, dimension: int, dtype: torch.dtype, pair: Make
 ) -> None:
     images = pair(kind, dimension, dtype)
-    expected = F.mse_loss(warp(images.moving, images.truth, images.fixed.grid).tensor, images.fixed.tensor).item()
+    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    expected = F.mse_loss(warp(images.moving, transform, images.fixed.grid).tensor, images.fixed.tensor).item()
     loss = SSD(ClearFixed(images.fixed).operand(FULL))
-    rel = 1e-3 if dtype == torch.float32 else 1e-9
-    for value in (loss(images.truth, images.moving).item(), loss.linearise(images.truth, images.moving).value):
+    rel = 1e-5 if dtype == torch.float32 else 1e-9
+    for value in (loss(transform, images.moving).item(), loss.linearise(transform, images.moving).value):
         assert value == pytest.approx(expected, rel=rel)
     with torch.no_grad():
-        assert loss(images.truth, images.moving).item() == pytest.approx(expected, rel=rel)
+        assert loss(transform, images.moving).item() == pytest.approx(expected, rel=rel)
 
 
 def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, pair: Make) -> None:
@@ -181,10 +183,13 @@ def test_a_level_compares_the_smoothed_images_at_the_coarse_points(dimension: in
     level = Level(2, 2.0)
     fixed, moving = images.fixed.at_level(level), images.moving.at_level(level)
     value = SSD(ClearFixed(images.fixed).operand(level))(images.truth, moving).item()
-    assert value == pytest.approx(F.mse_loss(warp(moving, images.truth, fixed.grid).tensor, fixed.tensor).item(), rel=1e-9)
+    expected = F.mse_loss(warp(moving, images.truth, fixed.grid).tensor, fixed.tensor).item()
+    assert value == pytest.approx(expected, rel=1e-9)
 
 
-def test_backward_fills_the_gradients_of_the_parameters(kind: str, dimension: int, dtype: torch.dtype, pair: Make) -> None:
+def test_backward_fills_the_gradients_of_the_parameters(
+    kind: str, dimension: int, dtype: torch.dtype, pair: Make
+) -> None:
     images = pair(kind, dimension, dtype)
     transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
     loss = SSD(ClearFixed(images.fixed).operand(FULL))
@@ -272,7 +277,7 @@ def test_a_second_derivative_is_refused(pair: Make) -> None:
 LIMITS = Limits(max_row=2**24, max_result=2**40)
 
 
-def private_and_clear(fixed: Image, sample: Sample | None = None, limits: Limits = LIMITS) -> tuple[PrivateOperand, ClearOperand]:
+def private_and_clear(fixed: Image, sample: Sample | None = None) -> tuple[PrivateOperand, ClearOperand]:
     """Two operands of the same quantised J: behind an integer protocol, and in the clear."""
     sample = sample or Sample(None, None)
     levels, scale, offset = quantise_fixed(fixed.tensor[0])
@@ -280,7 +285,7 @@ def private_and_clear(fixed: Image, sample: Sample | None = None, limits: Limits
     mean_square = float(levels.square().double().mean()) * scale**2
     header = header_of(chosen, rows=4, scale=scale, offset=offset)
     link, _ = link_pair("party_1", "party_2")
-    private = PrivateOperand(fixed.grid, sample, header, mean_square, LocalExact(chosen, limits), link)
+    private = PrivateOperand(fixed.grid, sample, header, mean_square, LocalExact(chosen, LIMITS), link)
     return private, ClearOperand(fixed.grid, sample, offset, mean_square, chosen.double() * scale)
 
 
@@ -326,10 +331,11 @@ def test_quantising_the_fixed_image_centres_it_and_keeps_12_bits(dtype: torch.dt
 
 
 @given(value=st.floats(-1e6, 1e6))
-def test_quantising_a_flat_image_gives_zeros(value: float) -> None:
-    levels, scale, _ = quantise_fixed(torch.full((5,), value, dtype=torch.float64))
+def test_quantising_a_flat_image_gives_it_back(value: float) -> None:
+    levels, scale, offset = quantise_fixed(torch.full((5,), value, dtype=torch.float64))
     assert scale > 0
-    assert int(levels.abs().max()) == 0
+    assert int(levels.abs().max()) < 2**11
+    assert (levels * scale + offset).tolist() == pytest.approx([value] * 5)
 
 
 FLOATS = st.one_of(st.just(0.0), st.floats(-1e6, 1e6), st.floats(-1e30, 1e30), st.floats(-1e-30, 1e-30))
@@ -356,7 +362,8 @@ def test_quantised_rows_are_always_within_the_limits(
         assert abs(sum(x * y for x, y in zip(row, values, strict=True))) <= limits.max_result
     assert bool((scale > 0).all())
     # What is carried is the row to half a step.
-    assert bool(((integers / scale[:, None] - exact.double()).abs() <= 0.5001 / scale[:, None] + 1e-12 * exact.abs()).all())
+    step = 1 / scale[:, None]
+    assert bool(((integers * step - exact.double()).abs() <= 0.5001 * step).all())
 
 
 def test_rows_are_quantised_as_finely_as_the_limits_allow() -> None:
@@ -404,7 +411,9 @@ def test_rows_that_are_not_finite_are_refused(value: float) -> None:
     slack=st.integers(-3, 3),
     seed=st.integers(0, 1000),
 )
-def test_what_check_range_lets_pass_is_in_range(row: list[int], bits: int, aligned: bool, slack: int, seed: int) -> None:
+def test_what_check_range_lets_pass_is_in_range(
+    row: list[int], bits: int, aligned: bool, slack: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     magnitudes = torch.randint(0, 2**bits, (len(row),), generator=generator).tolist()
     # Aligned signs make the product as large as the magnitudes allow; equal magnitudes make the bounds tight.

@@ -22,8 +22,11 @@ from typing import Any
 
 import pytest
 
+from ppir_torch.config import RunConfig, load_config
+from ppir_torch.images import save_image
 from ppir_torch.link import Kind
 from ppir_torch.parties import launch
+from ppir_torch.transforms import save_transform
 
 # As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length.
 HEADER = struct.Struct("<4s16sQhiHQ")
@@ -112,13 +115,14 @@ def started_parties(quick: bool = True) -> Iterator[Started]:
             started.append(self)
             started.configs[role] = config
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "Party", Recorded)
-        yield started
-    left = [party.role for party in started if party.running]
-    for party in started:
-        party.kill()
-    assert not left, f"still running: {left}"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "Party", Recorded)
+            yield started
+        assert [party.role for party in started if party.running] == []
+    finally:
+        for party in started:
+            party.kill()
 
 
 # --- taps on the wires ----------------------------------------------------------------------------------------------
@@ -197,22 +201,22 @@ class Taps:
     def _relay(self, source: socket.socket, target: socket.socket, way: tuple[str, str]) -> None:
         passed, seen = bytearray(), Counter[Kind]()
         try:
-            while head := _exactly(source, HEADER.size):
-                *_, number, length = HEADER.unpack(head)
-                body = _exactly(source, length)
-                kind = Kind(number)
-                seen[kind] += 1
-                if self._watch is not None:
-                    self._watch(*way, kind, seen[kind])
-                passed += head + body
-                target.sendall(head + body)
+            while data := _exactly(source, HEADER.size):
+                if len(data) == HEADER.size:
+                    *_, number, length = HEADER.unpack(data)
+                    data += _exactly(source, length)
+                    seen[Kind(number)] += 1
+                    if self._watch is not None:
+                        self._watch(*way, Kind(number), seen[Kind(number)])
+                passed += data
+                target.sendall(data)
         except OSError:
-            pass
+            pass  # an end was killed
         finally:
             self.streams[way] = bytes(passed)
-            for end, how in ((target, socket.SHUT_RDWR), (source, socket.SHUT_RDWR)):
+            for end in (target, source):
                 with contextlib.suppress(OSError):
-                    end.shutdown(how)
+                    end.shutdown(socket.SHUT_RDWR)
 
 
 def _exactly(source: socket.socket, size: int) -> bytes:
@@ -231,3 +235,31 @@ def tapped_wires(watch: Watch | None = None) -> Iterator[Taps]:
         patch.setattr(launch, "_connect", taps.connect)
         yield taps
         taps.join()
+
+
+# --- image pairs on disk --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Files:
+    """A pair at its two sites, and the truth at neither."""
+
+    moving: Path
+    fixed: Path
+    truth: Path
+
+    def configuration(self, backend: str, transform: str = "affine", **more: Any) -> RunConfig:
+        """Two levels, one thread; `data` adds to the files, the rest replaces."""
+        data = {"moving": str(self.moving), "fixed": str(self.fixed)} | more.pop("data", {})
+        settings: dict[str, Any] = {"transform": {"kind": transform}, "threads": 1, "backend": {"kind": backend}}
+        settings["pyramid"] = {"levels": [{"shrink": 2}, {"shrink": 1}]}
+        return load_config(settings | {"data": data} | more)
+
+
+def write_pair(pair: Any, folder: Path) -> Files:
+    """Write a pair of tests/conftest.py."""
+    files = Files(folder / "site_1" / "moving.mha", folder / "site_2" / "fixed.mha", folder / "truth.tfm")
+    save_image(pair.moving, files.moving)
+    save_image(pair.fixed, files.fixed)
+    save_transform(pair.truth, files.truth)
+    return files
