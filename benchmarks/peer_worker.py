@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def main() -> None:
     tool, fixed, moving, output, threads = sys.argv[1:]
     Path(output).mkdir(parents=True, exist_ok=True)
     times = TOOLS[tool](fixed, moving, Path(output), int(threads))
-    steps = [b - a for a, b in zip(times[:-1], times[1:], strict=True)]
+    steps = [b - a for a, b in pairwise(times)]
     result: dict[str, Any] = dict(zip(("read_s", "register_s", "write_s"), steps, strict=True))
     print("\n" + json.dumps(result))
 

@@ -95,7 +95,9 @@ def written_transform(folder: Path, fixed: Image) -> Affine:
     return affine_from_map(fixed.grid, matrix[:3, :3], matrix[:3, 3])
 
 
-def measure(case: str, tools: dict[str, str], scratch: Path, threads: int, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    case: str, tools: dict[str, str], scratch: Path, threads: int, repeats: int, warm_up: int
+) -> list[dict[str, Any]]:
     """One entry per tool; `tools` maps names to interpreters, and "ours" comes first."""
     from ppir_torch.metrics import displacement_rmse, foreground_points
     from ppir_torch.phantoms import brain_pair, save_pair
@@ -115,7 +117,7 @@ def measure(case: str, tools: dict[str, str], scratch: Path, threads: int, repea
 
         return run
 
-    runs = timing.alternate({tool: contender(tool, python) for tool, python in tools.items()}, repeats)
+    runs = timing.alternate({tool: contender(tool, python) for tool, python in tools.items()}, repeats, warm_up)
     entries: list[dict[str, Any]] = []
     for tool, results in runs.items():
         middle = {key: timing.median([r[key] for r in results]) for key in results[0]}
@@ -174,7 +176,7 @@ def main() -> None:
     scratch = arguments.output.parent / "peers"
     entries = []
     for case in list(CASES)[: 1 if arguments.quick else None]:
-        entries += measure(case, tools, scratch, arguments.threads, repeats)
+        entries += measure(case, tools, scratch, arguments.threads, repeats, warm_up=int(not arguments.quick))
     timing.write_report(arguments.output, {"machine": facts, "tools": entries}, report(entries, facts))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import secrets
 import socket
@@ -224,7 +225,7 @@ def link_pair(me: str, peer: str, timeout: float = 600.0) -> tuple[Link, Link]:
 
 def pack(meta: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> list[Buffer]:
     """JSON values and arrays as the buffers of one payload. No pickle: what arrives is data, never code."""
-    contiguous = [np.ascontiguousarray(a) for a in arrays]
+    contiguous = [np.asarray(a, order="C") for a in arrays]
     head = json.dumps({"meta": meta, "arrays": [[a.dtype.str, a.shape] for a in contiguous]}).encode()
     return [struct.pack("<I", len(head)), head, *(a.data.cast("B") for a in contiguous if a.size)]
 
@@ -235,16 +236,22 @@ def unpack(payload: Buffer) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     try:
         (size,) = struct.unpack_from("<I", view)
         head = json.loads(bytes(view[4 : 4 + size]))
-        offset, arrays = 4 + size, []
+        meta, offset, arrays = head["meta"], 4 + size, []
+        if not isinstance(meta, dict):
+            raise TypeError(f"values are a {type(meta).__name__}")
         for name, shape in head["arrays"]:
-            dtype = np.dtype(name)
-            if dtype.kind not in "iuf" or any(n < 0 for n in shape):
-                raise ValueError(f"array of type {name} and shape {shape}")
-            count = int(np.prod(shape, dtype=np.int64))
+            # "<i8", "|u1", "<f4": numbers only; and sizes as Python integers, which do not wrap
+            if not (isinstance(name, str) and len(name) == 3 and name[1] in "iuf"):
+                raise ValueError(f"array of type {name!r}")
+            if not all(isinstance(n, int) and n >= 0 for n in shape):
+                raise ValueError(f"array of shape {shape!r}")
+            dtype, count = np.dtype(name), math.prod(shape)
+            if offset + count * dtype.itemsize > view.nbytes:
+                raise ValueError(f"array of shape {shape!r} is longer than the payload")
             arrays.append(np.frombuffer(view, dtype, count, offset).reshape(shape))
             offset += count * dtype.itemsize
         if offset != view.nbytes:
             raise ValueError(f"{view.nbytes - offset} bytes left over")
-        return head["meta"], arrays
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+        return meta, arrays
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise LinkError(f"malformed payload: {error}") from None

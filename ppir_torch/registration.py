@@ -50,10 +50,24 @@ class FixedSource(Protocol):
 
 @dataclass(frozen=True)
 class ClearFixed:
-    """The fixed image in this process, with an optional foreground mask (bool, [z,] y, x)."""
+    """The fixed image in this process, with an optional foreground mask (bool, [z,] y, x).
+
+    Raises:
+        ImageError: a constant image, or a mask that is empty or not of the image's shape.
+    """
 
     image: Image
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_content(self.image, "fixed image")
+        if self.mask is None:
+            return
+        if self.mask.dtype != torch.bool or self.mask.shape != self.grid.shape:
+            shape = tuple(self.mask.shape)
+            raise ImageError(f"mask: {shape} {self.mask.dtype}, the image needs {self.grid.shape} torch.bool")
+        if not bool(self.mask.any()):
+            raise ImageError("mask: empty, at least one voxel is needed")
 
     @property
     def grid(self) -> Grid:
@@ -206,6 +220,8 @@ def _start(plan: Plan, moving: Image, fixed: FixedSource) -> LinearTransform:
     if isinstance(plan.start, Affine):
         if not isinstance(transform, Affine):
             raise ConfigError(f"start: a transform file goes with transform 'affine' only, not {plan.transform!r}")
+        if plan.start.dimension != transform.dimension:
+            raise ConfigError(f"start: {plan.start.dimension}-D transform, the images are {transform.dimension}-D")
         transform.set_affine_map(*(part.detach() for part in plan.start.affine_map()))
     elif plan.start in ("centres", "centre_of_mass"):
         centres = plan.start == "centres"

@@ -15,8 +15,8 @@ from ppir_torch.grids import Grid
 from ppir_torch.images import Image
 from ppir_torch.transforms import LINEAR_TRANSFORMS, LinearTransform
 
-SIZES = {2: (48, 40), 3: (24, 20, 18)}
-SPACINGS = {2: (1.5, 2.0), 3: (2.0, 2.5, 3.0)}
+SIZES = {2: (48, 40), 3: (32, 28, 24)}
+SPACINGS = {2: (1.5, 2.0), 3: (1.5, 1.75, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def make_phantom(grid: Grid, seed: int = 0) -> Phantom:
     extent = torch.tensor([n * s for n, s in zip(grid.size, grid.spacing, strict=True)], dtype=torch.float64)
     axes = torch.tensor(grid.direction, dtype=torch.float64).reshape(grid.dimension, -1)
     where = (torch.rand(12, grid.dimension, generator=generator, dtype=torch.float64) - 0.5) * 0.55 * extent
-    widths = extent.min() * (0.06 + 0.06 * torch.rand(12, generator=generator, dtype=torch.float64))
+    widths = extent.min() * (0.08 + 0.06 * torch.rand(12, generator=generator, dtype=torch.float64))
     heights = 40 + 80 * torch.rand(12, generator=generator, dtype=torch.float64)
     return Phantom(grid.centre + where @ axes.T, widths, heights)
 

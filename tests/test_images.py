@@ -82,9 +82,7 @@ def test_no_smoothing_and_no_shrinking_is_the_same_image(oblique_grid: Callable[
     assert image.at_level(Level(1, 0.0)) is image
 
 
-def test_a_level_is_the_smoothed_image_at_the_coarse_points(
-    oblique_grid: Callable[..., Grid], dimension: int
-) -> None:
+def test_a_level_is_the_smoothed_image_at_the_coarse_points(oblique_grid: Callable[..., Grid], dimension: int) -> None:
     image = random_image(oblique_grid(dimension), torch.float64)
     level = image.at_level(Level(2, 3.0))
     coarse, keep = level_grid(image.grid, Level(2, 3.0))
@@ -409,9 +407,7 @@ def test_an_image_darker_than_its_border_has_no_centre_of_mass() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(junk=st.binary(max_size=600), ending=st.sampled_from(["nii", "nii.gz", "mha", "nrrd", "png"]))
-def test_any_bytes_are_an_image_or_one_line(
-    junk: bytes, ending: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_bytes_are_an_image_or_one_line(junk: bytes, ending: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("junk") / f"junk.{ending}"
     path.write_bytes(junk)
     one_line(lambda: load_image(path), f"junk.{ending}")

@@ -2,7 +2,7 @@
 
     R = X Y,   X: (rows, points) int64 of party_1,   Y: (points,) int64 of party_2,  R: (rows,) int64 for party_1
 
-A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, an `ENTRY`, and its name in
+A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, an `ENTRY`, its name in
 `PROTOCOL_NAMES` (joint/__init__.py). Losses, transforms, optimisers and parties do not change.
 """
 
@@ -58,10 +58,12 @@ class OperandHeader:
                 scale=float(meta["scale"]),
                 offset=float(meta["offset"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LinkError(f"operand header: {error!r}") from None
         if header.points < 1 or header.rows < 1 or header.max_abs < 0 or header.energy < 0:
             raise LinkError(f"operand header out of range: {header}")
+        if header.max_abs >= 2**62 or header.energy > header.points * header.max_abs**2:
+            raise LinkError(f"operand header contradicts itself: {header}")
         if not (math.isfinite(header.scale) and header.scale > 0 and math.isfinite(header.offset)):
             raise LinkError(f"operand header out of range: {header}")
         return header

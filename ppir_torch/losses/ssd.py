@@ -132,7 +132,7 @@ class _JointLoss(torch.autograd.Function):
         return torch.tensor(at.value, dtype=torch.promote_types(moving.tensor.dtype, parameters[0].dtype))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         parts = torch.split(gradient, [shape.numel() for shape, _, _ in ctx.like])

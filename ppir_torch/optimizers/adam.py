@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..losses import Linearisation
+from .parameters import copies, restore
 from .stopping import Iteration, Stopping
 
 __all__ = ["Adam"]
@@ -37,41 +38,37 @@ class Adam:
         rate = self.learning_rate_voxels * voxel_mm
         optimizer = _adam(parameters, rate)
         best: Linearisation | None = None
-        best_position = [p.detach().clone() for p in parameters]
+        best_position = copies(parameters)
         last_improved, step_mm = 0, 0.0
         try:
             for number in range(1, stopping.max_iterations + 1):
                 at = linearise()
                 if best is None or at.value < best.value:
                     small = best is not None and best.value - at.value < stopping.decrease * abs(at.value)
-                    best, best_position, last_improved = at, [p.detach().clone() for p in parameters], number
+                    best, best_position, last_improved = at, copies(parameters), number
                 else:
                     small = False
                 yield Iteration(number, at.value, at is best, step_mm, 0.0)
                 if number - last_improved >= 5:
                     # Back to the best, slower and without the momentum that led away from it.
                     rate, last_improved, at = rate / 2, number, best
-                    _set(parameters, best_position)
+                    restore(parameters, best_position)
                     optimizer = _adam(parameters, rate)
                 if small or rate < stopping.step_voxels * voxel_mm:
                     return
-                before = [p.detach().clone() for p in parameters]
+                before = copies(parameters)
                 _give_gradient(parameters, at)
                 optimizer.step()
                 moved = [(p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True)]
                 step_mm = float(torch.stack(moved).sum().sqrt())
         finally:
-            _set(parameters, best_position)
+            restore(parameters, best_position)
 
 
 def _adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
-
-
-@torch.no_grad()
-def _set(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+    # torch's eps of 1e-8 would make the steps depend on the unit of the intensities.
+    eps = max(torch.finfo(p.dtype).tiny for p in parameters)
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), eps=eps)
 
 
 def _give_gradient(parameters: list[nn.Parameter], at: Linearisation) -> None:

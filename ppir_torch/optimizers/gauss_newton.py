@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import Linearisation
+from .parameters import copies, restore
 from .stopping import Iteration, Stopping
 
 __all__ = ["GaussNewton"]
@@ -23,7 +24,8 @@ class GaussNewton:
     Each iteration costs one joint product: the evaluation that judges a step is also the next linearisation.
 
     Args:
-        damping: the first damping; divided by 10 after a kept step, times 10 after a rejected one.
+        damping: the first damping; divided by 10 after a kept step, times 10 (and at least 0.1, below which a
+            step hardly shortens) after a rejected one.
     """
 
     damping: float = 1e-4
@@ -46,6 +48,7 @@ class GaussNewton:
             expected = float(-best.gradient @ step - 0.5 * step @ best.hessian @ step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * abs(best.value):
                 return
+            before = copies(parameters)
             _move(parameters, step)
             kept = False
             try:
@@ -53,12 +56,12 @@ class GaussNewton:
                 kept = trial.value < best.value
             finally:
                 if not kept:
-                    _move(parameters, -step)
+                    restore(parameters, before)
             yield Iteration(number, trial.value, kept, length, damping)
             if kept:
                 best, damping, rejected = trial, max(damping / 10, 1e-12), 0
             else:
-                damping, rejected = max(damping * 10, 1e-3), rejected + 1
+                damping, rejected = max(damping * 10, 0.1), rejected + 1
                 if rejected == _MOST_REJECTIONS:
                     return
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import LARGEST_SEED
 from ..errors import ConfigError, LinkError
-from ..images import Image, Level
+from ..images import Image, Level, level_grid
 from ..joint.operands import quantise_fixed, take
 from ..joint.protocol import FixedSide, OperandHeader
 from ..link import Kind, Link, Message, pack, unpack
@@ -73,7 +74,8 @@ class FixedParty:
         level, rows, public = _read_request(meta)
         choice = public or _read_indices(unpack(link.receive(Kind.SAMPLE).payload)[1])
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
-        if number >= MAX_OPERANDS or (sample.index is not None and sample.index.numel() < MIN_POINTS):
+        points = level_grid(self.image.grid, level)[0].count if sample.index is None else sample.index.numel()
+        if number >= MAX_OPERANDS or points < MIN_POINTS:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
         coarse = self.image.at_level(level)
         levels, scale, offset = quantise_fixed(take(coarse.tensor[0].flatten(), candidates))
@@ -103,15 +105,22 @@ def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Full | Uniform | No
         if kind == "full":
             return level, rows, Full()
         if kind == "uniform":
-            return level, rows, Uniform(float(meta["choice"]["fraction"]), int(meta["choice"]["seed"]))
+            fraction, seed = float(meta["choice"]["fraction"]), int(meta["choice"]["seed"])
+            if not 0 <= seed <= LARGEST_SEED:
+                raise ValueError(f"seed {seed}")
+            return level, rows, Uniform(fraction, seed)
         if kind == "indices":
             return level, rows, None
         raise ValueError(kind)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise LinkError(f"level request out of range: {error!r}") from None
 
 
 def _read_indices(arrays: list[Any]) -> Sample:
     if len(arrays) != 1 or arrays[0].ndim != 1 or arrays[0].size == 0 or arrays[0].dtype.kind != "i":
         raise LinkError("sample: one array of point indices is due; refused")
-    return Sample(torch.from_numpy(arrays[0].astype(np.int64)), None)
+    index = arrays[0].astype(np.int64)
+    if not bool((np.diff(index) > 0).all()):
+        # The mean and energy of one point, asked for many times, would be its value.
+        raise LinkError("sample: indices must increase, each point is taken once; refused")
+    return Sample(torch.from_numpy(index), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class PrivateFixed:
             self.grid = Grid(*(tuple(meta["grid"][k]) for k in ("size", "spacing", "origin", "direction")))
             self._centre_of_mass = meta["centre_of_mass"]
             self.mask = _unpack_mask(arrays[0], self.grid) if meta["mask"] else None
-        except (KeyError, TypeError, IndexError, ValueError, ImageError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError, ImageError) as error:
             raise LinkError(f"geometry from {link.peer}: {error!r}") from None
 
     def centre_of_mass(self) -> Tensor:
@@ -94,8 +95,11 @@ class PrivateFixed:
         header = OperandHeader.from_meta(meta)
         if header.points != points or header.rows != rows:
             raise LinkError(f"operand of {header.points} points and {header.rows} rows, {points} and {rows} were asked")
+        mean_square = meta.get("mean_square")
+        if not isinstance(mean_square, float) or not 0 <= mean_square < math.inf:
+            raise LinkError(f"operand: mean square {str(mean_square)[:40]}, a finite number >= 0 is due")
         self._side.accept_operand(header)
-        return PrivateOperand(coarse, sample, header, float(meta["mean_square"]), self._side, self.link)
+        return PrivateOperand(coarse, sample, header, mean_square, self._side, self.link)
 
     def finish(self, shared: LinearTransform | None = None) -> None:
         """End the session; `shared` is the final transform, where the configuration shares it with party_2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def summary(result: Result) -> dict[str, Any]:
     ]
     return {
         "transform": {"kind": type(result.transform).__name__.lower(), "matrix": matrix, "offset_mm": offset},
-        "ssd": result.value,
+        "ssd": result.value if math.isfinite(result.value) else None,  # none yet; NaN is not JSON
         "iterations": len(result.history),
         "loop_seconds": result.seconds,
         "history": history,

@@ -63,4 +63,3 @@ def load_transform(path: str | Path, grid: Grid) -> Affine:
     units = [loaded.TransformPoint([float(i == j) for j in range(dimension)]) for i in range(dimension)]
     matrix = torch.tensor(units, dtype=torch.float64).T - origin[:, None]
     return affine_from_map(grid, matrix, origin)
-

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppir_torch.errors import RangeError
+from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_fixed, quantise_rows
@@ -269,12 +269,12 @@ def test_a_second_derivative_is_refused(pair: Make) -> None:
     value = SSD(ClearFixed(images.fixed).operand(FULL))(images.truth, images.moving)
     (gradient,) = torch.autograd.grad(value.square(), [images.truth.translation], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(gradient.sum(), [images.truth.translation])
+        gradient.sum().backward()
 
 
 # --- the quantised path, against a local exact product
 
-LIMITS = Limits(max_row=2**24, max_result=2**40)
+LIMITS = Limits(max_row=2**24, max_result=2**50)
 
 
 def private_and_clear(fixed: Image, sample: Sample | None = None) -> tuple[PrivateOperand, ClearOperand]:
@@ -461,3 +461,45 @@ def test_check_range_knows_the_most_negative_word() -> None:
 def test_check_range_refuses_another_shape_or_type(rows: Tensor) -> None:
     with pytest.raises(RangeError):
         check_range(rows, header_of(torch.tensor([1, 2, 3]), rows=2), LIMITS)
+
+
+# --- the header that party_2 sends with an operand
+
+META = header_of(torch.tensor([1, -2, 3])).to_meta()
+
+
+def test_a_header_survives_its_message() -> None:
+    assert OperandHeader.from_meta(META) == header_of(torch.tensor([1, -2, 3]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"points": 0},
+        {"points": None},
+        {"points": "many"},
+        {"points": float("inf")},
+        {"rows": 0},
+        {"scale": 0.0},
+        {"scale": float("nan")},
+        {"scale": float("inf")},
+        {"scale": 10**400},
+        {"offset": float("nan")},
+        {"max_abs": -1},
+        {"max_abs": 2**62},
+        {"energy": -1},
+        {"energy": 28},
+        {"energy": 10**400},
+        {"energy": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_header_out_of_range_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(LinkError, match="operand header"):
+        OperandHeader.from_meta({**META, **change})
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_header_without_a_field_is_refused(name: str) -> None:
+    with pytest.raises(LinkError, match=name):
+        OperandHeader.from_meta({k: v for k, v in META.items() if k != name})

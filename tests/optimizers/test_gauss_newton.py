@@ -88,7 +88,7 @@ def test_a_step_that_raises_the_loss_is_taken_back() -> None:
     rejected = [i for i, h in enumerate(history) if not h.accepted]
     assert rejected, "the plain step from 2 overshoots"
     for i in rejected:
-        assert positions[i] == pytest.approx(positions[i - 1], abs=1e-12)
+        assert positions[i] == positions[i - 1]
         assert history[i].value >= min(h.value for h in history[:i])
     damping = [h.damping for h in history]
     assert damping[rejected[0] + 1] > damping[rejected[0]]
@@ -126,7 +126,7 @@ def test_closing_the_generator_leaves_the_best() -> None:
     first, second = next(iterations), next(iterations)
     iterations.close()
     assert not second.accepted
-    assert parameters.vector().item() == pytest.approx(2.0)
+    assert parameters.vector().item() == 2.0
     assert first.value < second.value
 
 
@@ -198,9 +198,7 @@ def test_a_parameter_without_effect_stays_where_it_is() -> None:
 def test_nothing_to_see_ends_the_level() -> None:
     parameters = Parameters(3.0, 4.0)
     zero = torch.zeros(2, 2, dtype=torch.float64)
-    history = list(
-        GaussNewton().minimise(parameters, lambda: Linearisation(5.0, zero[0], zero), Stopping(), 1.0)
-    )
+    history = list(GaussNewton().minimise(parameters, lambda: Linearisation(5.0, zero[0], zero), Stopping(), 1.0))
     assert len(history) == 1
     assert parameters.vector().tolist() == [3.0, 4.0]
 

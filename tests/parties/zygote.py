@@ -32,14 +32,18 @@ def serve(control: socket.socket) -> None:
     import ppir_torch.reporting.files
     import ppir_torch.reporting.progress  # noqa: F401
 
+    codes: dict[int, int] = {}
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 8)
         if not data:
             return
         request = json.loads(data)
         if "wait" in request:
-            done, status = os.waitpid(request["wait"], os.WNOHANG)
-            answer: Any = os.waitstatus_to_exitcode(status) if done else None
+            pid = request["wait"]
+            if pid not in codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                codes.update({pid: os.waitstatus_to_exitcode(status)} if done else {})
+            answer: Any = codes.get(pid)
         else:
             answer = os.fork()
             if answer == 0:

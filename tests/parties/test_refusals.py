@@ -1,0 +1,399 @@
+"""Each party alone, against a peer that does not keep to the protocol: what it refuses, and what its figures count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ppir_torch import __version__
+from ppir_torch.errors import ConfigError, LinkError, PeerLost, PpirError
+from ppir_torch.grids import Grid
+from ppir_torch.images import Image, Level
+from ppir_torch.joint.protocol import FixedSide, Limits, MovingSide, OperandHeader
+from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.parties import fixed as fixed_module
+from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
+from ppir_torch.parties.fixed import FixedParty
+from ppir_torch.parties.moving import PrivateFixed
+from ppir_torch.sampling import Full, Sample, Uniform
+
+GRID = Grid((12, 10), (1.5, 2.0), (3.0, -4.0))
+IMAGE = Image(torch.arange(120, dtype=torch.float32).square().reshape(1, 10, 12), GRID)
+HELLO = {"version": __version__, "protocol": "plain"}
+
+
+@dataclass
+class PlainFixedSide(FixedSide):
+    """A protocol without secrets, to see the parties work without one."""
+
+    link: Link
+    operands: list[tuple[OperandHeader, Tensor]] = field(default_factory=list)
+
+    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+        self.operands.append((header, values))
+
+    def answer(self, request: Message) -> None:
+        rows = torch.from_numpy(unpack(request.payload)[1][0].copy())
+        self.link.send(Kind.RESULT_SHARE, pack({}, [(rows @ self.operands[-1][1]).numpy()]))
+
+
+class PlainMovingSide(MovingSide):
+    limits = Limits(1 << 40, 1 << 60)
+
+    def __init__(self, link: Link) -> None:
+        self.link, self.headers = link, list[OperandHeader]()
+
+    def accept_operand(self, header: OperandHeader) -> None:
+        self.headers.append(header)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        self.link.send(Kind.PRODUCT, pack({}, [rows.numpy()]))
+        return torch.from_numpy(unpack(self.link.receive(Kind.RESULT_SHARE).payload)[1][0].copy())
+
+
+@dataclass
+class Served:
+    """party_2 at work in a thread; `link` is party_1's end."""
+
+    link: Link
+    side: PlainFixedSide
+    outcome: list[Any]
+
+    def error(self, *kinds: type[BaseException]) -> str:
+        """The line with which party_2 stopped."""
+        for _ in range(500):
+            if self.outcome:
+                break
+            time.sleep(0.01)
+        assert isinstance(self.outcome[0], kinds or (LinkError,)), self.outcome
+        return str(self.outcome[0])
+
+
+@contextmanager
+def served(party: FixedParty) -> Iterator[Served]:
+    mine, theirs = link_pair("party_1", "party_2", timeout=10)
+    run = Served(mine, PlainFixedSide(theirs), [])
+
+    def work() -> None:
+        try:
+            run.outcome.append(party.serve(theirs, run.side, "plain"))
+        except PpirError as error:
+            run.outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield run
+    finally:
+        mine.close()
+        thread.join(10)
+        theirs.close()
+        assert not thread.is_alive()
+
+
+def greeted(run: Served) -> Served:
+    run.link.send(Kind.HELLO, pack(HELLO))
+    run.link.receive(Kind.HELLO)
+    run.link.receive(Kind.GEOMETRY)
+    return run
+
+
+def request(**changes: Any) -> list[Any]:
+    meta = {"level": {"shrink": 1, "smoothing_mm": 0.0}, "rows": 4, "choice": {"kind": "full"}}
+    return pack(meta | changes)
+
+
+# --- the two together ------------------------------------------------------------------------------------------------
+
+
+def test_the_parties_agree_on_an_operand_and_its_products() -> None:
+    mask = torch.ones(10, 12, dtype=torch.bool)
+    mask[:, :3] = False
+    with served(FixedParty(IMAGE, mask, disclose_centre_of_mass=True)) as run:
+        side = PlainMovingSide(run.link)
+        fixed = PrivateFixed(run.link, side, "plain")
+        assert fixed.grid == GRID
+        assert fixed.mask is not None
+        assert torch.equal(fixed.mask, mask)
+        assert torch.allclose(fixed.centre_of_mass(), IMAGE.centre_of_mass())
+        operand = fixed.operand(Level(1, 0.0), Full(), 0, rows=4)
+        values = IMAGE.tensor[0][mask].double()
+        assert operand.offset == pytest.approx(float(values.mean()))
+        assert operand.mean_square == pytest.approx(float((values - values.mean()).square().mean()), rel=1e-3)
+        rows = torch.rand(9, values.numel(), dtype=torch.float64)  # more than 4: several products
+        _, products = operand.multiply(rows)
+        expected = rows @ (values - operand.offset)
+        assert (products - expected).abs().max() < 1e-3 * values.norm() * rows.norm(dim=1).max()
+        assert run.side.operands[0][0] == side.headers[0]
+        fixed.finish()
+        run.link.close()
+    assert run.outcome == [None]
+
+
+@pytest.mark.parametrize("choice", [Uniform(0.5, 3), Sample(torch.arange(7, 90, 2), None)])
+def test_both_parties_take_the_same_points(choice: Any) -> None:
+    with served(FixedParty(IMAGE)) as run:
+        fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
+        operand = fixed.operand(Level(1, 0.0), choice, 2, rows=4)
+        assert operand.sample.index is not None
+        levels = run.side.operands[0][1]
+        restored = operand.header.scale * levels + operand.offset
+        expected = IMAGE.tensor.flatten()[operand.sample.index]
+        assert torch.allclose(restored.float(), expected, atol=float(IMAGE.tensor.max()) / 2000)
+        fixed.finish()
+
+
+def test_geometry_says_nothing_that_was_not_agreed() -> None:
+    mask = torch.ones(10, 12, dtype=torch.bool)
+    for party, agreed in ((FixedParty(IMAGE), False), (FixedParty(IMAGE, mask, True), True)):
+        with served(party) as run:
+            run.link.send(Kind.HELLO, pack(HELLO))
+            run.link.receive(Kind.HELLO)
+            meta, arrays = unpack(run.link.receive(Kind.GEOMETRY).payload)
+            assert (meta["mask"], len(arrays), meta["centre_of_mass"] is not None) == (agreed, int(agreed), agreed)
+
+
+# --- party_2 refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", [HELLO | {"version": "0.0.1"}, HELLO | {"protocol": "bfv"}, {"x" * 900: "y"}])
+def test_another_version_or_protocol_is_refused_before_anything_is_told(theirs: dict[str, str]) -> None:
+    with served(FixedParty(IMAGE)) as run:
+        run.link.send(Kind.HELLO, pack(theirs))
+        line = run.error(ConfigError)
+        assert "both must be the same" in line
+        assert len(line) < 400
+        run.link.receive(Kind.HELLO)
+        assert run.side.link.sent.keys() == {Kind.HELLO}
+
+
+@pytest.mark.parametrize("kind", [Kind.PRODUCT, Kind.REPLY_CIPHERTEXTS])
+def test_a_product_before_the_first_level_is_refused(kind: Kind) -> None:
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.send(kind, pack({}, [np.ones((1, 120), np.int64)]))
+        assert run.error() == f"{kind.name} before the first level; refused"
+
+
+@pytest.mark.parametrize("kind", [Kind.GEOMETRY, Kind.SAMPLE, Kind.OPERAND, Kind.MASKED_RESULT, Kind.SEED])
+def test_a_message_that_is_not_due_is_refused(kind: Kind) -> None:
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.send(kind, request())
+        assert "refused" in run.error()
+    assert run.side.operands == []
+
+
+BAD_REQUESTS: dict[str, dict[str, Any]] = {
+    "shrink 0": {"level": {"shrink": 0, "smoothing_mm": 0.0}},
+    "shrink huge": {"level": {"shrink": 10**9, "smoothing_mm": 0.0}},
+    "shrink infinite": {"level": {"shrink": float("inf"), "smoothing_mm": 0.0}},
+    "smoothing negative": {"level": {"shrink": 1, "smoothing_mm": -1.0}},
+    "smoothing NaN": {"level": {"shrink": 1, "smoothing_mm": float("nan")}},
+    "smoothing missing": {"level": {"shrink": 1}},
+    "level a list": {"level": [1, 0.0]},
+    "rows 0": {"rows": 0},
+    "rows huge": {"rows": 10**6},
+    "rows a word": {"rows": "many"},
+    "choice unknown": {"choice": {"kind": "all"}},
+    "choice missing": {"choice": {}},
+    "fraction 2": {"choice": {"kind": "uniform", "fraction": 2.0, "seed": 1}},
+    "fraction tiny": {"choice": {"kind": "uniform", "fraction": 0.01, "seed": 1}},
+    "seed missing": {"choice": {"kind": "uniform", "fraction": 0.5}},
+    "seed huge": {"choice": {"kind": "uniform", "fraction": 0.5, "seed": 10**30}},
+    "seed infinite": {"choice": {"kind": "uniform", "fraction": 0.5, "seed": float("inf")}},
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_level_out_of_range_is_refused(name: str) -> None:
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.send(Kind.LEVEL, request(**BAD_REQUESTS[name]))
+        assert "\n" not in run.error()
+    assert run.side.operands == []
+
+
+BAD_SAMPLES: dict[str, list[Any]] = {
+    "few points": [np.arange(31, dtype=np.int32)],
+    "one point, many times": [np.full(64, 17, np.int32)],
+    "unordered": [np.arange(64, dtype=np.int32)[::-1].copy()],
+    "outside": [np.arange(100, 200, dtype=np.int32)],
+    "negative": [np.arange(-1, 63, dtype=np.int32)],
+    "empty": [np.zeros(0, np.int32)],
+    "floating": [np.arange(64, dtype=np.float32)],
+    "two-dimensional": [np.arange(64, dtype=np.int32).reshape(8, 8)],
+    "no array": [],
+    "two arrays": [np.arange(64, dtype=np.int32)] * 2,
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_a_sample_that_would_say_much_of_few_points_is_refused(name: str) -> None:
+    """OPERAND tells mean and energy of the sample: of a single point, or of one point many times, that is its value."""
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.send(Kind.LEVEL, request(choice={"kind": "indices"}))
+        run.link.send(Kind.SAMPLE, pack({}, BAD_SAMPLES[name]))
+        assert "\n" not in run.error()
+    assert run.side.operands == []
+
+
+def test_a_mask_of_few_points_is_refused() -> None:
+    mask = torch.zeros(10, 12, dtype=torch.bool)
+    mask[:3, :10] = True
+    with served(FixedParty(IMAGE, mask)) as run:
+        greeted(run).link.send(Kind.LEVEL, request())
+        assert "at least 32 points" in run.error()
+
+
+def test_an_image_of_few_points_is_refused() -> None:
+    tiny = Image(torch.rand(1, 5, 6), Grid((6, 5)))
+    with served(FixedParty(tiny)) as run:
+        greeted(run).link.send(Kind.LEVEL, request())
+        assert "at least 32 points" in run.error()
+
+
+def test_operands_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_module, "MAX_OPERANDS", 3)
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run)
+        for _ in range(4):
+            run.link.send(Kind.LEVEL, request())
+        assert "at most 3 a session" in run.error()
+    assert len(run.side.operands) == 3
+
+
+def test_a_lost_party_1_ends_party_2() -> None:
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.close()
+        assert (
+            run.error(PeerLost)
+            == "party_2: party_1 is gone (the connection was closed); the run stops here and keeps what it has"
+        )
+
+
+# --- party_1 refuses -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def peer(*answers: tuple[Kind, list[Any]]) -> Iterator[Link]:
+    """party_1's link to a party_2 that says these, whatever it is told."""
+    mine, theirs = link_pair("party_1", "party_2", timeout=5)
+    for kind, payload in answers:
+        theirs.send(kind, payload)
+    yield mine
+    mine.close()
+    theirs.close()
+
+
+GEOMETRY = {"grid": GRID.to_meta(), "centre_of_mass": None, "mask": False}
+BAD_GEOMETRIES: dict[str, dict[str, Any]] = {
+    "no grid": {"grid": {}},
+    "grid a word": {"grid": "large"},
+    "size 0": {"grid": GRID.to_meta() | {"size": (0, 10)}},
+    "spacing 0": {"grid": GRID.to_meta() | {"spacing": (0.0, 1.0)}},
+    "4-D": {"grid": {"size": (2,) * 4, "spacing": (1.0,) * 4, "origin": (0.0,) * 4, "direction": (1.0,) * 16}},
+    "mask without bits": {"mask": True},
+    "size a word": {"grid": GRID.to_meta() | {"size": ("many", 10)}},
+    "size infinite": {"grid": GRID.to_meta() | {"size": (float("inf"), 10)}},
+}
+
+
+@pytest.mark.parametrize("name", BAD_GEOMETRIES)
+def test_a_malformed_geometry_is_refused(name: str) -> None:
+    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY | BAD_GEOMETRIES[name]))
+    with peer(*answers) as link, pytest.raises(LinkError, match="geometry from party_2"):
+        PrivateFixed(link, PlainMovingSide(link), "plain")
+
+
+HEADER = {"number": 0, "points": 120, "rows": 4, "scale": 1.0, "offset": 0.0, "max_abs": 9, "energy": 100}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"points": 119},
+        {"rows": 5},
+        {"scale": 0.0},
+        {"energy": -1},
+        {"mean_square": None},
+        {"mean_square": float("nan")},
+    ],
+    ids=str,
+)
+def test_an_operand_that_was_not_asked_for_is_refused(changes: dict[str, Any]) -> None:
+    header = HEADER | {"mean_square": 1.0} | changes
+    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY)), (Kind.OPERAND, pack(header))
+    with peer(*answers) as link:
+        fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
+        with pytest.raises(LinkError):
+            fixed.operand(Level(1, 0.0), Full(), 0, rows=4)
+
+
+def test_a_centre_of_mass_that_is_not_disclosed() -> None:
+    with peer((Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY))) as link:
+        fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
+        with pytest.raises(ConfigError, match="party_2 does not disclose it"):
+            fixed.centre_of_mass()
+
+
+# --- accounting ------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_is_not_working() -> None:
+    watch = Stopwatch()
+    mine, theirs = link_pair("party_1", "party_2")
+    timer = threading.Timer(0.4, lambda: theirs.send(Kind.HELLO, b"abc"))
+    timer.start()
+    mine.receive(Kind.HELLO)
+    mine.send(Kind.PRODUCT, b"12345")
+    mine.send(Kind.LEVEL, b"1")
+    account = watch.account([mine])
+    assert 0.3 < account.waiting_seconds < 2.0
+    assert account.seconds < 0.3
+    assert account.messages == {"PRODUCT": 44 + 5, "LEVEL": 44 + 1}
+    assert (account.bytes_sent, account.set_up_bytes, account.bytes_received) == (94, 45, 47)
+    timer.join()
+    mine.close()
+    theirs.close()
+
+
+def test_accounts_sum_over_links() -> None:
+    ends = [link_pair("party_1", "party_2"), link_pair("party_1", "dealer")]
+    for mine, _ in ends:
+        mine.send(Kind.FINISH, b"12")
+    account = Stopwatch().account([mine for mine, _ in ends])
+    assert (account.bytes_sent, account.messages) == (2 * 46, {"FINISH": 92})
+    for link in (link for pair in ends for link in pair):
+        link.close()
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    before = peak_memory_mb()
+    block = torch.ones(40_000_000, dtype=torch.float64)  # 320 MB
+    after = peak_memory_mb()
+    assert float(block.sum()) > 0
+    assert before > 50
+    assert after >= 320
+    assert after >= before
+
+
+def test_json_files_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.json"
+    write_json(path, {"account": Stopwatch().account([]), "path": Path("a")})
+    assert '"path": "a"' in path.read_text()
+    assert '"messages": {}' in path.read_text()
+    before = path.read_text()
+    loop: dict[str, object] = {}
+    loop["loop"] = loop
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(path, loop)
+    assert path.read_text() == before
+    assert list(path.parent.iterdir()) == [path]
