@@ -40,9 +40,9 @@ class BrainPair:
 
 
 def known_affine(grid: Grid) -> Affine:
-    """Twelve parameters about the grid's centre: turns of 10, -8, 9 degrees, scales 1.08, 0.93, 1.06, shears of 2-3 %,
-    a shift of 8.1 mm."""
-    matrix = _turn(2, 9.0) @ _turn(1, -8.0) @ _turn(0, 10.0)
+    """Twelve parameters about the grid's centre: turns of 10, 8, 9 degrees about x, y, z, scales 1.08, 0.93, 1.06,
+    shears of 2-3 %, a shift of 8.1 mm."""
+    matrix = _turn(2, 9.0) @ _turn(1, 8.0) @ _turn(0, 10.0)
     stretch = torch.tensor([[1.08, 0.03, 0.02], [0.0, 0.93, -0.03], [0.0, 0.0, 1.06]], dtype=torch.float64)
     shift = torch.tensor([5.0, -4.5, 4.5], dtype=torch.float64)
     linear = matrix @ stretch
@@ -84,7 +84,7 @@ def save_pair(pair: BrainPair, folder: Path) -> tuple[Path, Path, Path]:
 def _turn(axis: int, degrees: float) -> Tensor:
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = torch.eye(3, dtype=torch.float64)
-    i, j = [k for k in range(3) if k != axis]
+    i, j = (axis + 1) % 3, (axis + 2) % 3
     matrix[i, i] = matrix[j, j] = c
     matrix[i, j], matrix[j, i] = -s, s
     return matrix

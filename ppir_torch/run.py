@@ -31,6 +31,8 @@ from .transforms import load_transform
 
 __all__ = ["register", "run"]
 
+FILES = ("result.json", "transform.tfm", "warped.nii.gz", "warped.png", "party_1.json", "party_2.json", "dealer.json")
+
 
 def run(config: RunConfig, output: Path) -> dict[str, Any]:
     """Run a configuration and write `warped.nii.gz`, `transform.tfm` and `result.json` into `output`.
@@ -41,10 +43,10 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
         PpirError: bad input (exit code 2).
         PeerLost: a party was lost; what party_1 had by then is in `output` (exit code 3).
     """
-    output.mkdir(parents=True, exist_ok=True)
     for path in (config.data.truth, config.data.reference):
         if path is not None and not path.exists():
             raise ConfigError(f"{path}: no such transform file (data.truth or data.reference)")
+    _prepare(config, output)
     started = time.perf_counter()
     values = _run_private(config, output) if config.backend.kind != "clear" else _run_clear(config, output)
     values = {
@@ -136,6 +138,24 @@ def register(
         return _result(values, folder)
 
 
+def _prepare(config: RunConfig, output: Path) -> None:
+    """Make the folder and take the files of an earlier run out of it, unless this run reads one of them."""
+    start, data = config.start.path, config.data
+    read = {"data.moving": data.moving, "data.fixed": data.fixed, "data.fixed_mask": data.fixed_mask}
+    read |= {"data.truth": data.truth, "data.reference": data.reference, "start.path": start}
+    written = [output / name for name in FILES]
+    taken = {path.resolve() for path in written}
+    for field, path in read.items():
+        if path is not None and path.resolve() in taken:
+            raise ConfigError(f"{field}: '{path}', the run would overwrite it; take another output folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for path in written:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output: '{output}', a folder that can be written is needed ({error.strerror})") from None
+
+
 def _run_clear(config: RunConfig, output: Path) -> dict[str, Any]:
     device, dtype = compute_device(getattr(config.backend, "device", "cpu")), getattr(torch, config.dtype)
     threads = torch.get_num_threads()
@@ -161,8 +181,6 @@ def _run_clear(config: RunConfig, output: Path) -> dict[str, Any]:
 
 
 def _run_private(config: RunConfig, output: Path) -> dict[str, Any]:
-    for name in ("result.json", "warped.nii.gz", "transform.tfm"):
-        (output / name).unlink(missing_ok=True)
     reports = run_parties(moving_party(config), fixed_party(config), output)
     errors = [(r["exit_code"], r["error"]) for r in reports.values() if r["exit_code"] != 0]
     own_fault = next((text for code, text in errors if code == 2), None)

@@ -22,6 +22,8 @@ from ppir_torch.transforms import LINEAR_TRANSFORMS, load_transform
 from ppir_torch.warping import sample
 
 BACKENDS = ("bfv", "spdz")
+# bfv carries rows of 20 bits, spdz of 24.
+GRADIENT_ERROR = {"bfv": 2e-6, "spdz": 2e-7}
 
 
 class Network(nn.Module):
@@ -115,8 +117,7 @@ def test_value_and_gradient_are_those_of_autograd(
             private.backward()
             assert private.item() == pytest.approx(value.item(), rel=1e-5)
             error = (gradient_of(transform) - gradient).norm() / gradient.norm()
-            print("ERR", backend, dimension, kind, float(error), private.item() / value.item() - 1)
-            assert error < 3e-6, (kind, float(error))
+            assert error < GRADIENT_ERROR[backend], (kind, float(error))
             assert gradient.norm() > 0.1
             parameters = sum(p.numel() for p in transform.parameters())
             # Nothing but ceil((P + 1) / 16) products; `backward` sends nothing.
@@ -136,7 +137,7 @@ def test_a_wrong_gradient_would_be_seen(images: dict[int, Files]) -> None:
     transform = make_transform("affine", fixed, moving)
     _, quantised = by_autograd(transform, moving.at_level(level), fixed, level, Full())
     SSD(ClearFixed(fixed).operand(level))(transform, moving.at_level(level)).backward()
-    assert 3e-6 < (gradient_of(transform) - quantised).norm() / quantised.norm() < 1e-2
+    assert max(GRADIENT_ERROR.values()) < (gradient_of(transform) - quantised).norm() / quantised.norm() < 1e-2
 
 
 def test_the_gradient_goes_through_what_is_built_around_it(images: dict[int, Files], started: Started) -> None:

@@ -141,6 +141,19 @@ def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, p
     torch.testing.assert_close(at.hessian, at.hessian.T)
 
 
+@pytest.mark.parametrize("module", ["affine", "user"])
+def test_points_in_several_chunks_are_all_points(module: str, pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pair("affine", 3, torch.float64)
+    transform = images.truth if module == "affine" else Shear(images.fixed.grid)
+    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    whole = loss.linearise(transform, images.moving)
+    monkeypatch.setattr("ppir_torch.losses.ssd._CHUNK", 1000)
+    parts = loss.linearise(transform, images.moving)
+    assert parts.value == pytest.approx(whole.value, rel=1e-12)
+    torch.testing.assert_close(parts.gradient, whole.gradient)
+    torch.testing.assert_close(parts.hessian, whole.hessian)
+
+
 def test_hessian_is_two_s_s_over_n(pair: Make) -> None:
     from ppir_torch.warping import sample_with_gradient, steepest_descent
 

@@ -302,8 +302,8 @@ def found_in(stream: bytes, forms: list[tuple[str, list[bytes]]]) -> list[str]:
 
 def test_no_pixel_row_is_in_what_crossed(observed: Observed) -> None:
     moving, fixed = load_image(observed.files.moving), load_image(observed.files.fixed)
+    forms = [*forms_of(fixed), *forms_of(moving), *first_rows_of(moving, fixed)]
     for way, stream in observed.taps.streams.items():
-        forms = [*forms_of(fixed), *forms_of(moving), *first_rows_of(moving, fixed)]
         assert found_in(stream, forms) == [], way
 
 
