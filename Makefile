@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || printenv PIP_FIND_LINKS)
 export UV_FIND_LINKS := $(FIND_LINKS)
 export SSL_CERT_FILE ?= $(PIP_CERT)
+# Threads that wait sleep: on a busy machine torch is several times slower when they spin.
+export OMP_WAIT_POLICY ?= PASSIVE
 # Compiled once at set-up, so that every party starts quickly.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -5,6 +5,7 @@ Only typer is imported here; torch, hydra and pydantic are loaded by the command
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ PACKAGES = ("torch", "crypten", "tenseal", "SimpleITK", "hydra-core", "pydantic"
 
 def main() -> None:
     """Entry point of the `ppir` command."""
+    # Before torch loads: on a busy machine threads that spin while they wait make it several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

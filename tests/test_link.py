@@ -93,7 +93,7 @@ def test_the_wire_is_as_written_here(ends: tuple[socket.socket, Link]) -> None:
     link.at(3, 9)
     link.send(Kind.GEOMETRY, b"xyz")
     expected = wire(b"xyz", level=3, iteration=9, kind=int(Kind.GEOMETRY))
-    assert raw.recv(1000) == expected
+    assert raw.recv(len(expected), socket.MSG_WAITALL) == expected
 
 
 def test_both_ends_may_send_much_at_once(pair: tuple[Link, Link]) -> None:

@@ -38,7 +38,8 @@ class Operand(Protocol):
         grid: the level's grid.
         sample: which of its points are used, with which weights.
         offset: the public constant that was subtracted from J.
-        mean_square: mean of (J - offset)^2 over all points of the level.
+        mean_square: mean of (J - offset)^2 over the sample; where its points have weights (which party_2 does not
+            know), over all points of the level.
     """
 
     @property
@@ -68,9 +69,9 @@ class ClearOperand:
     def of(cls, image: Image, candidates: Tensor | None, sample: Sample) -> ClearOperand:
         """The operand of a one-channel image: mean and energy over the candidate points, values at the sample."""
         level = take(image.tensor[0].flatten().double(), candidates)
-        offset = float(level.mean())
+        offset = _float32(float(level.mean()))
         centred = take(image.tensor[0].flatten().double(), sample.index) - offset
-        mean_square = float((level - offset).square().mean())
+        mean_square = float((centred if sample.weights is None else level - offset).square().mean())
         return cls(image.grid, sample, offset, mean_square, centred.to(image.tensor.dtype))
 
     def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,9 +116,9 @@ class PrivateOperand:
 def quantise_fixed(values: Tensor, bits: int = FIXED_BITS) -> tuple[Tensor, float, float]:
     """(Y int64 (n,), scale, offset) with J about offset + scale Y and |Y| < 2^(bits-1); J is centred on its mean."""
     exact = values.double().flatten()
-    offset = float(exact.mean())
+    offset = _float32(float(exact.mean()))
     largest = float((exact - offset).abs().max())
-    scale = largest / (2 ** (bits - 1) - 1) if largest > 0 else 1.0
+    scale = largest / (2 ** (bits - 1) - 1) if largest > 1e-300 else 1.0
     return ((exact - offset) / scale).round().to(torch.int64), scale, offset
 
 
@@ -138,6 +139,11 @@ def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
     return total
 
 
+def _float32(value: float) -> float:
+    # An offset that images of either dtype subtract exactly.
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
 def take(values: Tensor, index: Tensor | None) -> Tensor:
     """values[index], or all of them."""
     return values if index is None else values[index.to(values.device)]
@@ -155,9 +161,10 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     if not bool(torch.isfinite(euclidean).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     room = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1)) - 0.5 * math.sqrt(count)
-    if room <= 0:
+    if room < 1:
         raise RangeError(f"product: {count} points leave no room in results of at most {limits.max_result}")
     most = 0.999 * min(limits.max_row, 2**ROW_BITS) - 0.5
     scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
-    scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(min=2.0**-1000).log2().floor()), 1.0)
+    # No scale above 2^100, which float32 still holds: rows of less than 1e-30 are noise.
+    scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(max=2.0**100).log2().floor()), 1.0)
     return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale

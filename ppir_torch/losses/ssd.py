@@ -27,11 +27,21 @@ _CHUNK = 1 << 16  # points whose images stay in the processor's cache
 
 @dataclass(frozen=True)
 class Linearisation:
-    """Value, gradient (P,) and Gauss-Newton Hessian (P, P) of a loss at one transform; float64."""
+    """Value, gradient (P,) and Gauss-Newton Hessian (P, P) of a loss at one transform; float64.
+
+    `floor` is the least size for relative stopping rules: with weighted points the value is known up to a constant
+    only, and may be negative.
+    """
 
     value: float
     gradient: Tensor
     hessian: Tensor
+    floor: float = 0.0
+
+    @property
+    def size(self) -> float:
+        """What a relative stopping rule compares with: |value|, at least `floor`."""
+        return max(abs(self.value), self.floor)
 
 
 class SSD(nn.Module):
@@ -76,7 +86,8 @@ class SSD(nn.Module):
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
         value, gradient = self._compare(rows)
-        return Linearisation(value, gradient, hessian)
+        floor = 0.0 if weights is None else 0.01 * self.operand.mean_square
+        return Linearisation(value, gradient, hessian, floor)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         return self._compare(self._rows(transform, moving, with_images=False))[0]

@@ -44,7 +44,7 @@ class Adam:
             for number in range(1, stopping.max_iterations + 1):
                 at = linearise()
                 if best is None or at.value < best.value:
-                    small = best is not None and best.value - at.value < stopping.decrease * abs(at.value)
+                    small = best is not None and best.value - at.value < stopping.decrease * at.size
                     best, best_position, last_improved = at, copies(parameters), number
                 else:
                     small = False

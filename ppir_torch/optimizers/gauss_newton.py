@@ -46,7 +46,7 @@ class GaussNewton:
             step = _solve(best, damping)
             length = float(torch.linalg.vector_norm(step))
             expected = float(-best.gradient @ step - 0.5 * step @ best.hessian @ step)
-            if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * abs(best.value):
+            if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return
             before = copies(parameters)
             _move(parameters, step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -38,8 +39,15 @@ class Party:
         descriptors = {peer: stream.fileno() for peer, stream in links.items()}
         command = [sys.executable, "-m", "ppir_torch.parties.process", role]
         command += ["--links", json.dumps(descriptors), "--session", session.hex(), "--report", str(report)]
+        # Waiting threads sleep: two parties share the machine, and spinning slows both several times.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=list(descriptors.values()), text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=list(descriptors.values()),
+            env=environment,
+            text=True,
         )
         for stream in links.values():
             stream.close()

@@ -98,6 +98,8 @@ class PrivateFixed:
         mean_square = meta.get("mean_square")
         if not isinstance(mean_square, float) or not 0 <= mean_square < math.inf:
             raise LinkError(f"operand: mean square {str(mean_square)[:40]}, a finite number >= 0 is due")
+        if sample.weights is None:
+            mean_square = header.energy * header.scale**2 / header.points
         self._side.accept_operand(header)
         return PrivateOperand(coarse, sample, header, mean_square, self._side, self.link)
 

@@ -295,7 +295,8 @@ def private_and_clear(fixed: Image, sample: Sample | None = None) -> tuple[Priva
     sample = sample or Sample(None, None)
     levels, scale, offset = quantise_fixed(fixed.tensor[0])
     chosen = levels if sample.index is None else levels[sample.index]
-    mean_square = float(levels.square().double().mean()) * scale**2
+    measured = chosen if sample.weights is None else levels
+    mean_square = float(measured.square().double().mean()) * scale**2
     header = header_of(chosen, rows=4, scale=scale, offset=offset)
     link, _ = link_pair("party_1", "party_2")
     private = PrivateOperand(fixed.grid, sample, header, mean_square, LocalExact(chosen, LIMITS), link)
@@ -351,7 +352,7 @@ def test_quantising_a_flat_image_gives_it_back(value: float) -> None:
     assert (levels * scale + offset).tolist() == pytest.approx([value] * 5)
 
 
-FLOATS = st.one_of(st.just(0.0), st.floats(-1e6, 1e6), st.floats(-1e30, 1e30), st.floats(-1e-30, 1e-30))
+FLOATS = st.one_of(st.just(0.0), st.floats(-1e6, 1e6), st.floats(-1e30, 1e30), st.floats(-1e-40, 1e-40))
 
 
 @settings(deadline=None, max_examples=200)
