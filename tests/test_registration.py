@@ -380,3 +380,16 @@ def test_a_lost_party_leaves_the_best_transform_so_far(
         assert distance(images, result) < distance(images, start)
     whole = register_images(images.moving, ClearFixed(images.fixed), wanted)
     assert [h.iteration for h in result.history] == [h.iteration for h in whole.history[:products]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampler", [Full(), Uniform(0.5, 1), GradientMagnitude(0.5, 1)])
+def test_a_clear_run_on_cuda_is_that_on_the_cpu(
+    sampler: Full | Uniform | GradientMagnitude, dimension: int, pair: Make
+) -> None:
+    images = pair("affine", dimension, torch.float32)
+    chosen = plan(sampler=sampler)
+    on_cpu = register_images(images.moving, ClearFixed(images.fixed), chosen)
+    on_cuda = register_images(images.moving.to("cuda"), ClearFixed(images.fixed.to("cuda")), chosen)
+    assert displacement_rmse(on_cuda.transform, on_cpu.transform, images.fixed.grid.points(dtype=torch.float64)) < 0.01
