@@ -22,7 +22,7 @@ from .errors import ConfigError, ImageError, LinkError
 from .grids import Grid
 from .images import Image, Level, check_content, level_grid
 from .joint.operands import ClearOperand, Operand
-from .losses import SSD
+from .losses import SSD, Linearisation
 from .optimizers import Adam, GaussNewton, Iteration, Stopping
 from .sampling import Full, GradientMagnitude, Sample, Sampler, Uniform
 from .transforms import LINEAR_TRANSFORMS, Affine, LinearTransform
@@ -198,7 +198,7 @@ def register_images(
             points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
             voxel = min(operand.grid.spacing)
 
-            def linearise(loss: SSD = loss, coarse: Image = coarse):  # type: ignore[no-untyped-def]
+            def linearise(loss: SSD = loss, coarse: Image = coarse) -> Linearisation:
                 return loss.linearise(transform, coarse)
 
             for iteration in plan.optimizer.minimise(transform, linearise, plan.stopping, voxel):

@@ -22,7 +22,7 @@ from ..grids import Grid
 from ..images import Image
 from ..link import Link
 from ..sampling import Sample
-from .protocol import Limits, MovingSide, OperandHeader, check_range
+from .protocol import Limits, MovingSide, OperandHeader
 
 __all__ = ["ClearOperand", "Operand", "PrivateOperand", "exact_products", "quantise_fixed", "quantise_rows", "take"]
 
@@ -105,7 +105,6 @@ class PrivateOperand:
         carried = torch.empty_like(rows)
         for start in range(0, rows.shape[0], chunk):
             integers, scale = quantise_rows(rows[start : start + chunk], self.header, self.side.limits)
-            check_range(integers, self.header, self.side.limits)
             self.link.at(self.link.level, self.link.iteration + 1)
             exact = self.side.multiply(integers)
             results.append(exact.double() / scale * self.header.scale)
