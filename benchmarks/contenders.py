@@ -1,4 +1,4 @@
-"""The contenders of products.py. Each is a context manager that yields a `Contender`, ready for products X (Y - mean).
+"""The contenders of products.py. Each is a context manager that yields a `Contender`, ready for one `Work`.
 
 - `private`: this package's protocols, every party (and the dealer) a process of its own;
 - `stock_crypten`: CrypTen as it ships, two ranks (and its third party) in processes of their own over its gloo;
@@ -27,12 +27,14 @@ from torch import Tensor
 
 from ppir_torch.grids import Grid
 from ppir_torch.joint import load_protocol
-from ppir_torch.joint.operands import PrivateOperand, quantise_fixed
-from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.columns import IMAGE, FixedColumns
+from ppir_torch.joint.operands import PrivateOperand, quantise_columns
+from ppir_torch.joint.protocol import OperandHeader, Pairs, all_pairs, release_all
 from ppir_torch.link import Kind, Link, pack, unpack
+from ppir_torch.parties.launch import link_keys
 from ppir_torch.sampling import Sample
 
-__all__ = ["CKKS_CHUNK", "Contender", "Traffic", "ckks_v1", "private", "reference", "stock_crypten"]
+__all__ = ["CKKS_CHUNK", "Contender", "Traffic", "Work", "ckks_v1", "private", "stock_crypten"]
 
 CKKS_CHUNK = 128
 _TIMEOUT_S = 600.0
@@ -56,25 +58,57 @@ class Contender:
     name: str
     where: str
     points: int
-    rows: int
+    results: int
     product: Callable[[], tuple[float, Tensor]]
     traffic: Callable[[], Traffic]
 
 
-def reference(rows: Tensor, fixed: Tensor) -> Tensor:
-    """What every product must be, in float64: rows (R, N) times fixed (N,) less its mean."""
-    exact = fixed.double()
-    return rows.double() @ (exact - exact.mean())
+@dataclass(frozen=True)
+class Work:
+    """The products of one iteration: of rows X (R, n) with columns Y (C, n), for the pairs.
+
+    `of_iteration` makes the three ways in which one affine iteration can be had: "direct" (P + 1 rows, one column),
+    "moments" (the same numbers from D + 1 rows and D + 1 columns) and "inverse" (one row, P + 1 columns: the
+    inverse-compositional numbers, of the fixed image's own gradient).
+    """
+
+    name: str
+    rows: Tensor
+    columns: Tensor
+    pairs: Pairs
+
+    def exact(self) -> Tensor:
+        """In float64."""
+        return torch.stack([self.rows[r].double() @ self.columns[c].double() for r, c in self.pairs])
+
+    def part(self, points: int) -> Work:
+        """The same of the first points only."""
+        return Work(self.name, self.rows[:, :points], self.columns[:, :points], self.pairs)
+
+    @staticmethod
+    def of_iteration(points: int, dimension: int, seed: int) -> dict[str, Work]:
+        """Random gradients and images (no zero block to skip), the same for all three."""
+        generator = torch.Generator().manual_seed(seed)
+        moving, fixed, slopes, own = (torch.randn(n, points, generator=generator) for n in (1, 1, dimension, dimension))
+        place = torch.cat([torch.ones(1, points), 2 * torch.rand(dimension, points, generator=generator) - 1])
+        count = dimension + 1
+        direct = torch.cat([*(slope * place for slope in slopes), moving])
+        inverse = torch.cat([fixed, *(slope * place for slope in own)])
+        by_moments = [(d, j) for d in range(dimension) for j in range(count)] + [(dimension, 0)]
+        return {
+            "direct": Work("direct", direct, fixed, all_pairs(len(direct), 1)),
+            "moments": Work("moments", torch.cat([slopes, moving]), fixed * place, by_moments),
+            "inverse": Work("inverse", moving, inverse, all_pairs(1, len(inverse))),
+        }
 
 
 @contextmanager
-def private(name: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
-    """A protocol of this package ("bfv", "spdz"); the product is what a loss calls: float rows in, float results out.
+def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
+    """A protocol of this package; the product is what a loss calls: float rows in, float results out.
 
     Args:
         name: of the protocol.
-        rows: X float32 (R, N), party_1's, in this process.
-        fixed: J float32 (N,), given to party_2's process alone (over its pipe, before anything is timed).
+        work: its rows stay in this process, its columns go to party_2's alone (over its pipe, not timed).
         threads: of each process.
     """
     entry, session = load_protocol(name), secrets.token_bytes(16)
@@ -83,30 +117,46 @@ def private(name: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Co
     if entry.dealer is not None:
         for role in ("party_1", "party_2"):
             streams[role]["dealer"], streams["dealer"][role] = socket.socketpair()
+    keys = link_keys(streams)
     roles = [role for role in ("party_2", "dealer") if streams[role]]
     pipes = {role: _SPAWN.Pipe() for role in roles}
-    processes = [_SPAWN.Process(target=_serve, args=(role, name, streams[role], session, pipes[role][1], threads))
-                 for role in roles]  # fmt: skip
+    processes = [
+        _SPAWN.Process(target=_serve, args=(role, name, streams[role], session, keys[role], pipes[role][1], threads))
+        for role in roles
+    ]
     for process in processes:
         process.start()
     for role in roles:
         for stream in streams[role].values():
             stream.close()
-    links = {peer: Link(stream, session, "party_1", peer, _TIMEOUT_S) for peer, stream in streams["party_1"].items()}
+    links = {
+        peer: Link(stream, session, keys["party_1"][peer], "party_1", peer, _TIMEOUT_S)
+        for peer, stream in streams["party_1"].items()
+    }
     link, dealer = links["party_2"], links.get("dealer")
     try:
-        pipes["party_2"][0].send((fixed.numpy(), rows.shape[0]))
+        pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0]))
         side = entry.moving_side(link, dealer, "cpu")
         header = OperandHeader.from_meta(unpack(link.receive(Kind.OPERAND).payload)[0])
         side.accept_operand(header)
-        operand = PrivateOperand(Grid((header.points, 1)), Sample(None, None), header, 0.0, side, link)
+        operand = PrivateOperand(
+            grid=Grid((header.points, 1)),
+            sample=Sample(None, None),
+            columns=IMAGE,
+            header=header,
+            sample_mean_square=0.0,
+            level_mean_square=0.0,
+            gram=None,
+            side=side,
+            link=link,
+        )
         count = 0
 
         def product() -> tuple[float, Tensor]:
             nonlocal count
             count += 1
             started = time.perf_counter()
-            _, result = operand.multiply(rows)
+            _, result = operand.multiply(work.rows, work.pairs)
             return time.perf_counter() - started, result
 
         def traffic() -> Traffic:
@@ -122,7 +172,7 @@ def private(name: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Co
             return Traffic(up / count, down / count, others / count, once)
 
         where = f"{1 + len(roles)} processes: party_1, {', '.join(roles)}"
-        yield Contender(name, where, header.points, rows.shape[0], product, traffic)
+        yield Contender(f"{name} {work.name}", where, header.points, len(work.pairs), product, traffic)
         for end in links.values():
             end.send(Kind.FINISH)
     finally:
@@ -132,14 +182,20 @@ def private(name: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Co
 
 
 def _serve(
-    role: str, name: str, streams: dict[str, socket.socket], session: bytes, pipe: Connection, threads: int
+    role: str,
+    name: str,
+    streams: dict[str, socket.socket],
+    session: bytes,
+    keys: dict[str, bytes],
+    pipe: Connection,
+    threads: int,
 ) -> None:
     """party_2 or the dealer, in its own process; answers "count" with its bytes that party_1 cannot count."""
     import threading
 
     torch.set_num_threads(threads)
     entry = load_protocol(name)
-    links = {peer: Link(stream, session, role, peer, _TIMEOUT_S) for peer, stream in streams.items()}
+    links = {peer: Link(stream, session, keys[peer], role, peer, _TIMEOUT_S) for peer, stream in streams.items()}
     if role == "dealer":
         assert entry.dealer is not None
         ends = (links["party_1"], links["party_2"])
@@ -148,15 +204,26 @@ def _serve(
         return
     values, rows = pipe.recv()
     threading.Thread(target=_count, args=(pipe, [e for p, e in links.items() if p != "party_1"]), daemon=True).start()
-    levels, scale, offset = quantise_fixed(torch.from_numpy(values))
-    most, energy = int(levels.abs().max()), int(levels.square().sum())
-    header = OperandHeader(0, levels.numel(), rows, scale, offset, most, energy)
+    fixed = FixedColumns(torch.from_numpy(values), 0.0, 0.0)
+    columns, scales = quantise_columns(fixed, IMAGE)
+    energy = max(int(column.square().sum()) for column in columns)
+    header = OperandHeader(
+        number=0,
+        points=columns.shape[1],
+        rows=rows,
+        scale=scales[0],
+        offset=0.0,
+        max_abs=int(columns.abs().max()),
+        energy=energy,
+        columns=len(scales),
+        further_scales=scales[1:],
+    )
     link = links["party_1"]
     side = entry.fixed_side(link, links.get("dealer"), "cpu")
     link.send(Kind.OPERAND, pack(header.to_meta()))
-    side.send_operand(header, levels)
+    side.send_operand(header, columns)
     while (request := link.receive()).kind is not Kind.FINISH:
-        side.answer(request)
+        side.answer(request, release_all)
 
 
 def _count(pipe: Connection, links: list[Link]) -> None:
@@ -170,7 +237,7 @@ def _count(pipe: Connection, links: list[Link]) -> None:
 
 
 @contextmanager
-def stock_crypten(provider: str, rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
+def stock_crypten(provider: str, work: Work, threads: int) -> Iterator[Contender]:
     """CrypTen as shipped: share X, matrix product with the shared Y, `get_plain_text`; provider "TFP" or "TTP".
 
     The bytes are CrypTen's own count (`communicator.verbose`) of one product that is not timed.
@@ -187,9 +254,9 @@ def stock_crypten(provider: str, rows: Tensor, fixed: Tensor, threads: int) -> I
             process.start()
         try:
             # Each rank gets its own input; CrypTen wants a tensor of the same size at the other one.
-            exact = fixed.double()
+            rows, fixed = work.rows, work.columns[0]
             pipes[0][0].send((rows.numpy(), tuple(fixed.shape)))
-            pipes[1][0].send((tuple(rows.shape), (exact - exact.mean()).float().numpy()))
+            pipes[1][0].send((tuple(rows.shape), fixed.numpy()))
 
             def product(verbose: bool = False) -> list[Any]:
                 for end, _ in pipes[:2]:
@@ -245,7 +312,7 @@ def _crypten_rank(rank: int, provider: str, rendezvous: str, pipe: Connection, t
 
 
 @contextmanager
-def ckks_v1(rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
+def ckks_v1(work: Work, threads: int) -> Iterator[Contender]:
     """The published code's product: CKKS of degree 4,096, J in vectors of 128, vector times matrix by rotations, added.
 
     Its own parameters ([30, 24, 24, 30], scale 2^24, symmetric). Two things in its favour: J is encrypted once and not
@@ -264,8 +331,8 @@ def ckks_v1(rows: Tensor, fixed: Tensor, threads: int) -> Iterator[Contender]:
     context.global_scale = 2.0**24
     context.auto_rescale = False
     context.generate_galois_keys()
-    exact = fixed.double()
-    chunks = [part.numpy() for part in torch.split(exact - exact.mean(), CKKS_CHUNK)]
+    rows, fixed = work.rows, work.columns[0]
+    chunks = [part.numpy() for part in torch.split(fixed.double(), CKKS_CHUNK)]
     matrices = [part.T.numpy() for part in torch.split(rows.double(), CKKS_CHUNK, dim=1)]
     encrypted = [ts.ckks_vector(context, part) for part in chunks]
     keys = context.serialize(False, False, True, False)

@@ -28,8 +28,12 @@ app = typer.Typer(name="ppir", no_args_is_help=True, add_completion=False, prett
 
 PROTOCOLS = {
     "clear": "both images in one process; the reference",
+    "beaver": "one-sided product on integer words; needs a dealer process; the fastest",
     "spdz": "additive shares and Beaver triples (CrypTen); needs a dealer process",
-    "bfv": "homomorphic encryption (TenSEAL); exact, no dealer",
+    "bfv": "homomorphic encryption (TenSEAL BFV); exact, no dealer",
+    "ckks": "homomorphic encryption (TenSEAL CKKS), rounded to exact integers; no dealer",
+    "ckks-v1": "the published CKKS product, INSECURE: a baseline, only with backend.allow_insecure=true",
+    "auto": "the cheapest secure one for these images and this network; says which, and why",
 }
 PACKAGES = ("torch", "crypten", "tenseal", "SimpleITK", "hydra-core", "pydantic")
 
@@ -87,13 +91,13 @@ def register(
     moving: Annotated[Path, typer.Argument(help="party_1's image: NIfTI, NRRD, MHA, PNG or a DICOM folder.")],
     fixed: Annotated[Path, typer.Argument(help="party_2's image.")],
     transform: Annotated[str, typer.Option(help="translation, rigid, similarity or affine")] = "affine",
-    backend: Annotated[str, typer.Option(help="clear, spdz or bfv")] = "clear",
+    backend: Annotated[str, typer.Option(help="clear, auto, beaver, spdz, bfv or ckks")] = "clear",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
-    sampler: Annotated[str, typer.Option(help="none, urs or gms")] = "none",
+    sampler: Annotated[str, typer.Option(help="none, urs, chunks or gms")] = "none",
     fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1] (default 0.1).")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv)")] = None,
-    optimizer: Annotated[str, typer.Option(help="gauss_newton or adam")] = "gauss_newton",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv, ckks)")] = None,
+    optimizer: Annotated[str, typer.Option(help="gauss_newton, inverse_compositional or adam")] = "gauss_newton",
     levels: Annotated[str, typer.Option(help="Shrink factors, coarse to fine.")] = "4,2,1",
     start: Annotated[str, typer.Option(help="centres, centre_of_mass, identity or an ITK transform file")] = "centres",
     truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
@@ -103,6 +107,13 @@ def register(
     disclose_centre_of_mass: Annotated[
         bool, typer.Option("--disclose-centre-of-mass", help="party_1 may learn the fixed image's centre of mass.")
     ] = False,
+    releases: Annotated[
+        Path | None, typer.Option(help="party_2's SQLite file of released values; default: the site's own.")
+    ] = None,
+    max_values: Annotated[
+        int | None, typer.Option(help="Cap on released values, over all runs; default: 5 % of the foreground voxels.")
+    ] = None,
+    noise: Annotated[float, typer.Option(help="party_2's noise on every product, as a share of J (0.01 to 0.03).")] = 0,
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Register MOVING to FIXED, without any YAML."""
@@ -123,12 +134,36 @@ def register(
                 "pyramid": {"levels": [{"shrink": int(n) if n.isdecimal() else n} for n in shrinks]},
                 "data": data | consent,
                 "start": _start(start),
+                "budget": {"file": releases, "max_values": max_values, "noise": noise},
                 "seed": seed,
                 "threads": threads,
                 "output": output,
             }
         )
         _run_one(config, None)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a private run: what its values told party_1.")] = None,
+    releases: Annotated[Path | None, typer.Option(help="party_2's SQLite file; default: the site's own.")] = None,
+) -> None:
+    """What was released: of one run, by level (party_1's ledger); of every image, over all runs (party_2's count)."""
+    with _error_lines():
+        from .reporting.audit import print_ledger, print_releases
+
+        if run is not None:
+            print_ledger(run)
+        if run is None or releases is not None:
+            from .parties.budget import default_path, open_ledger_rows
+
+            path = releases or default_path()
+            if not path.exists():
+                typer.echo(f"{path}: no such file; nothing was released yet")
+                return
+            given = open_ledger_rows(path)
+            rows = [[r.peer, r.image[:12], f"{r.count:,}", str(r.runs), r.first, r.last] for r in given]
+            print_releases(path, rows)
 
 
 @app.command()
@@ -247,6 +282,14 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
     for party in ("party_1", "party_2"):
         if result.get(party):
             table.add_row(party, _party_line(result[party]))
+    if result.get("backend_reason"):
+        table.add_row("chosen", str(result["backend_reason"]))
+    if result.get("insecure"):
+        table.add_row("INSECURE", "a published baseline: attacks read both images from what it sends")
+    if result.get("ledger"):
+        opened = sum(entry["opened"] for entry in result["ledger"])
+        most = max(entry["beyond"] for entry in result["ledger"])
+        table.add_row("ledger", f"{opened} values opened; at most {most:.2%} of J beyond party_1's own image")
     for party, lines in (result.get("disclosed") or {}).items():
         table.add_row(f"{party} learned", "\n".join(lines) or "nothing")
     files = sorted(path.name for path in folder.iterdir())

@@ -13,17 +13,17 @@ ppir_torch.errors.ConfigError: threads: 0, an integer >= 1 and <= 1024 is needed
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
+from .config_lines import kinds, problem_line, show
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from . import sampling
     from .registration import Plan
     from .transforms import Affine
 
@@ -32,12 +32,16 @@ __all__ = [
     "MovingPartyConfig",
     "RunConfig",
     "build_plan",
+    "build_sampler",
     "fixed_party",
     "load_config",
     "moving_party",
 ]
 
 LARGEST_SEED = 2**32 - 1
+_INSECURE = (
+    "true is needed: ckks-v1 is the published protocol, a baseline for benchmarks; attacks read both images from it"
+)
 
 
 class _Settings(BaseModel):
@@ -76,6 +80,14 @@ class GaussNewtonConfig(_Settings):
     stopping: StoppingConfig = StoppingConfig()
 
 
+class InverseCompositionalConfig(_Settings):
+    """Gauss-Newton on the fixed image's steepest-descent images; party_2 discloses the sums of their products."""
+
+    kind: Literal["inverse_compositional"] = "inverse_compositional"
+    damping: float = Field(default=1e-4, gt=0, le=1e6)
+    stopping: StoppingConfig = StoppingConfig()
+
+
 class AdamConfig(_Settings):
     kind: Literal["adam"] = "adam"
     learning_rate_voxels: float = Field(default=0.25, gt=0, le=1000)
@@ -100,8 +112,40 @@ class SpdzConfig(_Settings):
         return value
 
 
+class BeaverConfig(_Settings):
+    kind: Literal["beaver"] = "beaver"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class BfvConfig(_Settings):
     kind: Literal["bfv"] = "bfv"
+
+
+class CkksConfig(_Settings):
+    kind: Literal["ckks"] = "ckks"
+
+
+class CkksV1Config(_Settings):
+    """The published CKKS product, a baseline for benchmarks; it protects neither image."""
+
+    kind: Literal["ckks-v1"] = "ckks-v1"
+    allow_insecure: bool = Field(default=False, validate_default=True)
+
+    @field_validator("allow_insecure")
+    @classmethod
+    def _refuse_by_default(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError(_INSECURE)
+        return value
+
+
+class AutoConfig(_Settings):
+    """Let the sizes of the images and the network choose the protocol; the run says which, and why."""
+
+    kind: Literal["auto"] = "auto"
+    bandwidth_mbit: float = Field(default=1000, gt=0, le=1e6)
+    dealer: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class NoSamplerConfig(_Settings):
@@ -119,6 +163,15 @@ class GradientSamplerConfig(_Settings):
     fraction: float = Field(default=0.1, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
     floor: float = Field(default=0.2, gt=0, le=1)
+    disclose_points: bool = False
+
+
+class ChunksSamplerConfig(_Settings):
+    """URS for encrypted operands: a window of a public random order; party_2 sends its points once."""
+
+    kind: Literal["chunks"] = "chunks"
+    fraction: float = Field(default=0.1, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
 
 
 class LevelConfig(_Settings):
@@ -154,6 +207,29 @@ class DataConfig(_Settings):
     reference: File | None = None
 
 
+class BudgetConfig(_Settings):
+    """party_2's cap on the values that it releases of its image to one peer, over all runs, and its noise on them.
+
+    `file` null: the site's own, see `ppir audit`. `max_values` null: `fraction` of the image's foreground voxels.
+    """
+
+    file: File | None = None
+    peer: str = Field(default="party_1", min_length=1, max_length=200)
+    fraction: float = Field(default=0.05, gt=0, le=1e6)
+    max_values: int | None = Field(default=None, ge=1, le=2**62)
+    noise: float = Field(default=0.0, ge=0, le=1)
+
+
+class LedgerConfig(_Settings):
+    """party_1's running account of what the opened values say about J; `most` stops the run where they say more.
+
+    `most` is the share of J's variance that they explain beyond party_1's own warped image.
+    """
+
+    enabled: bool = True
+    most: float | None = Field(default=None, gt=0, le=1)
+
+
 class StartConfig(_Settings):
     kind: Literal["centres", "centre_of_mass", "identity", "file"] = "centres"
     path: File | None = None
@@ -164,10 +240,13 @@ class TransportConfig(_Settings):
     timeout_s: float = Field(default=600, ge=1, le=86_400)
 
 
-Optimizer = Annotated[GaussNewtonConfig | AdamConfig, Field(discriminator="kind")]
-Backend = Annotated[ClearConfig | SpdzConfig | BfvConfig, Field(discriminator="kind")]
-PrivateBackend = Annotated[SpdzConfig | BfvConfig, Field(discriminator="kind")]
-Sampler = Annotated[NoSamplerConfig | UniformSamplerConfig | GradientSamplerConfig, Field(discriminator="kind")]
+Optimizer = Annotated[GaussNewtonConfig | InverseCompositionalConfig | AdamConfig, Field(discriminator="kind")]
+PrivateKind = SpdzConfig | BeaverConfig | BfvConfig | CkksConfig | CkksV1Config
+Backend = Annotated[ClearConfig | AutoConfig | PrivateKind, Field(discriminator="kind")]
+PrivateBackend = Annotated[PrivateKind, Field(discriminator="kind")]
+Sampler = Annotated[
+    NoSamplerConfig | UniformSamplerConfig | ChunksSamplerConfig | GradientSamplerConfig, Field(discriminator="kind")
+]
 
 
 class _SharedConfig(_Settings):
@@ -187,6 +266,18 @@ class _PublicConfig(_SharedConfig):
     start: StartConfig = StartConfig()
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     share_transform: bool = False
+    ledger: LedgerConfig = LedgerConfig()
+
+    @model_validator(mode="after")
+    def _check_sampler(self) -> _PublicConfig:
+        if self.optimizer.kind == "inverse_compositional" and self.sampler.kind in ("chunks", "gms"):
+            _raise(
+                [
+                    f"sampler.kind: {self.sampler.kind!r}, with optimizer 'inverse_compositional' one of none, urs is "
+                    "needed: party_2 sums over the points itself and must know them"
+                ]
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_start(self) -> _PublicConfig:
@@ -194,7 +285,7 @@ class _PublicConfig(_SharedConfig):
         if self.start.kind == "file" and self.start.path is None:
             lines.append("start.path: missing, the path of an ITK transform is needed with start.kind 'file'")
         if self.start.kind != "file" and self.start.path is not None:
-            lines.append(f"start.path: {_show(self.start.path)}, goes with start.kind 'file' only")
+            lines.append(f"start.path: {show(self.start.path)}, goes with start.kind 'file' only")
         if self.start.kind == "file" and self.transform.kind != "affine":
             lines.append(f"transform.kind: {self.transform.kind!r}, only 'affine' goes with start.kind 'file'")
         _raise(lines)
@@ -206,6 +297,7 @@ class RunConfig(_PublicConfig):
 
     backend: Backend  # no default: a private run never turns into a clear one because a line got lost
     data: DataConfig
+    budget: BudgetConfig = BudgetConfig()
     output: File | None = None
 
     @property
@@ -242,6 +334,8 @@ class FixedPartyConfig(_SharedConfig):
     fixed_mask: File | None = None
     disclose_mask: bool = False
     disclose_centre_of_mass: bool = False
+    disclose_gram: bool = False
+    budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
     def _check_consent(self) -> FixedPartyConfig:
@@ -259,7 +353,7 @@ def load_config(mapping: Mapping[str, object]) -> RunConfig:
     try:
         return RunConfig.model_validate(mapping)
     except ValidationError as error:
-        lines = [_problem_line(problem) for problem in error.errors(include_url=False)]
+        lines = [problem_line(problem, RunConfig) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -275,13 +369,21 @@ def fixed_party(config: RunConfig) -> FixedPartyConfig:
     own = {
         name: getattr(config.data, name) for name in FixedPartyConfig.model_fields if name in DataConfig.model_fields
     }
-    return FixedPartyConfig(backend=_private_backend(config), **shared, **own)
+    by_inverse = config.optimizer.kind == "inverse_compositional"
+    return FixedPartyConfig(
+        backend=_private_backend(config), disclose_gram=by_inverse, budget=config.budget, **shared, **own
+    )
 
 
-def _private_backend(config: RunConfig) -> SpdzConfig | BfvConfig:
-    if isinstance(config.backend, ClearConfig):
-        raise ConfigError("backend.kind: 'clear', one of spdz, bfv is needed to give the parties a process each")
+def _private_backend(config: RunConfig) -> PrivateKind:
+    if isinstance(config.backend, ClearConfig | AutoConfig):
+        kind, allowed = config.backend.kind, ", ".join(_kinds_of(PrivateKind))
+        raise ConfigError(f"backend.kind: {kind!r}, one of {allowed} is needed to give the parties a process each")
     return config.backend
+
+
+def _kinds_of(union: Any) -> list[str]:
+    return [str(kind) for model in get_args(union) for kind in kinds(model)]
 
 
 def build_plan(
@@ -289,27 +391,36 @@ def build_plan(
 ) -> Plan:
     """The registration's plan; `start` is the loaded transform where start.kind is "file"."""
     from .images import Level
-    from .optimizers import Adam, GaussNewton, Stopping
+    from .optimizers import Adam, GaussNewton, InverseCompositional, Stopping
     from .registration import Plan
-    from .sampling import Full, GradientMagnitude, Uniform
 
     if (config.start.kind == "file") != (start is not None):
         raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
-    optimizer: GaussNewton | Adam
+    optimizer: GaussNewton | InverseCompositional | Adam
     if isinstance(config.optimizer, GaussNewtonConfig):
         optimizer = GaussNewton(config.optimizer.damping)
+    elif isinstance(config.optimizer, InverseCompositionalConfig):
+        optimizer = InverseCompositional(config.optimizer.damping)
     else:
         optimizer = Adam(config.optimizer.learning_rate_voxels)
-    sampler: Full | Uniform | GradientMagnitude = Full()
-    if not isinstance(config.sampler, NoSamplerConfig):
-        seed = config.seed if config.sampler.seed is None else config.sampler.seed
-        if isinstance(config.sampler, UniformSamplerConfig):
-            sampler = Uniform(config.sampler.fraction, seed)
-        else:
-            sampler = GradientMagnitude(config.sampler.fraction, seed, config.sampler.floor)
     levels = tuple(Level(level.shrink, _smoothing_mm(level, min(fixed_spacing))) for level in config.pyramid.levels)
     stopping = Stopping(**config.optimizer.stopping.model_dump())
-    return Plan(config.transform.kind, levels, sampler, optimizer, stopping, start or config.start.kind)
+    return Plan(config.transform.kind, levels, build_sampler(config), optimizer, stopping, start or config.start.kind)
+
+
+def build_sampler(config: RunConfig | MovingPartyConfig) -> sampling.Sampler:
+    """The sampler that the configuration describes."""
+    from .sampling import Chunks, Full, GradientMagnitude, Uniform
+
+    chosen = config.sampler
+    if isinstance(chosen, NoSamplerConfig):
+        return Full()
+    seed = config.seed if chosen.seed is None else chosen.seed
+    if isinstance(chosen, UniformSamplerConfig):
+        return Uniform(chosen.fraction, seed)
+    if isinstance(chosen, ChunksSamplerConfig):
+        return Chunks(chosen.fraction, seed)
+    return GradientMagnitude(chosen.fraction, seed, chosen.floor, chosen.disclose_points)
 
 
 def _smoothing_mm(level: LevelConfig, spacing: float) -> float:
@@ -322,7 +433,7 @@ def _mask_lines(backend: str, prefix: str, mask: Path | None) -> list[str]:
     if mask is None:
         return []
     return [
-        f"{prefix}fixed_mask: {_show(mask)}, with backend {backend!r} its shape is told to party_1; "
+        f"{prefix}fixed_mask: {show(mask)}, with backend {backend!r} its shape is told to party_1; "
         f"allow it with {prefix}disclose_mask=true, or leave the mask out"
     ]
 
@@ -330,78 +441,3 @@ def _mask_lines(backend: str, prefix: str, mask: Path | None) -> list[str]:
 def _raise(lines: list[str]) -> None:
     if lines:
         raise ValueError("\n".join(lines))
-
-
-def _problem_line(problem: Any) -> str:
-    """One line for one of pydantic's errors: the field, its value, what is allowed."""
-    path, holder, family = _locate(problem["loc"])
-    kind, value, context = problem["type"], _show(problem["input"]), problem.get("ctx", {})
-    name = problem["loc"][-1] if problem["loc"] else ""
-    if kind == "value_error":
-        return f"{path}: {value}, {context['error']}" if path else str(context["error"])
-    if kind == "extra_forbidden":
-        return f"{path}: {_unknown_key(name, holder, family)}"
-    if kind.startswith("union_tag"):
-        kinds = [str(k) for model in _models(holder.model_fields[name].annotation) for k in _kinds(model)]
-        given = _show(context["tag"]) if "tag" in context else "missing"
-        return f"{path}.kind: {given}, one of {', '.join(kinds)} is needed"
-    field = holder.model_fields.get(name)
-    needed = context["expected"] if kind == "literal_error" else _needed(field) if field else "a mapping"
-    return f"{path or 'configuration'}: {'missing' if kind == 'missing' else value}, {needed} is needed"
-
-
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel], list[type[BaseModel]]]:
-    """(the field's dotted name, the model that it is in, that model and its alternatives) of an error's place."""
-    path, holder = "", cast(type[BaseModel], RunConfig)
-    inside = family = [holder]
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif len(inside) > 1:  # pydantic puts the kind of a union's member here
-            family, inside = inside, [model for model in inside if part in _kinds(model)]
-        elif inside:
-            holder = inside[0]
-            family = family if holder in family else [holder]
-            path += ("." if path else "") + (part if part.isidentifier() else _show(part))
-            field = holder.model_fields.get(part)
-            inside = _models(field.annotation) if field else []
-    return path, holder, family
-
-
-def _unknown_key(name: str, holder: type[BaseModel], family: list[type[BaseModel]]) -> str:
-    known = list(holder.model_fields)
-    if any(name in other.model_fields for other in family):
-        settings = ", ".join(key for key in known if key != "kind") or "nothing else"
-        return f"not a setting of {_kinds(holder)[0]}; beside kind it takes {settings}"
-    near = difflib.get_close_matches(name, known, 1, 0.7)
-    return f"unknown key, did you mean {near[0]}?" if near else f"unknown key, known here: {', '.join(known)}"
-
-
-def _models(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
-    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
-
-
-def _needed(field: FieldInfo) -> str:
-    """What a field takes, in words: its type and its range."""
-    annotation = str(field.annotation)
-    words = {"Path": "the path of a file", "tuple": "a list of 1 to 10 levels", "Config": "a mapping of settings"}
-    words |= {"int": "an integer", "float": "a number", "bool": "true or false"}
-    word = next((word for part, word in words.items() if part in annotation), "another value")
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    ranges = [f"{signs[k]} {getattr(m, k):.10g}" for m in field.metadata for k in signs if hasattr(m, k)]
-    return " ".join([word, " and ".join(ranges)]).strip() + (" (or null)" if "None" in annotation else "")
-
-
-def _show(value: object) -> str:
-    """The value on one line, cut where it is long."""
-    try:
-        text = repr(str(value) if isinstance(value, Path) else value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a mapping in itself
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "ImageError", "LinkError", "MissingExtra", "PeerLost", "PpirError", "RangeError"]
+__all__ = [
+    "BudgetExceeded",
+    "ConfigError",
+    "ImageError",
+    "LedgerStop",
+    "LinkError",
+    "MissingExtra",
+    "PeerLost",
+    "PpirError",
+    "RangeError",
+]
 
 
 class PpirError(Exception):
@@ -33,5 +43,17 @@ class LinkError(PpirError):
 
 class PeerLost(LinkError):
     """The other party ended or went silent; what this party has so far is kept."""
+
+    exit_code = 3
+
+
+class LedgerStop(PpirError):
+    """party_1's own limit on what the opened values say about the other image is passed; what it has so far is kept."""
+
+    exit_code = 3
+
+
+class BudgetExceeded(PpirError):
+    """party_2's cap on released values is reached: not a fault of the input; what party_1 has so far is kept."""
 
     exit_code = 3

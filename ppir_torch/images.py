@@ -29,6 +29,7 @@ __all__ = [
     "Level",
     "check_content",
     "from_simpleitk",
+    "image_size",
     "level_grid",
     "load_image",
     "load_mask",
@@ -169,6 +170,26 @@ def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:
     except ImageError as error:
         raise ImageError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     return image
+
+
+def image_size(path: str | Path) -> tuple[int, ...]:
+    """Voxels along x, y[, z] from the file's header alone; no voxel is read. Raises ImageError as `load_image`."""
+    sitk = simpleitk()
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"{path}: no such file or folder")
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)) if path.is_dir() else [str(path)]
+    if not names:
+        raise ImageError(f"{path}: the folder holds no DICOM series")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(names[0])
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ImageError(f"{path}: cannot be read as an image ({_reason(str(error))})") from None
+    size = tuple(int(n) for n in reader.GetSize())
+    size = (*size[:2], len(names)) if len(names) > 1 else size
+    return size[:2] if len(size) == 3 and size[2] == 1 else size
 
 
 def load_mask(path: str | Path, grid: Grid) -> Tensor:

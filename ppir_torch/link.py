@@ -1,7 +1,11 @@
 """The Link: the only way in which one party's bytes reach another.
 
 A Link is one stream socket with declared message kinds. Every message carries session, sequence number, level,
-iteration, kind and length; whatever does not fit is refused. Bytes are counted here, where they are sent.
+iteration, kind and length, and a tag under a key that only its two ends have (AES-128-GMAC over header and payload):
+what was changed, replayed, reordered, left out or sent back on its way is refused before anything in it is acted on.
+Bytes are counted here, where they are sent.
+
+On the wire: header (44 bytes, little endian), tag (16 bytes), payload.
 
 >>> left, right = link_pair("party_1", "party_2")
 >>> left.send(Kind.LEVEL, pack({"shrink": 2}))
@@ -12,6 +16,8 @@ iteration, kind and length; whatever does not fit is refused. Bytes are counted 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
 import math
 import queue
@@ -27,11 +33,12 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from .errors import LinkError, PeerLost
 
-__all__ = ["Kind", "Link", "Message", "link_pair", "pack", "unpack"]
+__all__ = ["Buffer", "Kind", "Link", "Message", "link_pair", "pack", "unpack"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -50,16 +57,21 @@ class Kind(IntEnum):
     # protocol set-up
     PUBLIC_KEY = 20  # bfv, party_2 -> party_1
     OPERAND_CIPHERTEXTS = 21  # bfv, party_2 -> party_1
-    SEED = 22  # spdz, dealer -> party: the key of its share of the triples
+    SEED = 22  # spdz and beaver, dealer -> party: the key of its share of the triples
     ZERO_SEED = 23  # spdz, party_2 -> party_1: the key of the sharings of zero
+    OPENED_OPERAND = 24  # beaver, party_2 -> party_1: the operand less its mask
+    GALOIS_KEYS = 25  # ckks-v1, party_2 -> party_1: its public and rotation keys
     # protocol, every product
     PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product
-    REPLY_CIPHERTEXTS = 41  # bfv, party_1 -> party_2: masked result ciphertexts
-    MASKED_RESULT = 42  # bfv, party_2 -> party_1: decrypted masked words
-    TRIPLE = 43  # spdz, party_1 -> dealer: the shape of the next triple
-    TRIPLE_CORRECTION = 44  # spdz, dealer -> party: its explicit share of the triple's product
+    REPLY_CIPHERTEXTS = 41  # bfv and ckks, party_1 -> party_2: masked result ciphertexts
+    MASKED_RESULT = 42  # bfv and ckks, party_2 -> party_1: decrypted masked words
+    TRIPLE = 43  # spdz and beaver, party_1 -> dealer: the shape of the next triple
+    TRIPLE_CORRECTION = 44  # spdz and beaver, dealer -> party: its explicit share of the triple's product
     OPENING = 45  # spdz, both ways: shares of the masked differences
-    RESULT_SHARE = 46  # spdz, party_2 -> party_1: its share of the result
+    RESULT_SHARE = 46  # spdz and beaver, party_2 -> party_1: its share of the result
+    MASKED_ROWS = 47  # beaver, party_1 -> party_2: the rows less their mask
+    NAIVE_REPLY = 48  # ckks-v1, party_1 -> party_2: result ciphertexts, neither masked nor flooded
+    NAIVE_RESULT = 49  # ckks-v1, party_2 -> party_1: decrypted results
 
     @property
     def is_set_up(self) -> bool:
@@ -71,6 +83,7 @@ class Kind(IntEnum):
 _HEADER = struct.Struct("<4s16sQhiHQ")
 _MAGIC = b"PPI1"
 MAX_PAYLOAD = 1 << 32
+_TAG_SIZE = 16
 _CHUNK = 1 << 20
 
 
@@ -90,16 +103,28 @@ class Link:
     Args:
         stream: connected stream socket (pipe pair, loopback, or a TLS-wrapped one).
         session: 16 bytes agreed by both ends; a message of another session is refused.
-        me: this party's name, for messages.
-        peer: the other party's name, for messages.
+        key: 16 secret bytes that the two ends of this link have and nobody else, for this link only: a second Link
+            with the same key and names would repeat nonces, and two messages with one nonce give the tag key away.
+        me: this party's name; the other end must name it the same, for the name tells the direction of a message.
+        peer: the other party's name, as it calls itself.
         timeout: seconds of silence after which the peer counts as lost.
 
     Sending never blocks on the peer (a thread drains the queue), so both ends may send at once.
+
+    Raises:
+        ValueError: session or key of another length, or names that do not tell the two directions apart.
     """
 
-    def __init__(self, stream: socket.socket, session: bytes, me: str, peer: str, timeout: float = 600.0) -> None:
+    def __init__(
+        self, stream: socket.socket, session: bytes, key: bytes, me: str, peer: str, timeout: float = 600.0
+    ) -> None:
         if len(session) != 16:
             raise ValueError(f"session: {len(session)} bytes, 16 needed")
+        if len(key) != 16:
+            raise ValueError(f"key: {len(key)} bytes, 16 needed")
+        self._out, self._in = _direction(me), _direction(peer)
+        if self._out == self._in:
+            raise ValueError(f"me: {me!r}, peer: {peer!r}, two names that differ are needed")
         self.me, self.peer, self.session = me, peer, session
         self.level, self.iteration = -1, -1
         self.sent: Counter[Kind] = Counter()
@@ -110,6 +135,8 @@ class Link:
         self._timeout = timeout
         self._next_in = 0
         self._next_out = 0
+        self._aes = algorithms.AES(key)
+        self._numbering = threading.Lock()  # one sequence number is one nonce: never given twice
         self._broken: OSError | None = None
         self._outbox: queue.Queue[list[Buffer] | None] = queue.Queue()
         self._sender = threading.Thread(target=self._drain, name=f"link-to-{peer}", daemon=True)
@@ -127,17 +154,20 @@ class Link:
         length = sum(p.nbytes for p in parts)
         if length > MAX_PAYLOAD:
             raise LinkError(f"{kind.name}: payload of {length} bytes, at most {MAX_PAYLOAD} are allowed")
-        header = _HEADER.pack(_MAGIC, self.session, self._next_out, self.level, self.iteration, kind, length)
-        self._next_out += 1
-        self.sent[kind] += len(header) + length
-        self._outbox.put([header, *parts])
+        with self._numbering:
+            sequence, self._next_out = self._next_out, self._next_out + 1
+            header = _HEADER.pack(_MAGIC, self.session, sequence, self.level, self.iteration, kind, length)
+            tag = self._tag(self._out, sequence, header, *parts)
+            self.sent[kind] += len(header) + len(tag) + length
+            self._outbox.put([header + tag, *parts])
 
     def receive(self, *kinds: Kind) -> Message:
         """The next message, which must be of one of `kinds`.
 
         Raises:
             PeerLost: the peer closed the stream, was silent for too long, or sent ABORT.
-            LinkError: the message is malformed, out of order, of another session, or of another kind.
+            LinkError: the message is malformed, out of order, of another session, of another kind, was changed on its
+                way, or is not from the peer.
         """
         started = time.perf_counter()
         try:
@@ -150,11 +180,15 @@ class Link:
             if number not in Kind._value2member_map_ or length > MAX_PAYLOAD:
                 raise LinkError(f"message kind {number} of {length} bytes from {self.peer} is not declared; refused")
             kind = Kind(number)
-            payload = self._read(length)
+            tag, payload = self._read(_TAG_SIZE), self._read(length)
         finally:
             self.waited += time.perf_counter() - started
+        if not hmac.compare_digest(self._tag(self._in, sequence, header, payload), tag):
+            raise LinkError(
+                f"{kind.name} (message {sequence}) was changed on its way or is not from {self.peer}; refused"
+            )
         self._next_in += 1
-        self.received[kind] += _HEADER.size + length
+        self.received[kind] += len(header) + len(tag) + length
         if kind is Kind.ABORT:
             raise PeerLost(f"{self.peer} stopped: {bytes(payload[:1000]).decode(errors='replace')}")
         if kinds and kind not in kinds:
@@ -180,7 +214,7 @@ class Link:
 
     @property
     def bytes_sent(self) -> int:
-        """All bytes given to the stream, headers included."""
+        """All bytes given to the stream, headers and tags included."""
         return sum(self.sent.values())
 
     @property
@@ -188,8 +222,22 @@ class Link:
         """The part of `bytes_sent` that is sent once a session or level: keys, operands, geometry."""
         return sum(n for kind, n in self.sent.items() if kind.is_set_up)
 
+    def _tag(self, direction: bytes, sequence: int, *parts: Buffer) -> bytes:
+        """AES-GMAC over the joined parts, which are not copied. Direction and sequence number are the nonce."""
+        gmac = Cipher(self._aes, modes.GCM(direction + sequence.to_bytes(8, "big"))).encryptor()
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _CHUNK):  # OpenSSL takes less than 2 GB at once
+                gmac.authenticate_additional_data(view[start : start + _CHUNK])
+        gmac.finalize()
+        return gmac.tag
+
     def _read(self, size: int) -> memoryview:
-        data = memoryview(bytearray(size))
+        try:
+            # Not zeroed: the system gives memory page by page as bytes come, none for a length that is forged.
+            data = np.empty(size, np.uint8).data
+        except MemoryError:
+            raise LinkError(f"message of {size} bytes from {self.peer} does not fit into memory; refused") from None
         done = 0
         while done < size:
             try:
@@ -216,11 +264,16 @@ class Link:
         return PeerLost(f"{self.me}: {self.peer} is gone ({why}); the run stops here and keeps what it has")
 
 
+def _direction(sender: str) -> bytes:
+    """The part of a nonce that says who sends: without it a party's own message, sent back, would have a good tag."""
+    return hashlib.sha256(sender.encode()).digest()[:4]
+
+
 def link_pair(me: str, peer: str, timeout: float = 600.0) -> tuple[Link, Link]:
     """Two connected Links inside one process, for tests of protocol code."""
     a, b = socket.socketpair()
-    session = secrets.token_bytes(16)
-    return Link(a, session, me, peer, timeout), Link(b, session, peer, me, timeout)
+    session, key = secrets.token_bytes(16), secrets.token_bytes(16)
+    return Link(a, session, key, me, peer, timeout), Link(b, session, key, peer, me, timeout)
 
 
 def pack(meta: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> list[Buffer]:

@@ -18,17 +18,30 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ImageError, LinkError
+from .errors import ConfigError, ImageError, LedgerStop, LinkError
 from .grids import Grid
 from .images import Image, Level, check_content, level_grid
+from .joint.columns import IMAGE, Columns
 from .joint.operands import ClearOperand, Operand
-from .losses import SSD, Linearisation
-from .optimizers import Adam, GaussNewton, Iteration, Stopping
-from .sampling import Full, GradientMagnitude, Sample, Sampler, Uniform
+from .losses import SSD, InverseSSD, Linearisation
+from .optimizers import Adam, GaussNewton, InverseCompositional, Iteration, Stopping
+from .sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Sampler, Uniform
 from .transforms import LINEAR_TRANSFORMS, Affine, LinearTransform
 from .warping import sample_with_gradient, warp
 
-__all__ = ["ClearFixed", "FixedSource", "LevelIteration", "Plan", "Result", "register_images", "select_points"]
+__all__ = [
+    "Choice",
+    "ClearFixed",
+    "FixedSource",
+    "LevelIteration",
+    "Plan",
+    "Result",
+    "register_images",
+    "select_points",
+]
+
+Choice = Full | Uniform | Permuted | Sample
+"""Which points an operand has, and in which order; a Sample's are told to party_2."""
 
 DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
 
@@ -41,10 +54,14 @@ class FixedSource(Protocol):
     @property
     def mask(self) -> Tensor | None: ...
     def centre_of_mass(self) -> Tensor: ...
+    def prefers_moments(self, points: int) -> bool:
+        """Whether affine products of N points should go by the columns "moments"."""
+        ...
+
     def operand(
-        self, level: Level, choice: Full | Uniform | Sample | None = None, number: int = 0, rows: int = 16
+        self, level: Level, choice: Choice | None = None, number: int = 0, rows: int = 16, columns: Columns = IMAGE
     ) -> Operand:
-        """The operand of one level; `rows` is the largest product that is expected (P + 1)."""
+        """The operand of one level; `rows` is the largest product that is expected."""
         ...
 
 
@@ -78,20 +95,25 @@ class ClearFixed:
         """Physical centre of mass (D,), mm."""
         return self.image.centre_of_mass()
 
+    def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
+        """Never: one process has no bytes to save."""
+        return False
+
     def operand(
         self,
         level: Level,
-        choice: Full | Uniform | Sample | None = None,
+        choice: Choice | None = None,
         number: int = 0,
         rows: int = 16,  # noqa: ARG002
+        columns: Columns = IMAGE,
     ) -> Operand:
         """The fixed image at this level, restricted to the chosen points."""
         candidates, sample = select_points(self.grid, self.mask, level, choice or Full(), number)
-        return ClearOperand.of(self.image.at_level(level), candidates, sample)
+        return ClearOperand.of(self.image.at_level(level), candidates, sample, columns, self.grid)
 
 
 def select_points(
-    grid: Grid, mask: Tensor | None, level: Level, choice: Full | Uniform | Sample, number: int
+    grid: Grid, mask: Tensor | None, level: Level, choice: Choice, number: int
 ) -> tuple[Tensor | None, Sample]:
     """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
 
@@ -117,8 +139,8 @@ class Plan:
     Args:
         transform: "translation", "rigid", "similarity" or "affine".
         levels: coarse to fine.
-        sampler: `Full`, `Uniform` (URS) or `GradientMagnitude` (GMS).
-        optimizer: `GaussNewton` or `Adam`.
+        sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS).
+        optimizer: `GaussNewton`, `InverseCompositional` or `Adam`.
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
     """
@@ -126,7 +148,7 @@ class Plan:
     transform: str = "affine"
     levels: tuple[Level, ...] = DEFAULT_LEVELS
     sampler: Sampler = field(default_factory=Full)
-    optimizer: GaussNewton | Adam = field(default_factory=GaussNewton)
+    optimizer: GaussNewton | InverseCompositional | Adam = field(default_factory=GaussNewton)
     stopping: Stopping = field(default_factory=Stopping)
     start: str | Affine = "centres"
 
@@ -186,19 +208,17 @@ def register_images(
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
     transform = _start(plan, moving, fixed)
     _check_overlap(transform, moving, fixed.grid)
-    rows = 1 + sum(p.numel() for p in transform.parameters())
     history: list[LevelIteration] = []
     complete, error = True, ""
     try:
         for number, level in enumerate(plan.levels):
             coarse = moving.at_level(level)
-            choice = _choose(plan.sampler, transform, coarse, fixed, level, number)
-            operand = fixed.operand(level, choice, number, rows)
-            loss = SSD(operand)
+            operand = _operand(plan, transform, coarse, fixed, level, number)
+            loss = InverseSSD(operand) if isinstance(plan.optimizer, InverseCompositional) else SSD(operand)
             points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
             voxel = min(operand.grid.spacing)
 
-            def linearise(loss: SSD = loss, coarse: Image = coarse) -> Linearisation:
+            def linearise(loss: SSD | InverseSSD = loss, coarse: Image = coarse) -> Linearisation:
                 return loss.linearise(transform, coarse)
 
             for iteration in plan.optimizer.minimise(transform, linearise, plan.stopping, voxel):
@@ -206,7 +226,7 @@ def register_images(
                 history.append(LevelIteration(number, len(plan.levels), level.shrink, points, iteration, elapsed))
                 if observer is not None:
                     observer(history[-1])
-    except LinkError as lost:
+    except (LinkError, LedgerStop) as lost:
         complete, error = False, str(lost)
     value = next((h.iteration.value for h in reversed(history) if h.iteration.accepted), float("nan"))
     seconds = time.perf_counter() - started
@@ -233,18 +253,42 @@ def _start(plan: Plan, moving: Image, fixed: FixedSource) -> LinearTransform:
     return transform
 
 
-def _choose(
-    sampler: Sampler, transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
-) -> Full | Uniform | Sample:
+def _operand(
+    plan: Plan, transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
+) -> Operand:
+    """The operand that the plan's optimiser and sampler need at this level."""
+    sampler = plan.sampler
+    count = level_grid(fixed.grid, level)[0].count
+    rows, columns = 1 + sum(p.numel() for p in transform.parameters()), IMAGE
+    if isinstance(plan.optimizer, InverseCompositional):
+        rows, columns = 1, Columns("steepest_descent", plan.transform)
+    elif isinstance(transform, Affine) and fixed.prefers_moments(count):
+        rows, columns = 1 + fixed.grid.dimension, Columns("moments")
+    if isinstance(sampler, Chunks):
+        operand = fixed.operand(level, Permuted(sampler.seed), number, rows, columns)
+        assert operand.sample.index is not None
+        return operand.part(sampler.window(operand.sample.index.numel(), number), None)
     if not isinstance(sampler, GradientMagnitude):
-        return sampler
+        return fixed.operand(level, sampler, number, rows, columns)
+    chosen = sampler.draw(_gradient_magnitude(transform, moving, fixed, level, number), number)
+    if sampler.disclose_points:
+        return fixed.operand(level, chosen, number, rows, columns)
+    assert chosen.index is not None
+    return fixed.operand(level, Full(), number, rows, columns).part(chosen.index, chosen.weights)
+
+
+def _gradient_magnitude(
+    transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
+) -> Tensor:
+    """Of the warped moving image at the level's candidate points (N,)."""
     candidates, _ = select_points(fixed.grid, fixed.mask, level, Full(), number)
     coarse, _ = level_grid(fixed.grid, level)
     points = coarse.points(candidates, moving.tensor.dtype, moving.tensor.device)
     with torch.no_grad():
         mapped = transform(points)
     _, gradient = sample_with_gradient(moving, moving.outside, mapped)
-    return sampler.draw(torch.linalg.vector_norm(gradient, dim=1), number)
+    magnitude: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+    return magnitude
 
 
 def _check_overlap(transform: LinearTransform, moving: Image, grid: Grid) -> None:

@@ -7,6 +7,8 @@ fixed image after the parties have ended.
 
 from __future__ import annotations
 
+import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 
-from .config import RunConfig, build_plan, fixed_party, load_config, moving_party
+from .config import AutoConfig, RunConfig, build_plan, build_sampler, fixed_party, load_config, moving_party
 from .errors import ConfigError, PeerLost, PpirError
-from .images import Image, load_image, load_mask, save_image
+from .grids import Grid
+from .images import Image, image_size, load_image, load_mask, save_image
 from .joint import load_protocol
+from .joint.chooser import choose
 from .joint.protocol import compute_device
 from .metrics import displacement_rmse, foreground_points
 from .optimizers import Iteration
@@ -26,8 +30,7 @@ from .parties.launch import run_parties
 from .registration import ClearFixed, LevelIteration, Result, register_images
 from .reporting.files import save_result, summary
 from .reporting.progress import Progress
-from .sampling import Full, GradientMagnitude, Sampler, Uniform
-from .transforms import load_transform
+from .transforms import LINEAR_TRANSFORMS, load_transform
 
 __all__ = ["register", "run"]
 
@@ -48,12 +51,15 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: no such transform file (data.truth or data.reference)")
     _prepare(config, output)
     started = time.perf_counter()
-    values = _run_private(config, output) if config.backend.kind != "clear" else _run_clear(config, output)
+    config, reason = _choose_backend(config)
+    values = _run_private(config, output) if config.private else _run_clear(config, output)
     values = {
         "schema": 1,
         "transform": values.pop("transform"),
         "loss": config.loss.kind,
         "backend": config.backend.kind,
+        "backend_reason": reason,
+        "insecure": config.backend.kind == "ckks-v1",
         "sampler": config.sampler.kind,
         "seconds": time.perf_counter() - started,
         **values,
@@ -82,23 +88,33 @@ def register(
     truth: str | Path | None = None,
     threads: int = 2,
     output: str | Path | None = None,
+    releases: str | Path | None = None,
+    max_values: int | None = None,
+    noise: float = 0.0,
+    disclose_points: bool = False,
+    allow_insecure: bool = False,
 ) -> Result:
-    """Register two images, in clear or privately (`backend` "bfv" or "spdz": each party a process of its own).
+    """Register two images, in clear or privately (`backend` "bfv", "beaver", ...: each party a process of its own).
 
     Args:
         moving: image or file of party_1.
         fixed: image or file of party_2. Give a file where this process should not hold it.
         transform: "translation", "rigid", "similarity" or "affine".
-        backend: "clear", "spdz" or "bfv".
-        sampler: "none", "urs" or "gms", with `fraction` of the points.
+        backend: "clear", "auto", "beaver", "spdz", "bfv", "ckks", or "ckks-v1" (with `allow_insecure`; a baseline).
+        sampler: "none", "urs", "chunks" or "gms", with `fraction` of the points.
         seed: of the sampler.
         levels: shrink factors, coarse to fine.
-        optimizer: "gauss_newton" or "adam".
+        optimizer: "gauss_newton", "inverse_compositional" or "adam".
         start: "centres", "identity", "centre_of_mass" (clear runs), or the path of an ITK transform.
         fixed_mask: foreground of the fixed image; private runs tell it to party_1 and need `disclose_mask`.
         truth: known ITK transform to compare with.
         threads: of each process.
         output: folder for the files; a temporary one where None.
+        releases: party_2's SQLite file of released values; None: the site's own.
+        max_values: its cap, over all runs; None: 5 % of the fixed image's foreground voxels.
+        noise: party_2's noise on every product, as a share of the fixed image.
+        disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
+        allow_insecure: let "ckks-v1" run.
 
     Returns:
         Result with transform, warped, history and `metrics` (the values of result.json).
@@ -119,8 +135,10 @@ def register(
             {
                 "transform": {"kind": transform},
                 "optimizer": {"kind": optimizer},
-                "backend": {"kind": backend},
-                "sampler": {"kind": sampler} | ({} if sampler == "none" else {"fraction": fraction}),
+                "backend": {"kind": backend} | ({"allow_insecure": allow_insecure} if backend == "ckks-v1" else {}),
+                "sampler": {"kind": sampler}
+                | ({} if sampler == "none" else {"fraction": fraction})
+                | ({"disclose_points": disclose_points} if sampler == "gms" else {}),
                 "pyramid": {"levels": [{"shrink": n} for n in levels]},
                 "start": {"kind": start} if named else {"kind": "file", "path": start},
                 "data": {
@@ -130,12 +148,30 @@ def register(
                     "disclose_mask": disclose_mask,
                     "truth": None if truth is None else str(truth),
                 },
+                "budget": {
+                    "file": None if releases is None else str(releases),
+                    "max_values": max_values,
+                    "noise": noise,
+                },
                 "seed": seed,
                 "threads": threads,
             }
         )
         values = run(config, folder)
         return _result(values, folder)
+
+
+def _choose_backend(config: RunConfig) -> tuple[RunConfig, str]:
+    """The configuration with a protocol in the place of `auto`, and why this one; only image headers are read."""
+    chosen = config.backend
+    if not isinstance(chosen, AutoConfig):
+        return config, ""
+    size = image_size(config.data.fixed)
+    parameters = sum(p.numel() for p in LINEAR_TRANSFORMS[config.transform.kind](Grid(size)).parameters())
+    choice = choose(math.prod(size), parameters, len(size), chosen.bandwidth_mbit, chosen.dealer)
+    print(f"backend auto: {choice.reason}", file=sys.stderr, flush=True)
+    settings = {"kind": choice.name} | ({} if choice.name == "bfv" else {"device": chosen.device})
+    return load_config(config.model_dump() | {"backend": settings}), choice.reason
 
 
 def _prepare(config: RunConfig, output: Path) -> None:
@@ -177,6 +213,8 @@ def _run_clear(config: RunConfig, output: Path) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(),
         "party_1": None,
         "party_2": None,
+        "ledger": None,
+        "budget": None,
     }
 
 
@@ -190,8 +228,11 @@ def _run_private(config: RunConfig, output: Path) -> dict[str, Any]:
     if "run" not in party_1:
         raise PeerLost("; ".join(dict.fromkeys(text for _, text in errors)) or "party_1 ended without a result")
     accounts = {role: report.get("account") for role, report in reports.items()}
-    outcome = {"complete": party_1["complete"], "error": party_1["error"]}
-    return {**party_1["run"], **outcome, **accounts}
+    # party_1 is told that the cap is reached; how far, stands in party_2's own report.
+    reached = reports["party_2"]["error"] if reports["party_2"].get("cap_reached") else ""
+    outcome = {"complete": party_1["complete"], "error": reached or party_1["error"]}
+    kept = {"ledger": party_1.get("ledger"), "budget": reports["party_2"].get("budget")}
+    return {**party_1["run"], **outcome, **accounts, **kept}
 
 
 def _disclosed(config: RunConfig) -> dict[str, list[str]]:
@@ -207,8 +248,9 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
         party_1.append("the fixed image's centre of mass")
     if config.share_transform:
         party_2.append("the final transform")
-    samplers: dict[str, type[Sampler]] = {"none": Full, "urs": Uniform, "gms": GradientMagnitude}
-    sampler = samplers[config.sampler.kind]
+    if config.optimizer.kind == "inverse_compositional":
+        party_1.append("per level S^T S and S^T J of the fixed image's steepest-descent images S")
+    sampler = build_sampler(config)
     party_1.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_1}")
     party_2.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_2}")
     return {"party_1": party_1, "party_2": party_2}

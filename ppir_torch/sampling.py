@@ -9,22 +9,32 @@ fixed while the level lasts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["Full", "GradientMagnitude", "Sample", "Sampler", "Uniform"]
+__all__ = ["Chunks", "Full", "GradientMagnitude", "Permuted", "Sample", "Sampler", "Uniform"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Flat point indices (n,) int64, or None for all N points, with weights (n,) that make sums into means over N."""
+    """Flat point indices (n,) int64, or None for all N points, with weights (n,) that make sums into means over N.
+
+    `positions` (n,) says where the points lie among those of the operand, where that holds more points than the
+    sample: party_1's rows are zero at the others, and party_2 does not learn which points these are.
+    """
 
     index: Tensor | None
     weights: Tensor | None
+    positions: Tensor | None = None
+
+    def at(self, positions: Tensor, weights: Tensor | None) -> Sample:
+        """The part of a sample without weights at these positions; the operand keeps all its points."""
+        index = positions if self.index is None else self.index[positions]
+        return replace(self, index=index, weights=weights, positions=positions)
 
 
 @dataclass(frozen=True)
@@ -67,27 +77,76 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Permuted:
+    """All points of a level, in an order that both parties draw from a public seed. Discloses nothing."""
+
+    seed: int
+
+    def draw(self, count: int, level: int) -> Sample:
+        """The points in their new order."""
+        return Sample(torch.randperm(count, generator=_generator(self.seed, level)), None)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """URS for encrypted operands: party_2 sends all points once, in a public random order; party_1 uses a window.
+
+    A run of points that follow each other in a random order is a uniform sample, and lies in few ciphertexts: under
+    homomorphic encryption the cost of a product falls with the fraction. party_1 alone decides which window and how
+    large; nothing is sent about it and nothing is encrypted again.
+
+    Args:
+        fraction: share of the points, in (0, 1].
+        seed: of the public order; the window is drawn from it, too, so that runs can be repeated.
+    """
+
+    fraction: float
+    seed: int = 0
+
+    discloses_to_party_1 = "nothing"
+    discloses_to_party_2 = "nothing (the points follow a public random order, which of them count is not sent)"
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.fraction)
+
+    def window(self, count: int, level: int) -> Tensor:
+        """Positions (n,) of the points in use, among `count` in the public order."""
+        length = max(1, round(self.fraction * count))
+        start = int(torch.randint(count, (1,), generator=_generator(self.seed + 1, level)))
+        return ((start + torch.arange(length)) % count).sort().values
+
+
+@dataclass(frozen=True)
 class GradientMagnitude:
     """GMS: points drawn with a probability that grows with the gradient magnitude of the warped moving image.
 
     Poisson sampling with inclusion probability pi_i = min(1, s m_i), m_i a mixture of gradient magnitude and a uniform
     floor; weights 1 / (N pi_i) (Horvitz and Thompson, 1952) keep value and gradient unbiased.
 
-    Discloses to party_2, once per level, the chosen indices: they show where the warped moving image has edges
-    (attack 7 of the threat model). Discloses nothing to party_1.
+    The chosen indices show where the warped moving image has edges (attack 7 of the threat model), so they stay with
+    party_1: its rows are zero at the other points and a product costs as much as with all of them. With
+    `disclose_points` they are sent to party_2 once per level, and the cost falls with the fraction.
 
     Args:
         fraction: expected share of the points, in (0, 1].
         seed: of the draw.
         floor: share of the uniform part of the mixture; keeps the weights bounded.
+        disclose_points: party_2 may learn the chosen points.
     """
 
     fraction: float
     seed: int = 0
     floor: float = 0.2
+    disclose_points: bool = False
 
     discloses_to_party_1 = "nothing"
-    discloses_to_party_2 = "each level's chosen points, which show where the moving image has edges"
+
+    @property
+    def discloses_to_party_2(self) -> str:
+        """As it stands in the summary of a run."""
+        if self.disclose_points:
+            return "each level's chosen points, which show where the moving image has edges"
+        return "nothing (the chosen points stay with party_1)"
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -107,7 +166,7 @@ class GradientMagnitude:
         return Sample(index, 1 / (count * probability[index]))
 
 
-Sampler = Full | Uniform | GradientMagnitude
+Sampler = Full | Uniform | Chunks | GradientMagnitude
 
 
 def _inclusion(mixture: Tensor, expected: float) -> Tensor:

@@ -16,7 +16,15 @@ from torch.func import functional_call, jvp, vmap
 from .grids import Grid
 from .images import Image
 
-__all__ = ["parameters_of", "sample", "sample_with_gradient", "steepest_descent", "warp"]
+__all__ = [
+    "affine_table",
+    "grid_gradient",
+    "parameters_of",
+    "sample",
+    "sample_with_gradient",
+    "steepest_descent",
+    "warp",
+]
 
 
 def sample(image: Image, points: Tensor, mode: str = "bilinear") -> Tensor:
@@ -35,6 +43,20 @@ def sample_with_gradient(image: Image, outside: float, points: Tensor) -> tuple[
         (gradient,) = torch.autograd.grad(values.sum(), normalised)
     matrix, _ = image.grid.physical_to_normalised()
     return values.detach(), gradient @ matrix.to(gradient)
+
+
+def grid_gradient(image: Image) -> Tensor:
+    """Spatial gradient (N, D) per mm of a one-channel image at its voxels: central differences, one-sided at borders.
+
+    Where `sample_with_gradient` would give the slope to one side of each voxel, this is the mean of both.
+    """
+    axes = [a for a in range(image.grid.dimension) if image.tensor.shape[a + 1] > 1]
+    slopes = torch.zeros(image.grid.dimension, *image.grid.shape, dtype=image.tensor.dtype, device=image.tensor.device)
+    for axis, slope in zip(axes, torch.gradient(image.tensor[0], dim=axes), strict=True):
+        slopes[image.grid.dimension - 1 - axis] = slope  # tensor axes are the reverse of x, y, z
+    matrix, _ = image.grid.index_to_physical()
+    result: Tensor = slopes.reshape(image.grid.dimension, -1).T @ torch.linalg.inv(matrix).to(slopes)
+    return result
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -56,7 +78,7 @@ def steepest_descent(transform: nn.Module, points: Tensor, gradient: Tensor) -> 
     parameters = {name: p.detach() for name, p in parameters_of(transform).items()}
     affine_map = getattr(transform, "affine_map", None)
     if affine_map is not None:
-        return _linear_steepest_descent(transform, parameters, points, gradient)
+        return _linear_steepest_descent(transform, points, gradient)
 
     def along(tangent: Tensor) -> Tensor:
         tangents = _unflatten(tangent, parameters)
@@ -91,9 +113,9 @@ def _sample_normalised(image: Image, outside: float, normalised: Tensor, mode: s
     return values.reshape(-1) if outside == 0 else values.reshape(-1) + outside
 
 
-def _linear_steepest_descent(
-    transform: nn.Module, parameters: dict[str, Tensor], points: Tensor, gradient: Tensor
-) -> Tensor:
+def affine_table(transform: nn.Module) -> Tensor:
+    """(D (D + 1), P) derivative of a linear transform's map [A b], row-major, by its parameters."""
+    parameters = {name: p.detach() for name, p in parameters_of(transform).items()}
     names = list(parameters)
 
     def entries(*values: Tensor) -> Tensor:
@@ -103,7 +125,11 @@ def _linear_steepest_descent(
 
     # Reverse mode: torch's forward-mode rules import torch._dynamo, which takes seconds.
     jacobian = torch.autograd.functional.jacobian(entries, tuple(parameters.values()))  # type: ignore[no-untyped-call]
-    table = torch.cat([part.reshape(part.shape[0], -1) for part in jacobian], 1)  # (D (D+1), P)
+    return torch.cat([part.reshape(part.shape[0], -1) for part in jacobian], 1)
+
+
+def _linear_steepest_descent(transform: nn.Module, points: Tensor, gradient: Tensor) -> Tensor:
+    table = affine_table(transform)
     homogeneous = torch.cat([points.T, torch.ones_like(points[:, :1]).T])  # (D+1, N)
     outer = (gradient.T[:, None, :] * homogeneous[None]).reshape(table.shape[0], -1)  # (D (D+1), N)
     return table.T.to(outer) @ outer

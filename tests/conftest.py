@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
 from ppir_torch.transforms import LINEAR_TRANSFORMS, LinearTransform
+
+# What the tests' parties release is not entered into this user's own file.
+_RELEASES = tempfile.TemporaryDirectory(prefix="ppir-releases-")
+os.environ["PPIR_RELEASES"] = str(Path(_RELEASES.name) / "releases.sqlite")
 
 # These problems are small: a second thread gains nothing, and on a busy machine costs a factor of four.
 torch.set_num_threads(1)

@@ -145,7 +145,20 @@ def test_register_builds_the_same_configuration(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--backend", "ckks"], "backend.kind: 'ckks', one of clear, spdz, bfv is needed"),
+        (
+            ["--backend", "paillier"],
+            "backend.kind: 'paillier', one of clear, auto, spdz, beaver, bfv, ckks, ckks-v1 is needed",
+        ),
+        (
+            ["--backend", "ckks-v1"],
+            "backend.allow_insecure: False, true is needed: ckks-v1 is the published protocol, a baseline for "
+            "benchmarks; attacks read both images from it",
+        ),
+        (
+            ["--backend", "bfv", "--optimizer", "inverse_compositional", "--sampler", "gms"],
+            "sampler.kind: 'gms', with optimizer 'inverse_compositional' one of none, urs is needed: party_2 sums over "
+            "the points itself and must know them",
+        ),
         (
             ["--backend", "bfv", "--device", "cpu"],
             "backend.device: not a setting of bfv; beside kind it takes nothing else",

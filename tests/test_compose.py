@@ -14,9 +14,9 @@ DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
 GROUPS = {
     "transform": ["affine", "rigid", "similarity", "translation"],
     "loss": ["ssd"],
-    "optimizer": ["adam", "gauss_newton"],
-    "backend": ["bfv", "clear", "spdz"],
-    "sampler": ["gms", "none", "urs"],
+    "optimizer": ["adam", "gauss_newton", "inverse_compositional"],
+    "backend": ["auto", "beaver", "bfv", "ckks", "ckks-v1", "clear", "spdz"],
+    "sampler": ["chunks", "gms", "none", "urs"],
     "pyramid": ["default", "five", "single"],
     "data": ["files"],
     "transport": ["local"],
@@ -37,13 +37,20 @@ def test_groups_are_all_there() -> None:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names])
 def test_every_group_file_is_valid(group: str, name: str) -> None:
-    config = one(f"{group}={name}", *([] if group == "experiment" else DATA))
+    consent = ["backend.allow_insecure=true"] if name == "ckks-v1" else []
+    config = one(f"{group}={name}", *consent, *([] if group == "experiment" else DATA))
     if group not in ("pyramid", "data", "experiment"):
         assert getattr(config, group).kind == name
 
 
+def test_the_published_protocol_runs_only_where_its_insecurity_is_accepted() -> None:
+    with pytest.raises(ConfigError, match=r"backend\.allow_insecure: False, true is needed: ckks-v1 is the published"):
+        one("backend=ckks-v1", *DATA)
+
+
 def test_yaml_says_what_the_models_default_to() -> None:
-    for overrides in ([], ["optimizer=adam"], ["sampler=gms"], ["sampler=urs"], ["backend=spdz"]):
+    groups = ("optimizer=adam", "sampler=gms", "sampler=urs", "sampler=chunks", "backend=spdz", "backend=auto")
+    for overrides in ([], *([group] for group in groups)):
         config = one(*DATA, *overrides)
         bare = {name: {"kind": getattr(config, name).kind} for name in ("optimizer", "sampler", "backend")}
         from ppir_torch.config import load_config
@@ -80,15 +87,16 @@ def test_sweep_is_every_combination() -> None:
     runs = compose_runs([*DATA, "backend=bfv,clear", "seed=range(0,2)"], sweep=True)
     assert [(c.backend.kind, c.seed) for _, c in runs] == [("bfv", 0), ("bfv", 1), ("clear", 0), ("clear", 1)]
     assert runs[1][0] == [*DATA, "backend=bfv", "seed=1"]
-    assert [c.sampler.kind for _, c in compose_runs([*DATA, "sampler=glob(*)"], sweep=True)] == ["gms", "none", "urs"]
+    kinds = [c.sampler.kind for _, c in compose_runs([*DATA, "sampler=glob(*)"], sweep=True)]
+    assert kinds == ["chunks", "gms", "none", "urs"]
 
 
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("backend=foo", "backend: 'foo', one of bfv, clear, spdz is needed"),
-        ("backend=null", "backend=null: one of bfv, clear, spdz is needed"),
-        ("backend=[bfv,clear]", "backend=[bfv,clear]: one of bfv, clear, spdz is needed"),
+        ("backend=foo", "backend: 'foo', one of auto, beaver, bfv, ckks, ckks-v1, clear, spdz is needed"),
+        ("backend=null", "backend=null: one of auto, beaver, bfv, ckks, ckks-v1, clear, spdz is needed"),
+        ("backend=[bfv,clear]", "backend=[bfv,clear]: one of auto, beaver, bfv, ckks, ckks-v1, clear, spdz is needed"),
         ("backend=bfv,clear", "backend=bfv,clear: several values; one is needed, or a sweep with -m"),
         ("~backend", "backend: missing, a mapping of settings is needed"),
         ("backnd=bfv", "backnd: unknown key, did you mean backend?"),

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import struct
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ppir_torch.link as link_module
 from ppir_torch.errors import LinkError, PeerLost
 from ppir_torch.link import Kind, Link, link_pair, pack, unpack
+from ppir_torch.parties.accounting import peak_memory_mb
 
 SESSION = bytes(range(16))
-# The wire: magic, session, sequence, level, iteration, kind, payload length; little endian.
+KEY = bytes(range(16, 32))
+# The wire: magic, session, sequence, level, iteration, kind, payload length, little endian; then the tag; then the
+# payload. The tag is that of AES-128-GCM for no text and header + payload as associated data; its nonce is the first 4
+# bytes of the SHA-256 of the sender's name, then the sequence number, big endian.
 HEADER = struct.Struct("<4s16sQhiHQ")
+TAG_SIZE = 16
 
 
-def wire(payload: bytes = b"", **fields: Any) -> bytes:
+def wire(payload: bytes = b"", sender: str = "party_2", **fields: Any) -> bytes:
     values = {"magic": b"PPI1", "session": SESSION, "sequence": 0, "level": 1, "iteration": 2, "kind": int(Kind.HELLO)}
     values |= {"length": len(payload), **fields}
-    return HEADER.pack(*values.values()) + payload
+    header = HEADER.pack(*values.values())
+    nonce = hashlib.sha256(sender.encode()).digest()[:4] + struct.pack(">Q", values["sequence"])
+    return header + AESGCM(KEY).encrypt(nonce, b"", header + payload) + payload
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, Link]]:
     """A raw socket and the Link at its other end."""
     raw, other = socket.socketpair()
-    link = Link(other, SESSION, "party_1", "party_2", timeout=5.0)
+    link = Link(other, SESSION, KEY, "party_1", "party_2", timeout=5.0)
     yield raw, link
     raw.close()
     link.close()
@@ -86,14 +97,20 @@ def test_messages_arrive_in_order(pair: tuple[Link, Link]) -> None:
     assert [right.receive(Kind.PRODUCT).payload[0] for _ in range(100)] == list(range(100))
 
 
-def test_the_wire_is_as_written_here(ends: tuple[socket.socket, Link]) -> None:
+@pytest.mark.parametrize("size", [0, 5, 2_600_000])
+def test_the_wire_is_as_written_here(size: int, ends: tuple[socket.socket, Link]) -> None:
     raw, link = ends
-    raw.sendall(wire(b"hello", sequence=0))
-    assert bytes(link.receive(Kind.HELLO).payload) == b"hello"
+    payload = np.random.default_rng(size).bytes(size)
+    sending = threading.Thread(target=raw.sendall, args=(wire(payload) + wire(payload, sequence=1),))
+    sending.start()
+    for _ in range(2):
+        assert bytes(link.receive(Kind.HELLO).payload) == payload
+    sending.join()
     link.at(3, 9)
-    link.send(Kind.GEOMETRY, b"xyz")
-    expected = wire(b"xyz", level=3, iteration=9, kind=int(Kind.GEOMETRY))
-    assert raw.recv(len(expected), socket.MSG_WAITALL) == expected
+    for number in range(2):
+        link.send(Kind.GEOMETRY, payload)
+        expected = wire(payload, "party_1", sequence=number, level=3, iteration=9, kind=int(Kind.GEOMETRY))
+        assert raw.recv(len(expected), socket.MSG_WAITALL) == expected
 
 
 def test_both_ends_may_send_much_at_once(pair: tuple[Link, Link]) -> None:
@@ -177,10 +194,35 @@ def test_an_oversized_payload_is_not_sent(pair: tuple[Link, Link], monkeypatch: 
         left.send(Kind.OPENING, [bytes(100), bytes(1)])
     left.send(Kind.OPENING, bytes(100))
     assert len(right.receive(Kind.OPENING).payload) == 100
-    assert left.bytes_sent == 100 + HEADER.size
+    assert left.bytes_sent == HEADER.size + 100 + TAG_SIZE
 
 
-@pytest.mark.parametrize("kept", [0, 1, HEADER.size - 1, HEADER.size, HEADER.size + 4])
+def test_a_length_alone_allocates_nothing(ends: tuple[socket.socket, Link]) -> None:
+    raw, link = ends
+    raw.sendall(wire(bytes(1000), length=1 << 32))
+    raw.close()
+    before = peak_memory_mb()
+    refused(link, error=PeerLost)
+    assert peak_memory_mb() < before + 100
+
+
+def test_a_message_that_does_not_fit_into_memory_is_refused(
+    ends: tuple[socket.socket, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, link = ends
+    raw.sendall(wire(length=1 << 32))
+    empty = np.empty
+
+    def small_machine(size: int, *rest: Any) -> Any:
+        if size > 1 << 20:
+            raise MemoryError
+        return empty(size, *rest)
+
+    monkeypatch.setattr(np, "empty", small_machine)
+    assert "4294967296 bytes from party_2 does not fit into memory" in refused(link)
+
+
+@pytest.mark.parametrize("kept", [0, 1, HEADER.size - 1, HEADER.size, HEADER.size + TAG_SIZE, -1])
 def test_a_stream_that_ends_early_is_a_lost_peer(kept: int, ends: tuple[socket.socket, Link]) -> None:
     raw, link = ends
     raw.sendall(wire(b"content")[:kept])
@@ -200,7 +242,7 @@ def test_a_silent_peer_is_lost_after_the_timeout() -> None:
 
 def test_a_peer_that_stops_halfway_through_a_message_is_lost() -> None:
     raw, other = socket.socketpair()
-    link = Link(other, SESSION, "party_1", "party_2", timeout=0.1)
+    link = Link(other, SESSION, KEY, "party_1", "party_2", timeout=0.1)
     raw.sendall(wire(b"content")[:-1])
     refused(link, Kind.HELLO, error=PeerLost)
     raw.close()
@@ -240,8 +282,8 @@ def test_what_was_sent_before_closing_still_arrives(pair: tuple[Link, Link]) -> 
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_on_the_wire_are_a_link_error(junk: bytes, after: bool) -> None:
     raw, other = socket.socketpair()
-    link = Link(other, SESSION, "party_1", "party_2", timeout=5.0)
-    raw.sendall(wire()[: HEADER.size if after else 0] + junk)
+    link = Link(other, SESSION, KEY, "party_1", "party_2", timeout=5.0)
+    raw.sendall((wire() if after else b"") + junk)
     raw.close()
     if after:
         link.receive(Kind.HELLO)
@@ -251,12 +293,44 @@ def test_any_bytes_on_the_wire_are_a_link_error(junk: bytes, after: bool) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 15, 17])
-def test_a_session_of_another_length_is_refused(size: int) -> None:
+def test_a_session_or_key_of_another_length_is_refused(size: int) -> None:
     a, b = socket.socketpair()
     with pytest.raises(ValueError, match="16 needed"):
-        Link(a, bytes(size), "party_1", "party_2")
+        Link(a, bytes(size), KEY, "party_1", "party_2")
+    with pytest.raises(ValueError, match="16 needed"):
+        Link(a, SESSION, bytes(size), "party_1", "party_2")
     a.close()
     b.close()
+
+
+def test_both_ends_of_one_name_are_refused() -> None:
+    a, b = socket.socketpair()
+    with pytest.raises(ValueError, match="two names that differ"):
+        Link(a, SESSION, KEY, "party_1", "party_1")
+    a.close()
+    b.close()
+
+
+def test_threads_that_send_at_once_never_share_a_sequence_number(pair: tuple[Link, Link]) -> None:
+    """A number is a nonce; two messages under one nonce would give the tag key away."""
+    left, right = pair
+
+    def send(who: int) -> None:
+        for _ in range(100):
+            left.send(Kind.PRODUCT, bytes([who]))
+
+    threads = [threading.Thread(target=send, args=(who,)) for who in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        got = Counter(right.receive(Kind.PRODUCT).payload[0] for _ in range(400))
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert got == dict.fromkeys(range(4), 100)
 
 
 # --- bytes
@@ -272,7 +346,7 @@ def test_counted_bytes_are_those_in_the_socket(ends: tuple[socket.socket, Link])
     while part := raw.recv(1 << 16):
         received += part
     assert link.bytes_sent == len(received)
-    assert link.set_up_bytes_sent == 2 * HEADER.size + 7
+    assert link.set_up_bytes_sent == 2 * (HEADER.size + TAG_SIZE) + 7
     assert sum(link.sent.values()) == len(received)
 
 

@@ -16,10 +16,11 @@ from ppir_torch.errors import ConfigError, ImageError, PeerLost, PpirError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.operands import Operand
+from ppir_torch.joint.protocol import Pairs
 from ppir_torch.metrics import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.optimizers import Adam, GaussNewton, Stopping
 from ppir_torch.registration import ClearFixed, LevelIteration, Plan, Result, register_images, select_points
-from ppir_torch.sampling import Full, GradientMagnitude, Sampler, Uniform
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, load_transform, save_transform
 
 Make = Callable[..., Any]
@@ -114,11 +115,17 @@ def test_an_offset_of_the_intensities_does_not_matter(pair: Make) -> None:
 
 # --- samplers
 
-SAMPLERS: list[Sampler] = [Full(), Uniform(0.3, seed=5), GradientMagnitude(0.3, seed=5)]
+SAMPLERS: list[Sampler] = [
+    Full(),
+    Uniform(0.3, seed=5),
+    Chunks(0.3, seed=5),
+    GradientMagnitude(0.3, seed=5),
+    GradientMagnitude(0.3, seed=5, disclose_points=True),
+]
 
 
 def sampler_name(sampler: Sampler) -> str:
-    return type(sampler).__name__
+    return type(sampler).__name__ + (" disclosed" if getattr(sampler, "disclose_points", False) else "")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=sampler_name)
@@ -138,6 +145,15 @@ def test_sampled_runs_end_near_the_truth(sampler: Sampler, dimension: int, pair:
     total = [images.fixed.at_level(level).grid.count for level in LEVELS]
     for entry in result.history:
         assert entry.points == pytest.approx(0.3 * total[entry.level], rel=0.3)
+
+
+def test_hiding_the_points_of_a_gradient_magnitude_sample_changes_nothing(dimension: int, pair: Make) -> None:
+    images = pair("affine", dimension, torch.float64)
+    hidden, disclosed = (
+        register_images(images.moving, ClearFixed(images.fixed), plan(sampler=sampler)) for sampler in SAMPLERS[-2:]
+    )
+    assert displacement_rmse(hidden.transform, disclosed.transform, foreground_points(images.fixed)) < 1e-9
+    assert [h.points for h in hidden.history] == [h.points for h in disclosed.history]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=sampler_name)
@@ -352,11 +368,11 @@ class LosingFixed(ClearFixed):
             def __getattr__(self, name: str) -> Any:
                 return getattr(inner, name)
 
-            def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+            def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
                 if outer.products == 0:
                     raise PeerLost("party_1: party_2 is gone (the connection was closed)")
                 object.__setattr__(outer, "products", outer.products - 1)
-                return inner.multiply(rows)
+                return inner.multiply(rows, pairs)
 
         return Losing()  # type: ignore[return-value]
 
@@ -384,10 +400,8 @@ def test_a_lost_party_leaves_the_best_transform_so_far(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("sampler", [Full(), Uniform(0.5, 1), GradientMagnitude(0.5, 1)])
-def test_a_clear_run_on_cuda_is_that_on_the_cpu(
-    sampler: Full | Uniform | GradientMagnitude, dimension: int, pair: Make
-) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=sampler_name)
+def test_a_clear_run_on_cuda_is_that_on_the_cpu(sampler: Sampler, dimension: int, pair: Make) -> None:
     images = pair("affine", dimension, torch.float32)
     chosen = plan(sampler=sampler)
     on_cpu = register_images(images.moving, ClearFixed(images.fixed), chosen)

@@ -247,12 +247,19 @@ def test_disclosed_follows_the_configuration(backend: str, files: Files) -> None
     assert "edges" not in two
     data = {"fixed_mask": "mask.mha", "disclose_mask": True, "disclose_centre_of_mass": True}
     one, two = disclosed(
-        files.configuration(backend, data=data, share_transform=True, sampler={"kind": "gms", "fraction": 0.1})
+        files.configuration(
+            backend, data=data, share_transform=True, sampler={"kind": "gms", "fraction": 0.1, "disclose_points": True}
+        )
     )
     assert "the shape of the fixed image's mask" in one
     assert "the fixed image's centre of mass" in one
     assert "the final transform" in two
     assert "edges" in two
+    _, two = disclosed(files.configuration(backend, sampler={"kind": "gms"}))
+    assert "edges" not in two
+    assert "the chosen points stay with party_1" in two
+    one, _ = disclosed(files.configuration(backend, optimizer={"kind": "inverse_compositional"}))
+    assert "S^T S and S^T J" in one
 
 
 # --- register ---------------------------------------------------------------------------------------------------------

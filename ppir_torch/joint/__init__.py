@@ -9,7 +9,7 @@ from .protocol import ProtocolEntry
 
 __all__ = ["PROTOCOL_NAMES", "load_protocol"]
 
-PROTOCOL_NAMES = ("spdz", "bfv")
+PROTOCOL_NAMES = ("spdz", "beaver", "bfv", "ckks", "ckks-v1")
 
 
 def load_protocol(name: str) -> ProtocolEntry:
@@ -20,5 +20,5 @@ def load_protocol(name: str) -> ProtocolEntry:
     """
     if name not in PROTOCOL_NAMES:
         raise ConfigError(f"backend: {name!r}, one of {', '.join(('clear', *PROTOCOL_NAMES))} is needed")
-    entry: ProtocolEntry = importlib.import_module(f".{name}", __name__).ENTRY
+    entry: ProtocolEntry = importlib.import_module(f".{name.replace('-', '_')}", __name__).ENTRY
     return entry

@@ -3,9 +3,7 @@
 party_2 encrypts its operand once, as polynomial coefficients; party_1 multiplies by its rows, sanitises the result and
 sends it back masked; party_2 decrypts uniform words, returns them, and party_1 removes the mask.
 
-Packing (Cheetah: Huang et al., USENIX Security 2022): with blocks of L = n / group points,
-    y(x) = sum_i Y[i] x^i,   w(x) = sum_k x^(kL) sum_i X[k, i] x^(L-1-i)
-have (w y)[kL + L-1] = sum_i X[k, i] Y[i] for each of the `group` rows k side by side; no other term falls there.
+Packing: packing.py.
 
 What hides X from party_2, which holds the secret key and knows its own encryption errors, is three things together:
 a uniform mask modulo t on every released coefficient; a fresh public-key encryption of zero, without which c1 is a
@@ -36,11 +34,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import LinkError, RangeError
-from ..link import Kind, Link, Message, pack, unpack
+from ..link import Kind, Link, Message, pack
+from .bfv_helper import BfvHelper, cores
 from .csprng import KeyStream, new_key
-from .protocol import FixedSide, Limits, MovingSide, OperandHeader, ProtocolEntry, check_range
+from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, receive_files, receive_key
+from .protocol import (
+    FixedSide,
+    Limits,
+    MovingSide,
+    OperandHeader,
+    Pairs,
+    ProtocolEntry,
+    Release,
+    all_pairs,
+    check_operand,
+    check_pairs,
+    check_range,
+)
 from .seal_format import (
     ciphertext_file,
+    ciphertext_words,
     compose_residues,
     load_seal,
     pack60,
@@ -51,7 +64,6 @@ from .seal_format import (
 
 __all__ = ["ENTRY", "BfvFixedSide", "BfvMovingSide"]
 
-DEGREE = 8192
 PRIME_BITS = (60, 50, 50, 20)  # the first survives to the reply; the last is SEAL's special prime
 PLAIN_BITS = 49
 FLOOD_BITS = 109
@@ -62,25 +74,10 @@ FRESH_NOISE = 22
 ZERO_NOISE = 1 << 19  # of a public-key encryption of zero, after SEAL divided it by the special prime: far less
 
 _T = 1 << PLAIN_BITS
+MAX_RESULT = _T // 2 - _T // 32  # what is left is room for noise that party_2 may add
 _C1_BYTES = DEGREE * 60 // 8
 _CIPHERTEXT_BYTES = 185_000  # a seeded ciphertext as SEAL writes it
-_MAX_CIPHERTEXT_BYTES = 1 << 18
-_MAX_KEY_BYTES = 1 << 20
-_PER_MESSAGE = 16
-_SMALL_UPLOAD = 12_000_000
-_EXPECTED_PRODUCTS = 10
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How an operand is packed: `group` rows side by side, `block` = n / group points in each of `blocks` ciphertexts.
-
-    Row k of a group ends up in coefficient k block + block - 1.
-    """
-
-    group: int
-    block: int
-    blocks: int
+_LARGE = 128  # ciphertexts of an operand, from which on a second process pays
 
 
 @dataclass(frozen=True)
@@ -104,11 +101,12 @@ class BfvMovingSide(MovingSide):
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._stream = KeyStream(new_key())
-        self._encryptor: Any = None
+        self._work = BfvProducts()
+        self._public_key = b""
         self._header: OperandHeader | None = None
-        self._ciphertexts: list[Any] = []
-        self._products = 0
+        self._helper: BfvHelper | None = None  # a second process of this party, for large operands
+        self._helper_shares = False
+        self._helper_columns: range | None = None
         self._released = 0
 
     def accept_operand(self, header: OperandHeader) -> None:
@@ -118,17 +116,47 @@ class BfvMovingSide(MovingSide):
             RangeError: the operand's public bounds do not fit the parameters.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
-        scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
-        if self._encryptor is None:
-            self._encryptor = scheme.seal.Encryptor(scheme.context, _receive_key(self._link))
-        self._header, self._ciphertexts = None, []
-        while len(self._ciphertexts) < self._layout.blocks:
-            due = min(_PER_MESSAGE, self._layout.blocks - len(self._ciphertexts))
-            self._ciphertexts += _receive_ciphertexts(self._link, due)
+        layout, self.limits = _layout(header), _limits(header)
+        self._header = None
+        if not self._public_key:
+            self._public_key = receive_key(self._link)
+            self._work.set_key(self._public_key)
+        self._work.set_operand(header)
+        mine, theirs = self._share_columns(header, layout)
+        number = 0
+        while number < layout.ciphertexts:
+            due = min(PER_MESSAGE, layout.ciphertexts - number)
+            for file in receive_files(self._link, due):
+                column = number // layout.blocks
+                if column in theirs and self._helper is not None:
+                    self._helper.add(number, file)
+                if column in mine:
+                    self._work.add(number, file)
+                number += 1
         self._header = header
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        """R = X Y exactly, int64 (rows,), for int64 rows (rows, points).
+    def _share_columns(self, header: OperandHeader, layout: Layout) -> tuple[range, range]:
+        """The columns that this process and its helper work with: of one row each its own, else both with all."""
+        every, self._helper_columns = range(header.columns), None
+        large = layout.group == 1 and layout.ciphertexts >= _LARGE
+        self._helper_shares = large and header.rows * header.columns > 1 and cores() > 1
+        if not self._helper_shares:
+            return every, range(0)
+        if self._helper is None:
+            self._helper = BfvHelper()
+            self._helper.set_key(self._public_key)
+        self._helper.set_operand(header)
+        if header.rows > 1:
+            return every, every
+        self._helper_columns = range((header.columns + 1) // 2, header.columns)
+        return range(self._helper_columns.start), self._helper_columns
+
+    def prefers_moments(self, points: int) -> bool:
+        """Fewer plaintexts to transform count above a quarter of a million points; below, the smaller reply does."""
+        return points > 1 << 18
+
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points), exactly; int64.
 
         Raises:
             RangeError: the rows could overflow, or the session's releases are used up; nothing was sent.
@@ -137,22 +165,28 @@ class BfvMovingSide(MovingSide):
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
         check_range(rows, self._header, self.limits)
-        count = rows.shape[0]
+        pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
+        pairs = check_pairs(pairs, rows.shape[0], self._header)
+        count = len(pairs)
         if self._released + count > MAX_WORDS:
             raise RangeError(f"bfv: at most {MAX_WORDS} results per session, the flood covers no more; start a new one")
         self._released += count
-        self._products += 1
-        masks = self._stream.words("mask", self._products, (count,)) & (_T - 1)
-        floods = [_flood(low, high) for low, high in self._stream.words("flood", self._products, (count, 2)).tolist()]
         matrix = rows.detach().cpu().numpy()
-        c0, c1 = [], []
-        for start in range(0, count, self._layout.group):
-            part = slice(start, min(start + self._layout.group, count))
-            product = self._product(matrix[part])
-            covered = self._cover(product, masks[part].tolist(), floods[part])
-            c0 += _switch_words(covered)
-            c1.append(pack60(_switch_c1(product)))
-        self._link.send(Kind.REPLY_CIPHERTEXTS, [struct.pack(f"<I{count}Q", count, *c0), *(c.data for c in c1)])
+        theirs = self._share_pairs(pairs)
+        mine = [number for number in range(count) if number not in theirs]
+        if theirs:
+            assert self._helper is not None
+            self._helper.start(matrix, [pairs[number] for number in theirs])
+        reply = self._work.reply(matrix, [pairs[number] for number in mine])
+        if theirs:
+            assert self._helper is not None
+            reply = reply.joined(self._helper.finish())
+        order = np.argsort(mine + theirs)
+        c0, places, masks = reply.c0[order], reply.places[order], reply.masks[order]
+        head = struct.pack("<II", count, len(reply.c1))
+        parts = [c0.data.cast("B"), places.data.cast("B"), *(c.data for c in reply.c1)]
+        self._link.send(Kind.REPLY_CIPHERTEXTS, [head, *parts])
+        self._work.prepare(len(reply.c1) - len(theirs))
         answer = self._link.receive(Kind.MASKED_RESULT).payload
         if len(answer) != 8 * count:
             raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {8 * count} are due")
@@ -162,16 +196,119 @@ class BfvMovingSide(MovingSide):
         result = (masked.astype(np.int64) - masks) & (_T - 1)
         return torch.from_numpy(np.where(result >= _T // 2, result - _T, result))
 
-    def _product(self, rows: NDArray[np.int64]) -> Any:
-        """One group of rows times the operand: a ciphertext of all primes, coefficient form, not yet safe to send."""
+    def _share_pairs(self, pairs: Pairs) -> list[int]:
+        """The numbers of the pairs that the helper computes: its columns, or the later rows, about half of the work."""
+        if self._helper is None or self._header is None or not self._helper_shares:
+            return []
+        if self._helper_columns is not None:
+            return [number for number, (_, column) in enumerate(pairs) if column in self._helper_columns]
+        rows = sorted({row for row, _ in pairs})
+        # A row costs the transforms of its plaintexts, about 1.7 products, beside its products.
+        work = {row: 1.7 + sum(other == row for other, _ in pairs) for row in rows}
+        later = [row for row in rows if 2 * sum(work[r] for r in rows if r < row) >= sum(work.values())]
+        return [number for number, (row, _) in enumerate(pairs) if row in later]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Sanitised products, ready to be sent, and the masks that party_1 takes off the answer.
+
+    Attributes:
+        masks: (count,) int64 in [0, t).
+        c0: (count,) uint64 words modulo the first prime.
+        places: (count, 2) uint16: of each word its polynomial among c1 and its row's place in the group.
+        c1: packed polynomials.
+    """
+
+    masks: NDArray[np.int64]
+    c0: NDArray[np.uint64]
+    places: NDArray[np.uint16]
+    c1: list[NDArray[np.uint8]]
+
+    def joined(self, other: Reply) -> Reply:
+        """Both, the other's words after ours."""
+        shifted = other.places + np.array([len(self.c1), 0], np.uint16)
+        return Reply(
+            np.concatenate([self.masks, other.masks]),
+            np.concatenate([self.c0, other.c0]),
+            np.concatenate([self.places, shifted]),
+            self.c1 + other.c1,
+        )
+
+
+class BfvProducts:
+    """party_1's work on one operand: products with its rows, sanitised. Sends nothing."""
+
+    def __init__(self) -> None:
+        self._stream = KeyStream(new_key())
+        self._encryptor: Any = None
+        self._zeros: list[Any] = []  # fresh encryptions of zero, each for one product
+        self._products = 0
+
+    def set_key(self, public_key: bytes) -> None:
+        """Take party_2's public key; raises LinkError where it is none."""
+        scheme = _scheme()
+        key = scheme.seal.PublicKey()
+        load_seal(key, scheme.context, public_key, "PUBLIC_KEY")
+        self._encryptor = scheme.seal.Encryptor(scheme.context, key)
+
+    def set_operand(self, header: OperandHeader) -> None:
+        """Forget the last operand; `add` brings the ciphertexts of this one."""
+        self._layout = _layout(header)
+        self._ciphertexts: dict[int, Any] = {}
+
+    def add(self, number: int, file: bytes) -> None:
+        """Take ciphertext `number` as it arrived; raises LinkError where it is not one of the agreed parameters."""
+        scheme = _scheme()
+        ciphertext = scheme.seal.Ciphertext()
+        load_seal(ciphertext, scheme.context, file, "OPERAND_CIPHERTEXTS")
+        if ciphertext.size() != 2 or ciphertext.parms_id() != scheme.top or ciphertext.is_ntt_form():
+            raise LinkError("OPERAND_CIPHERTEXTS: not a fresh ciphertext of the agreed parameters")
+        scheme.evaluator.transform_to_ntt_inplace(ciphertext)
+        self._ciphertexts[number] = ciphertext
+
+    def prepare(self, count: int) -> None:
+        """Have `count` encryptions of zero at hand; made while party_2 decrypts, they do not delay the next reply."""
+        while len(self._zeros) < count:
+            zero = _scheme().seal.Ciphertext()
+            self._encryptor.encrypt_zero(zero)
+            self._zeros.append(zero)
+
+    def reply(self, matrix: NDArray[np.int64], pairs: Pairs) -> Reply:
+        """The products of the pairs with rows (rows, points): masked, re-randomised, flooded."""
+        count, group = len(pairs), self._layout.group
+        self._products += 1
+        masks = self._stream.words("mask", self._products, (count,)) & (_T - 1)
+        floods = [_flood(low, high) for low, high in self._stream.words("flood", self._products, (count, 2)).tolist()]
+        c0, c1 = np.zeros(count, np.uint64), list[NDArray[np.uint8]]()
+        places = np.zeros((count, 2), np.uint16)
+        for start in range(0, len(matrix), group):
+            wanted: dict[int, list[int]] = {}  # column -> the pairs of this group of rows
+            for number, (row, column) in enumerate(pairs):
+                if start <= row < start + group:
+                    wanted.setdefault(column, []).append(number)
+            for column, product in self._products_with(matrix[start : start + group], list(wanted)).items():
+                numbers = wanted[column]
+                places[numbers] = [(len(c1), pairs[n][0] - start) for n in numbers]
+                slots = [int(place) for place in places[numbers, 1]]
+                covered = self._cover(product, slots, masks[numbers].tolist(), [floods[n] for n in numbers])
+                c0[numbers] = _switch_words(covered)
+                c1.append(pack60(_switch_c1(product)))
+        return Reply(masks, c0, places, c1)
+
+    def _products_with(self, rows: NDArray[np.int64], columns: list[int]) -> dict[int, Any]:
+        """One group of rows times each column: ciphertexts of all primes, coefficient form, not yet safe to send."""
         scheme, layout = _scheme(), self._layout
         evaluator, top = scheme.evaluator, scheme.top
         file = plaintext_file(DEGREE)
         words = file.words.view(np.int64).reshape(layout.group, layout.block)
         words[:] = 0
         coefficients, points = scheme.seal.Plaintext(), scheme.seal.Plaintext()
-        total, term = None, scheme.seal.Ciphertext()
-        for number, ciphertext in enumerate(self._ciphertexts):
+        totals: dict[int, Any] = {}
+        if not columns:
+            return totals
+        term = scheme.seal.Ciphertext()
+        for number in range(layout.blocks):
             block = rows[:, number * layout.block : (number + 1) * layout.block]
             if not block.any():
                 continue  # SEAL refuses to multiply by zero
@@ -179,30 +316,35 @@ class BfvMovingSide(MovingSide):
             np.bitwise_and(block[:, ::-1], _T - 1, out=words[: len(rows), layout.block - block.shape[1] :])
             file.load(coefficients, scheme.context)
             evaluator.transform_to_ntt(coefficients, top, points)
-            if total is None:
-                total = scheme.seal.Ciphertext()
-                evaluator.multiply_plain(ciphertext, points, total)
-            else:
-                evaluator.multiply_plain(ciphertext, points, term)
-                evaluator.add_inplace(total, term)
-        if total is None:
-            total = scheme.seal.Ciphertext()
-            self._encryptor.encrypt_zero(total)
-            return total
-        evaluator.transform_from_ntt_inplace(total)
-        return total
+            for column in columns:
+                ciphertext = self._ciphertexts[column * layout.blocks + number]
+                if column in totals:
+                    evaluator.multiply_plain(ciphertext, points, term)
+                    evaluator.add_inplace(totals[column], term)
+                else:
+                    totals[column] = scheme.seal.Ciphertext()
+                    evaluator.multiply_plain(ciphertext, points, totals[column])
+        for total in totals.values():
+            evaluator.transform_from_ntt_inplace(total)
+        for column in columns:
+            if column not in totals:
+                totals[column] = scheme.seal.Ciphertext()
+                self._encryptor.encrypt_zero(totals[column])
+        return totals
 
-    def _cover(self, product: Any, masks: list[int], floods: list[int]) -> list[int]:
-        """Re-randomise `product` in place; its released c0 coefficients, masked and flooded, as integers modulo Q."""
+    def _cover(self, product: Any, slots: list[int], masks: list[int], floods: list[int]) -> list[int]:
+        """Re-randomise `product` in place; its released c0 coefficients, masked and flooded, as integers modulo Q.
+
+        `slots` are the released rows' places in the group.
+        """
         scheme = _scheme()
-        zero = scheme.seal.Ciphertext()
-        self._encryptor.encrypt_zero(zero)
-        scheme.evaluator.add_inplace(product, zero)
+        self.prepare(1)
+        scheme.evaluator.add_inplace(product, self._zeros.pop())
         modulus = math.prod(scheme.primes)
         words = product.dyn_array()
         covered = []
-        for k, (mask, flood) in enumerate(zip(masks, floods, strict=True)):
-            position = _position(self._layout, k)
+        for slot, mask, flood in zip(slots, masks, floods, strict=True):
+            position = self._layout.position(slot)
             residues = [words.at(i * DEGREE + position) for i in range(len(scheme.primes))]
             value = compose_residues(residues, scheme.primes) + (mask * modulus + _T // 2) // _T + flood
             covered.append(value % modulus)
@@ -224,39 +366,32 @@ class BfvFixedSide(FixedSide):
         self._header: OperandHeader | None = None
 
     def send_operand(self, header: OperandHeader, values: Tensor) -> None:
-        """Encrypt and send the operand, int64 (points,); the public key goes before the first one.
+        """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.
 
         Raises:
             RangeError: the values are not those of the header, or do not fit the parameters; nothing was sent.
         """
-        scheme, self._layout = _scheme(), _layout(header)
-        _limits(header)
-        if values.dtype != torch.int64 or tuple(values.shape) != (header.points,):
-            raise RangeError(f"operand: {tuple(values.shape)} {values.dtype}, needed ({header.points},) int64")
-        low, high = (int(v) for v in values.aminmax())
-        if max(-low, high) > header.max_abs:
-            raise RangeError(f"operand: magnitude {max(-low, high)}, its header says at most {header.max_abs}")
-        if float(values.to(torch.float64).square().sum()) > header.energy * (1 + 1e-9):
-            raise RangeError(f"operand: its energy is above the header's {header.energy}; results could overflow")
+        scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
+        table = check_operand(values, header).detach().cpu().numpy()
         if self._encryptor is None:
             self._make_keys()
-        operand = values.detach().cpu().numpy()
         file, plain = plaintext_file(DEGREE), scheme.seal.Plaintext()
         words, block = file.words.view(np.int64), self._layout.block
         batch: list[NDArray[np.uint8]] = []
-        for number in range(self._layout.blocks):
-            part = operand[number * block : (number + 1) * block]
+        for number in range(self._layout.ciphertexts):
+            column, place = divmod(number, self._layout.blocks)
+            part = table[column, place * block : (place + 1) * block]
             words[:] = 0
             words[: len(part)] = part & (_T - 1)
             file.load(plain, scheme.context)
             # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
             batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
-            if len(batch) == _PER_MESSAGE or number == self._layout.blocks - 1:
+            if len(batch) == PER_MESSAGE or number == self._layout.ciphertexts - 1:
                 self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, batch))
                 batch = []
         self._header = header
 
-    def answer(self, request: Message) -> None:
+    def answer(self, request: Message, release: Release) -> None:
         """Decrypt a REPLY_CIPHERTEXTS message and return its masked words.
 
         Raises:
@@ -264,22 +399,24 @@ class BfvFixedSide(FixedSide):
         """
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
-        c0, c1 = _parse_reply(request.payload, self._header.rows, self._layout.group)
+        c0, places, c1 = _parse_reply(request.payload, self._header, self._layout.group)
+        noise = release(len(c0)).numpy().astype(np.uint64)
         scheme = _scheme()
         file = ciphertext_file(DEGREE, 1, scheme.bottom)
         words = file.words
         masked = np.zeros(len(c0), np.uint64)
         for number, polynomial in enumerate(c1):
-            rows = range(number * self._layout.group, min((number + 1) * self._layout.group, len(c0)))
-            positions = [_position(self._layout, k) for k in range(len(rows))]
+            chosen = np.flatnonzero(places[:, 0] == number)
+            positions = [self._layout.position(int(slot)) for slot in places[chosen, 1]]
             words[:DEGREE] = 0
-            words[positions] = c0[rows.start : rows.stop]
+            words[positions] = c0[chosen]
             words[DEGREE:] = polynomial
             ciphertext, plain = scheme.seal.Ciphertext(), scheme.seal.Plaintext()
             file.load(ciphertext, scheme.context)
             self._decryptor.decrypt(ciphertext, plain)
             length = plain.coeff_count()  # SEAL drops leading zeros
-            masked[rows.start : rows.stop] = [plain.data(i) if i < length else 0 for i in positions]
+            masked[chosen] = [plain.data(i) if i < length else 0 for i in positions]
+        masked = (masked + noise) & np.uint64(_T - 1)
         self._link.send(Kind.MASKED_RESULT, masked.tobytes())
 
     def _make_keys(self) -> None:
@@ -308,15 +445,8 @@ def _scheme() -> _Scheme:
     return _Scheme(seal, context, seal.Evaluator(context), primes, context.first_parms_id(), context.last_parms_id())
 
 
-def _layout(header: OperandHeader) -> _Layout:
-    """More rows per ciphertext make replies smaller and the one-time upload larger; both sides derive the same."""
-    upload = header.points / DEGREE * _CIPHERTEXT_BYTES
-    best = math.sqrt(header.rows * _EXPECTED_PRODUCTS * _C1_BYTES / upload)
-    group = 1
-    while group < min(header.rows, DEGREE // 2) and (2 * group <= best or 2 * group * upload <= _SMALL_UPLOAD):
-        group *= 2
-    block = DEGREE // group
-    return _Layout(group, block, -(-header.points // block))
+def _layout(header: OperandHeader) -> Layout:
+    return layout_of(header, _C1_BYTES, _CIPHERTEXT_BYTES)
 
 
 def _limits(header: OperandHeader) -> Limits:
@@ -327,11 +457,7 @@ def _limits(header: OperandHeader) -> Limits:
     largest = min(MAX_ROW, room // (FRESH_NOISE * _layout(header).group * header.points))
     if largest < 1 << 10:
         raise RangeError(f"operand: {header.points} points are more than the noise flood can cover")
-    return Limits(max_row=1 << (largest.bit_length() - 1), max_result=_T // 2 - 1)
-
-
-def _position(layout: _Layout, k: int) -> int:
-    return k * layout.block + layout.block - 1
+    return Limits(max_row=1 << (largest.bit_length() - 1), max_result=MAX_RESULT)
 
 
 def _flood(low: int, high: int) -> int:
@@ -352,55 +478,30 @@ def _switch_c1(product: Any) -> NDArray[np.uint64]:
     scheme = _scheme()
     small = scheme.seal.Ciphertext()
     scheme.evaluator.mod_switch_to(product, scheme.bottom, small)
-    words = small.dyn_array()
-    return np.fromiter(map(words.at, range(DEGREE, 2 * DEGREE)), np.uint64, DEGREE)
+    return ciphertext_words(small)[DEGREE:]
 
 
-def _receive_key(link: Link) -> Any:
-    scheme = _scheme()
-    payload = link.receive(Kind.PUBLIC_KEY).payload
-    if not 0 < len(payload) <= _MAX_KEY_BYTES:
-        raise LinkError(f"PUBLIC_KEY: {len(payload)} bytes, at most {_MAX_KEY_BYTES} are allowed")
-    key = scheme.seal.PublicKey()
-    load_seal(key, scheme.context, payload, "PUBLIC_KEY")
-    return key
-
-
-def _receive_ciphertexts(link: Link, due: int) -> list[Any]:
-    """The next `due` ciphertexts of an operand, in NTT form."""
-    scheme = _scheme()
-    _, arrays = unpack(link.receive(Kind.OPERAND_CIPHERTEXTS).payload)
-    if len(arrays) != due:
-        raise LinkError(f"OPERAND_CIPHERTEXTS: {len(arrays)} ciphertexts, {due} are due")
-    ciphertexts = []
-    for array in arrays:
-        if array.dtype != np.uint8 or array.ndim != 1 or not 0 < array.size <= _MAX_CIPHERTEXT_BYTES:
-            raise LinkError(f"OPERAND_CIPHERTEXTS: {array.shape} {array.dtype} is not a ciphertext")
-        ciphertext = scheme.seal.Ciphertext()
-        load_seal(ciphertext, scheme.context, array.tobytes(), "OPERAND_CIPHERTEXTS")
-        if ciphertext.size() != 2 or ciphertext.parms_id() != scheme.top or ciphertext.is_ntt_form():
-            raise LinkError("OPERAND_CIPHERTEXTS: not a fresh ciphertext of the agreed parameters")
-        scheme.evaluator.transform_to_ntt_inplace(ciphertext)
-        ciphertexts.append(ciphertext)
-    return ciphertexts
-
-
-def _parse_reply(payload: memoryview, most: int, group: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """c0 words (rows,) and c1 polynomials (groups, n) of a REPLY_CIPHERTEXTS payload, all below the first prime."""
-    count = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
-    groups = -(-count // group)
-    if not 1 <= count <= most or len(payload) != 4 + 8 * count + groups * _C1_BYTES:
-        raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes for {count} rows (1 to {most} were agreed); refused")
-    c0 = np.frombuffer(payload, np.uint64, count, 4)
-    c1 = unpack60(np.frombuffer(payload, np.uint8, offset=4 + 8 * count)).reshape(groups, DEGREE)
+def _parse_reply(
+    payload: memoryview, header: OperandHeader, group: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint16], NDArray[np.uint64]]:
+    """c0 words (count,), their places (count, 2) and c1 polynomials (number, n), all words below the first prime."""
+    count, polynomials = struct.unpack_from("<II", payload) if len(payload) >= 8 else (0, 0)
+    most = header.rows * header.columns
+    if not 1 <= polynomials <= count <= most or len(payload) != 8 + 12 * count + polynomials * _C1_BYTES:
+        raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes for {count} words (1 to {most} were agreed); refused")
+    c0 = np.frombuffer(payload, np.uint64, count, 8)
+    places = np.frombuffer(payload, np.uint16, 2 * count, 8 + 8 * count).reshape(count, 2)
+    c1 = unpack60(np.frombuffer(payload, np.uint8, offset=8 + 12 * count)).reshape(polynomials, DEGREE)
     if max(c0.max(), c1.max()) >= _scheme().primes[0]:
         raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
-    return c0, c1
+    if places[:, 0].max() >= polynomials or places[:, 1].max() >= group or len(np.unique(places, axis=0)) != count:
+        raise LinkError("REPLY_CIPHERTEXTS: words beyond the polynomials, or one twice; refused")
+    return c0, places, c1
 
 
 ENTRY = ProtocolEntry(
     name="bfv",
-    party_1_learns="the P + 1 opened products of each iteration; per level the mean, scale and energy of J",
+    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
     party_2_learns="sizes and timing only (timing: about how many blocks of X are all zero)",
     moving_side=lambda link, _dealer, _device: BfvMovingSide(link),
     fixed_side=lambda link, _dealer, _device: BfvFixedSide(link),

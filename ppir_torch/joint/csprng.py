@@ -14,10 +14,12 @@ import math
 import secrets
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["KeyStream", "new_key"]
+__all__ = ["KeyStream", "gaussian_words", "new_key"]
 
 
 def new_key() -> bytes:
@@ -60,3 +62,12 @@ class KeyStream:
             stop = min(start + step, size)
             encryptor.update_into(memoryview(zeros)[: stop - start], memoryview(out)[start : stop + 15])
         return np.frombuffer(out, np.int64, size // 8).reshape(shape)
+
+
+def gaussian_words(stream: KeyStream, number: int, count: int, deviation: float, reach: float) -> Tensor:
+    """Rounded Gaussian noise int64 (count,), cut at `reach` standard deviations (Box and Muller, 1958)."""
+    words = stream.words("noise", number, (2, count)).view(np.uint64)
+    # The 53 upper bits, in (0, 1]: the logarithm stays finite.
+    radius, angle = ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+    normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
+    return torch.from_numpy(np.rint(deviation * normal.clip(-reach, reach)).astype(np.int64))

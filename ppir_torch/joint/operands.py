@@ -1,9 +1,9 @@
-"""Operands as the losses see them: `multiply(rows)` is the product with J, clear or private.
+"""Operands as the losses see them: `multiply(rows, pairs)` gives products with J's columns, clear or private.
 
-    R = X (J - offset),   X: (rows, n) floating,   R: (rows,) float64.
+    R[i] = X[r_i] . Y[c_i],   X: (rows, n) floating,   Y: (columns, n),   R: (pairs,) float64.
 
 >>> operand = ClearOperand.of(Image(torch.eye(8)[None], Grid((8, 8))), None, Sample(None, None))
->>> carried, result = operand.multiply(torch.ones(1, 64))
+>>> carried, result = operand.multiply(torch.ones(1, 64), [(0, 0)])
 >>> round(result.item(), 6)  # J minus its mean, summed
 0.0
 """
@@ -11,20 +11,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import RangeError
+from ..errors import LedgerStop, RangeError
 from ..grids import Grid
 from ..images import Image
 from ..link import Link
 from ..sampling import Sample
-from .protocol import Limits, MovingSide, OperandHeader
+from .columns import IMAGE, Columns, FixedColumns, columns_of, functionals
+from .ledger import Ledger, LedgerEntry
+from .protocol import Limits, MovingSide, OperandHeader, Pairs
 
-__all__ = ["ClearOperand", "Operand", "PrivateOperand", "exact_products", "quantise_fixed", "quantise_rows", "take"]
+__all__ = [
+    "ClearOperand",
+    "KeptLedger",
+    "Operand",
+    "PrivateOperand",
+    "exact_products",
+    "quantise_columns",
+    "quantise_rows",
+    "take",
+]
 
 FIXED_BITS = 12
 ROW_BITS = 24
@@ -38,8 +49,11 @@ class Operand(Protocol):
         grid: the level's grid.
         sample: which of its points are used, with which weights.
         offset: the public constant that was subtracted from J.
-        mean_square: mean of (J - offset)^2 over the sample; where its points have weights (which party_2 does not
-            know), over all points of the level.
+        mean_square: mean of (J - offset)^2 over the sample; over all points of the level where the sample's points or
+            weights are not known to party_2.
+        columns: which columns the operand has.
+        gram: (C, C) float64 sums of the columns' products over the sample, where the columns are
+            "steepest_descent"; else None.
     """
 
     @property
@@ -50,8 +64,16 @@ class Operand(Protocol):
     def offset(self) -> float: ...
     @property
     def mean_square(self) -> float: ...
-    def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows as they were carried (rows, n), their products with J - offset (rows,) float64)."""
+    @property
+    def columns(self) -> Columns: ...
+    @property
+    def gram(self) -> Tensor | None: ...
+    def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(rows as they were carried (rows, n), their products (pairs,) with the columns, float64)."""
+        ...
+
+    def part(self, positions: Tensor, weights: Tensor | None) -> Operand:
+        """The same operand, of which only these positions are used; party_2 learns nothing of it."""
         ...
 
 
@@ -61,22 +83,65 @@ class ClearOperand:
 
     grid: Grid
     sample: Sample
-    offset: float
-    mean_square: float
-    centred: Tensor
+    columns: Columns
+    fixed: FixedColumns
 
     @classmethod
-    def of(cls, image: Image, candidates: Tensor | None, sample: Sample) -> ClearOperand:
-        """The operand of a one-channel image: mean and energy over the candidate points, values at the sample."""
-        level = take(image.tensor[0].flatten().double(), candidates)
-        offset = _float32(float(level.mean()))
-        centred = take(image.tensor[0].flatten().double(), sample.index) - offset
-        mean_square = float((centred if sample.weights is None else level - offset).square().mean())
-        return cls(image.grid, sample, offset, mean_square, centred.to(image.tensor.dtype))
+    def of(
+        cls,
+        image: Image,
+        candidates: Tensor | None,
+        sample: Sample,
+        columns: Columns = IMAGE,
+        full: Grid | None = None,
+    ) -> ClearOperand:
+        """The operand of a one-channel image at one level; see `columns_of`."""
+        return cls(image.grid, sample, columns, columns_of(image, candidates, sample.index, columns, full))
 
-    def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The plain product."""
-        return rows, exact_products(rows, self.centred.to(rows)[None])[:, 0]
+    @property
+    def offset(self) -> float:
+        """The constant that was subtracted from J."""
+        return self.fixed.offset
+
+    @property
+    def mean_square(self) -> float:
+        """See `Operand`."""
+        if self.sample.weights is None and self.sample.positions is None:
+            return float(self.fixed.values[0].double().square().mean())
+        return self.fixed.level_mean_square
+
+    @property
+    def gram(self) -> Tensor | None:
+        """See `Operand`."""
+        values = self.fixed.values
+        return exact_products(values, values).cpu() if self.columns.kind == "steepest_descent" else None
+
+    def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The plain products."""
+        values = self.fixed.values.to(rows)
+        table = exact_products(rows, values if self.sample.positions is None else values[:, self.sample.positions])
+        return rows, torch.stack([table[row, column] for row, column in pairs])
+
+    def part(self, positions: Tensor, weights: Tensor | None) -> ClearOperand:
+        """See `Operand`."""
+        return replace(self, sample=self.sample.at(positions, weights))
+
+
+@dataclass
+class KeptLedger:
+    """The ledger of one operand as a run keeps it.
+
+    Attributes:
+        ledger: what it is entered into.
+        points: of its equations.
+        most: share of J beyond party_1's own image at which the run stops; None: never.
+        last: its state after the last product.
+    """
+
+    ledger: Ledger
+    points: int
+    most: float | None = None
+    last: LedgerEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -85,40 +150,93 @@ class PrivateOperand:
 
     grid: Grid
     sample: Sample
+    columns: Columns
     header: OperandHeader
-    mean_square: float
+    sample_mean_square: float
+    level_mean_square: float
+    gram: Tensor | None
     side: MovingSide
     link: Link
+    kept: KeptLedger | None = None
+    full: Grid | None = None
 
     @property
     def offset(self) -> float:
         """The public constant that party_2 subtracted."""
         return self.header.offset
 
-    def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def mean_square(self) -> float:
+        """See `Operand`."""
+        known = self.sample.weights is None and self.sample.positions is None
+        return self.sample_mean_square if known else self.level_mean_square
+
+    def part(self, positions: Tensor, weights: Tensor | None) -> PrivateOperand:
+        """See `Operand`."""
+        return replace(self, sample=self.sample.at(positions, weights))
+
+    def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Quantise each row as finely as the protocol carries exactly, multiply as integers, scale back.
 
         The returned rows are the quantised ones, so that a caller who uses them for its own sums, too, leaves the
         rounding multiplied by the small residual I - J and not by J.
         """
-        results, chunk = [], self.header.rows
+        results = torch.empty(len(pairs), dtype=torch.float64)
+        scales = torch.tensor(self.header.scales, dtype=torch.float64)
         carried = torch.empty_like(rows)
-        for start in range(0, rows.shape[0], chunk):
-            integers, scale = quantise_rows(rows[start : start + chunk], self.header, self.side.limits)
+        for start in range(0, rows.shape[0], self.header.rows):
+            stop = min(start + self.header.rows, rows.shape[0])
+            numbers = [n for n, (row, _) in enumerate(pairs) if start <= row < stop]
+            if not numbers:
+                continue
+            integers, scale = quantise_rows(rows[start:stop], self.header, self.side.limits)
+            carried[start:stop] = integers.to(rows) / scale[:, None].to(rows)
+            if self.sample.positions is not None:
+                whole = torch.zeros(len(integers), self.header.points, dtype=torch.int64)
+                whole[:, self.sample.positions] = integers
+                integers = whole
+            wanted = [(pairs[n][0] - start, pairs[n][1]) for n in numbers]
             self.link.at(self.link.level, self.link.iteration + 1)
-            exact = self.side.multiply(integers)
-            results.append(exact.double() / scale * self.header.scale)
-            carried[start : start + chunk] = integers.to(rows.dtype) / scale[:, None].to(rows)
-        return carried, torch.cat(results)
+            exact = self.side.multiply(integers, wanted).cpu().double()
+            steps = scale[[row for row, _ in wanted]]
+            results[numbers] = exact / steps * scales[[column for _, column in wanted]]
+        if self.kept is not None:
+            self._enter(self.kept, carried, pairs, results)
+        return carried, results
+
+    def _enter(self, kept: KeptLedger, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
+        """Enter what was opened into the ledger, as equations on J; the last row is party_1's own warped image."""
+        weights, positions = self.sample.weights, self.sample.positions
+        own = rows[-1] if weights is None else rows[-1] / weights.to(rows)
+        equations = functionals(rows, pairs, self.columns, self.grid, self.sample.index, self.full)
+        if positions is not None or equations.shape[1] != own.shape[0]:
+            # party_1 uses part of the operand's points, or the equations are on all points of the level
+            place = self.sample.index if positions is None else positions
+            count = kept.points
+            own = rows.new_zeros(count).index_copy_(0, place.to(rows.device), own) if place is not None else own
+            if equations.shape[1] != count:
+                whole = rows.new_zeros(len(pairs), count)
+                whole[:, place] = equations
+                equations = whole
+        kept.last = kept.ledger.record(equations, results, own)
+        if kept.most is not None and kept.last.beyond > kept.most:
+            raise LedgerStop(
+                f"ledger: the opened values explain {kept.last.beyond:.1%} of the fixed image beyond the moving one, "
+                f"more than ledger.most = {kept.most:.1%}; the run stops here and keeps what it has"
+            )
 
 
-def quantise_fixed(values: Tensor, bits: int = FIXED_BITS) -> tuple[Tensor, float, float]:
-    """(Y int64 (n,), scale, offset) with J about offset + scale Y and |Y| < 2^(bits-1); J is centred on its mean."""
-    exact = values.double().flatten()
-    offset = _float32(float(exact.mean()))
-    largest = float((exact - offset).abs().max())
-    scale = largest / (2 ** (bits - 1) - 1) if largest > 1e-300 else 1.0
-    return ((exact - offset) / scale).round().to(torch.int64), scale, offset
+def quantise_columns(fixed: FixedColumns, columns: Columns, bits: int = FIXED_BITS) -> tuple[Tensor, tuple[float, ...]]:
+    """(Y int64 (C, n), scales) with columns about scale Y and |Y| < 2^(bits-1).
+
+    Moments share the scale of J: that of their own would say more about J.
+    """
+    exact = fixed.values.double()
+    largest = exact.abs().amax(1)
+    if columns.kind == "moments":
+        largest = largest[:1].expand_as(largest)
+    scales = torch.where(largest > 1e-300, largest / (2 ** (bits - 1) - 1), 1.0)
+    return (exact / scales[:, None]).round().to(torch.int64), tuple(scales.tolist())
 
 
 def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
@@ -136,11 +254,6 @@ def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
             right[:, :size].copy_(columns[:, start : start + size])
         total.addmm_(left[:, :size], right[:, :size].T)
     return total
-
-
-def _float32(value: float) -> float:
-    # An offset that images of either dtype subtract exactly.
-    return float(torch.tensor(value, dtype=torch.float32))
 
 
 def take(values: Tensor, index: Tensor | None) -> Tensor:

@@ -1,6 +1,8 @@
-"""What a protocol is: exact integer products of party_1's rows with party_2's operand.
+"""What a protocol is: exact integer products of party_1's rows with the columns of party_2's operand.
 
-    R = X Y,   X: (rows, points) int64 of party_1,   Y: (points,) int64 of party_2,  R: (rows,) int64 for party_1
+    R[i] = X[r_i] . Y[c_i]   for the pairs (r_i, c_i) that party_1 asks for, and for no other pair
+
+X: (rows, points) int64 of party_1, Y: (columns, points) int64 of party_2, R: (pairs,) int64 for party_1.
 
 A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, an `ENTRY`, its name in
 `PROTOCOL_NAMES` (joint/__init__.py). Losses, transforms, optimisers and parties do not change.
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,21 +22,44 @@ from torch import Tensor
 from ..errors import ConfigError, LinkError, RangeError
 from ..link import Link, Message
 
-__all__ = ["FixedSide", "Limits", "MovingSide", "OperandHeader", "ProtocolEntry", "check_range", "compute_device"]
+__all__ = [
+    "FixedSide",
+    "Limits",
+    "MovingSide",
+    "OperandHeader",
+    "Pairs",
+    "ProtocolEntry",
+    "Release",
+    "all_pairs",
+    "check_operand",
+    "check_pairs",
+    "check_range",
+    "compute_device",
+    "release_all",
+]
+
+Pairs = Sequence[tuple[int, int]]
+"""(row, column) of each product that is opened."""
+
+Release = Callable[[int], Tensor]
+"""Called by party_2 before it releases `count` values: charges its cap (or raises) and returns the noise to add,
+int64 (count,), zeros where the site adds none."""
 
 
 @dataclass(frozen=True)
 class OperandHeader:
-    """The public numbers of one operand, sent by party_2 once per level; J is about `offset + scale * Y`.
+    """The public numbers of one operand, sent by party_2 once per level; J is about `offset + scale * Y[0]`.
 
     Attributes:
         number: counts the operands of a session.
         points: N.
-        rows: the largest number of rows of one product (P + 1 for SSD); fixes how ciphertexts are packed.
-        scale: intensity of one integer step.
+        rows: the largest number of rows of one product; fixes how ciphertexts are packed.
+        scale: intensity of one integer step of the first column.
         offset: the subtracted constant.
         max_abs: bound of |Y|.
-        energy: sum of Y^2 (J^T J, disclosed once per operand).
+        energy: the largest sum of Y^2 of a column (of J alone: J^T J, disclosed once per operand).
+        columns: how many columns the operand has.
+        further_scales: of the columns after the first; none where there is one column.
     """
 
     number: int
@@ -44,6 +69,13 @@ class OperandHeader:
     offset: float
     max_abs: int
     energy: int
+    columns: int = 1
+    further_scales: tuple[float, ...] = ()
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Of every column."""
+        return (self.scale, *self.further_scales)
 
     def to_meta(self) -> dict[str, Any]:
         """As JSON values."""
@@ -54,9 +86,10 @@ class OperandHeader:
         """Inverse of `to_meta`; raises LinkError where a field is missing or not a number in range."""
         try:
             header = cls(
-                **{k: int(meta[k]) for k in ("number", "points", "rows", "max_abs", "energy")},
+                **{k: int(meta[k]) for k in ("number", "points", "rows", "max_abs", "energy", "columns")},
                 scale=float(meta["scale"]),
                 offset=float(meta["offset"]),
+                further_scales=tuple(float(scale) for scale in meta["further_scales"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LinkError(f"operand header: {error!r}") from None
@@ -64,8 +97,10 @@ class OperandHeader:
             raise LinkError(f"operand header out of range: {header}")
         if header.max_abs >= 2**62 or header.energy > header.points * header.max_abs**2:
             raise LinkError(f"operand header contradicts itself: {header}")
-        if not (math.isfinite(header.scale) and header.scale > 0 and math.isfinite(header.offset)):
+        if not (all(0 < scale < math.inf for scale in header.scales) and math.isfinite(header.offset)):
             raise LinkError(f"operand header out of range: {header}")
+        if header.columns < 1 or header.columns != len(header.scales):
+            raise LinkError(f"operand header contradicts itself: {header}")
         return header
 
 
@@ -87,20 +122,29 @@ class MovingSide(ABC):
         """Receive the protocol's set-up messages of a new operand, which replaces the last one."""
 
     @abstractmethod
-    def multiply(self, rows: Tensor) -> Tensor:
-        """R = X Y exactly, for int64 rows (rows, points); refuses (RangeError) before sending what could overflow."""
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points), exactly; None: every row with every column, row by row.
+
+        Refuses (RangeError) before sending what could overflow.
+        """
+
+    def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
+        """Whether an affine product of N points is cheaper as D + 1 rows with D + 1 columns than as P + 1 rows."""
+        return True
 
 
 class FixedSide(ABC):
     """party_2's end of a protocol over one Link."""
 
-    @abstractmethod
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
-        """Send the set-up messages of a new operand, values int64 (points,)."""
+    limits: Limits
 
     @abstractmethod
-    def answer(self, request: Message) -> None:
-        """Answer the first message of one product (kind PRODUCT or REPLY_CIPHERTEXTS)."""
+    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+        """Send the set-up messages of a new operand, values int64 (columns, points) or, of one column, (points,)."""
+
+    @abstractmethod
+    def answer(self, request: Message, release: Release) -> None:
+        """Answer the first message of one product; calls `release` once, before anything is sent."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +164,7 @@ class ProtocolEntry:
 
 
 def compute_device(name: str) -> str:
-    """"cpu" or "cuda" for "auto", "cpu" or "cuda".
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
 
     Raises:
         ConfigError: "cuda" where there is none.
@@ -128,6 +172,52 @@ def compute_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("backend.device: 'cuda', but this machine has no CUDA device; use auto or cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def release_all(count: int) -> Tensor:
+    """A `Release` without cap and without noise, for tests and benchmarks of protocol code."""
+    return torch.zeros(count, dtype=torch.int64)
+
+
+def all_pairs(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Every row with every column, row by row."""
+    return [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def check_pairs(pairs: Pairs, rows: int, header: OperandHeader) -> list[tuple[int, int]]:
+    """The pairs as a list.
+
+    Raises:
+        LinkError: more rows than agreed, no pair, a pair twice, or one outside the rows and columns.
+    """
+    if not 1 <= rows <= header.rows:
+        raise LinkError(f"product of {rows} rows, 1 to {header.rows} were agreed; refused")
+    checked = [(int(row), int(column)) for row, column in pairs]
+    if not checked or len(set(checked)) != len(checked):
+        raise LinkError(f"product: {len(checked)} pairs, at least one and none twice are due; refused")
+    if any(not (0 <= row < rows and 0 <= column < header.columns) for row, column in checked):
+        raise LinkError(f"product: pairs beyond {rows} rows and {header.columns} columns; refused")
+    return checked
+
+
+def check_operand(values: Tensor, header: OperandHeader) -> Tensor:
+    """The values as (columns, points).
+
+    Raises:
+        RangeError: wrong shape or type, or larger than the header says; results could overflow.
+    """
+    shape = (header.columns, header.points)
+    if values.dtype != torch.int64 or tuple(values.shape) not in (
+        (shape,) if header.columns > 1 else (shape, shape[1:])
+    ):
+        raise RangeError(f"operand: {tuple(values.shape)} {values.dtype}, needed {shape} int64")
+    low, high = (int(v) for v in values.aminmax())
+    if max(-low, high) > header.max_abs:
+        raise RangeError(f"operand: values in [{low}, {high}], its header says at most {header.max_abs}")
+    table = values.reshape(shape)
+    if max(float(column.double().square().sum()) for column in table) > header.energy * (1 + 1e-9):
+        raise RangeError(f"operand: its energy is above the header's {header.energy}; results could overflow")
+    return table
 
 
 def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:

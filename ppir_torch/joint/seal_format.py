@@ -28,6 +28,7 @@ from ..errors import LinkError
 __all__ = [
     "SealFile",
     "ciphertext_file",
+    "ciphertext_words",
     "compose_residues",
     "load_seal",
     "pack60",
@@ -65,13 +66,17 @@ class SealFile:
         item.load(context, self._path)
 
 
-def plaintext_file(degree: int) -> SealFile:
-    """A BFV plaintext polynomial, coefficient form: words[i] is the coefficient of x^i, in [0, t)."""
-    return SealFile(_with_header(struct.pack("<4QQd", 0, 0, 0, 0, degree, 1.0), degree), degree)
+def plaintext_file(degree: int, primes: int = 1, parms_id: Sequence[int] = (0, 0, 0, 0)) -> SealFile:
+    """A plaintext polynomial: of BFV in coefficient form, words[i] the coefficient of x^i, in [0, t).
+
+    With a `parms_id` of CKKS: in NTT form, words.reshape(primes, degree), and scale 1.
+    """
+    count = primes * degree
+    return SealFile(_with_header(struct.pack("<4QQd", *parms_id, count, 1.0), count), count)
 
 
 def ciphertext_file(degree: int, primes: int, parms_id: Sequence[int], ntt: bool = False) -> SealFile:
-    """A BFV ciphertext (c0, c1): words.reshape(2, primes, degree) are the residues modulo each prime."""
+    """A ciphertext (c0, c1) of scale 1: words.reshape(2, primes, degree) are the residues modulo each prime."""
     count = 2 * primes * degree
     body = struct.pack("<4Q?3QdQ", *parms_id, ntt, 2, degree, primes, 1.0, 1)
     return SealFile(_with_header(body, count), count)
@@ -101,6 +106,15 @@ def load_seal(item: Any, context: Any, data: bytes | memoryview, what: str) -> N
         raise LinkError(f"{what}: {len(data)} bytes that SEAL refuses ({error})") from None
     finally:
         os.close(descriptor)
+
+
+def ciphertext_words(ciphertext: Any) -> NDArray[np.uint64]:
+    """All words of a ciphertext, in the order of its file."""
+    data = save_seal(ciphertext)
+    words = ciphertext.dyn_array()
+    if data[5] == 0:  # SEAL leaves a file that does not get smaller uncompressed
+        return np.frombuffer(data, np.uint64, words.size(), len(data) - 8 * words.size())
+    return np.fromiter(map(words.at, range(words.size())), np.uint64, words.size())
 
 
 def pack60(words: NDArray[np.uint64]) -> NDArray[np.uint8]:

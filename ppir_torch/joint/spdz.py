@@ -1,6 +1,6 @@
 """spdz: additive shares and Beaver triples on CrypTen tensors; the paper's MPC protocol, with its masks repaired.
 
-R = X Y mod 2^64 (Beaver, CRYPTO 1991; CrypTen: Knott et al., NeurIPS 2021). The dealer, a third process, gives the
+R = X Y^T mod 2^64 (Beaver, CRYPTO 1991; CrypTen: Knott et al., NeurIPS 2021). The dealer, a third process, gives the
 parties shares of a, b and c = a b. They open e = X - a and d = Y - b to each other; c + e b + a d + e d = R stays
 shared until party_2 sends its share to party_1.
 
@@ -23,17 +23,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LinkError, PeerLost, RangeError
+from ..errors import ConfigError, LinkError, PeerLost
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
-from .protocol import FixedSide, Limits, MovingSide, OperandHeader, ProtocolEntry, check_range
+from .protocol import (
+    FixedSide,
+    Limits,
+    MovingSide,
+    OperandHeader,
+    Pairs,
+    ProtocolEntry,
+    Release,
+    all_pairs,
+    check_operand,
+    check_pairs,
+    check_range,
+)
+from .words import word_products
 
 __all__ = ["ENTRY", "SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
 
-LIMITS = Limits(max_row=1 << 62, max_result=1 << 62)
+LIMITS = Limits(max_row=1 << 62, max_result=1 << 62)  # half of the ring: room for party_2's noise
 MAX_CHUNK_POINTS = 1 << 20  # CrypTen on CUDA sums in float64: exact up to an inner dimension of 2^21
 MAX_CHUNK_WORDS = 1 << 20  # 8 MiB per matrix; larger blocks are mapped afresh each time, which costs more than it saves
 
@@ -55,12 +69,12 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
         link_1.send(Kind.SEED, seed_1)
         link_2.send(Kind.SEED, seed_2)
         while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
-            rows, points = _read_shape(request)
-            for start, stop in _chunks(rows, points):
+            rows, points, columns = _read_shape(request)
+            for start, stop in _chunks(rows + columns, points):
                 n = stop - start
                 a = _words(stream_1, "a", number, rows, n).add_(_words(stream_2, "a", number, rows, n))
-                b = _words(stream_1, "b", number, n).add_(_words(stream_2, "b", number, n))
-                c2 = (a @ b).sub_(_words(stream_1, "c", number, rows))
+                b = _words(stream_1, "b", number, n, columns).add_(_words(stream_2, "b", number, n, columns))
+                c2 = word_products(a, b.T.contiguous()).sub_(_words(stream_1, "c", number, rows, columns))
                 link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
                 number += 1
     except PeerLost:
@@ -89,20 +103,23 @@ class SpdzMovingSide(MovingSide):
         """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
         self._party.set_operand(header, _read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        """R = X Y for int64 rows (rows, points), as int64 (rows,) on the device of `rows`.
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points), int64 on the device of `rows`.
 
         Raises:
             RangeError: rows of a wrong shape, or a product that could leave +-2^62; nothing was sent.
             ConfigError: CrypTen was set to other triples than the dealer's; nothing was sent.
             PeerLost: party_2 or the dealer is gone.
         """
-        check_range(rows, self._party.header, self.limits)
+        header = self._party.header
+        check_range(rows, header, self.limits)
         self._party.crypten.check_provider()
-        shape = pack({"rows": rows.shape[0], "points": rows.shape[1]})
-        self._dealer_link.send(Kind.TRIPLE, shape)
-        self._party.link.send(Kind.PRODUCT, shape)
-        result: Tensor = self._party.product(rows.shape[0], rows).data.to(rows.device)
+        shape = {"rows": rows.shape[0], "points": rows.shape[1]}
+        pairs = all_pairs(rows.shape[0], header.columns) if pairs is None else pairs
+        pairs = check_pairs(pairs, rows.shape[0], header)
+        self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
+        self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16)]))
+        result: Tensor = self._party.product(rows.shape[0], pairs, rows, None).data.to(rows.device)
         return result
 
 
@@ -118,38 +135,37 @@ class SpdzFixedSide(FixedSide):
         ConfigError: CrypTen is already in use in this process.
     """
 
+    limits = LIMITS
+
     def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
         self._party = _Party(1, link, dealer_link, device)
 
     def send_operand(self, header: OperandHeader, values: Tensor) -> None:
-        """Send the key of the operand's sharings of zero; values int64 (points,) stay here.
+        """Send the key of the operand's sharings of zero; values int64 (columns, points) stay here.
 
         Raises:
             RangeError: values do not fit the header.
         """
-        if values.dtype != torch.int64 or tuple(values.shape) != (header.points,):
-            raise RangeError(f"operand: {tuple(values.shape)} {values.dtype}, needed ({header.points},) int64")
-        low, high = (int(v) for v in values.aminmax())
-        if max(-low, high) > header.max_abs:
-            raise RangeError(f"operand: values in [{low}, {high}], its header says at most {header.max_abs}")
+        values = check_operand(values, header)
         key = new_key()
         self._party.link.send(Kind.ZERO_SEED, key)
         self._party.set_operand(header, key, values)
 
-    def answer(self, request: Message) -> None:
-        """Take part in the product that PRODUCT announces.
+    def answer(self, request: Message, release: Release) -> None:
+        """Take part in the product that PRODUCT announces; `release` is asked before the result's share is sent.
 
         Raises:
-            LinkError: the shape is not the agreed one.
+            LinkError: another kind of message, or the shape is not the agreed one.
             ConfigError: CrypTen was set to other triples than the dealer's.
             PeerLost: party_1 or the dealer is gone.
         """
         header = self._party.header
-        rows, points = _read_shape(request)
+        rows, points, pairs = _read_product(request)
         if rows > header.rows or points != header.points:
             raise LinkError(f"product of {rows} x {points}, {header.rows} x {header.points} was agreed; refused")
+        pairs = check_pairs(pairs, rows, header)
         self._party.crypten.check_provider()
-        self._party.product(rows, None)
+        self._party.product(rows, pairs, None, release(len(pairs)))
 
 
 class _Party:
@@ -179,21 +195,28 @@ class _Party:
         self._header = header
         self._zeros = KeyStream(zero_key)
         self._chunk = 0
-        z = _words(self._zeros, "Y", 0, header.points).to(self._device)
+        z = _words(self._zeros, "Y", 0, header.columns, header.points).to(self._device)
         self._operand = z if values is None else values.to(self._device) - z
 
-    def product(self, rows: int, x: Tensor | None) -> Any:
-        """The opened X Y (rows,) at party_1, None at party_2; x is X (rows, points) at party_1, None at party_2."""
+    def product(self, rows: int, pairs: Pairs, x: Tensor | None, noise: Tensor | None) -> Any:
+        """The opened products (pairs,) at party_1, None at party_2.
+
+        x is X (rows, points) at party_1, None at party_2; noise (pairs,) is what party_2 adds, None at party_1.
+        """
         total: Any = None
         with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
-            for start, stop in _chunks(rows, self.header.points):
+            for start, stop in _chunks(rows + self.header.columns, self.header.points):
                 z = _words(self._zeros, "X", self._chunk, rows, stop - start)
                 self._chunk += 1
                 x_share = z if x is None else x[:, start:stop] - z.to(x.device)
-                y_share = self._operand[start:stop]
+                y_share = self._operand[:, start:stop].T.contiguous()
                 part = self.crypten.shared(x_share, self._device).matmul(self.crypten.shared(y_share, self._device))
                 total = part if total is None else total + part
-            return total.reveal(dst=0)
+            # Only the share of the wanted pairs is opened; the other products stay shared.
+            wanted = total.share.flatten()[[row * self.header.columns + column for row, column in pairs]]
+            if noise is not None:
+                wanted = wanted + noise.to(wanted.device)
+            return self.crypten.shared(wanted, self._device).reveal(dst=0)
 
     def _draw_triple(self, size_a: tuple[int, ...], size_b: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """This party's shares of the next triple: a, b and party_1's c from its seed, party_2's c from the dealer."""
@@ -204,9 +227,9 @@ class _Party:
         a = _words(self._stream, "a", number, *size_a)
         b = _words(self._stream, "b", number, *size_b)
         if self.rank == 0:
-            return a, b, _words(self._stream, "c", number, size_a[0])
+            return a, b, _words(self._stream, "c", number, size_a[0], size_b[1])
         correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
-        return a, b, self.crypten.words_from(correction.payload, size_a[0])
+        return a, b, self.crypten.words_from(correction.payload, size_a[0] * size_b[1]).reshape(size_a[0], size_b[1])
 
 
 def _with_dealer(dealer_link: Link | None) -> Link:
@@ -217,7 +240,7 @@ def _with_dealer(dealer_link: Link | None) -> Link:
 
 ENTRY = ProtocolEntry(
     name="spdz",
-    party_1_learns="the P + 1 opened products of each iteration; per level the mean, scale and energy of J",
+    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
     party_2_learns="sizes and timing only; the dealer the same",
     moving_side=lambda link, dealer_link, device: SpdzMovingSide(link, _with_dealer(dealer_link), device),
     fixed_side=lambda link, dealer_link, device: SpdzFixedSide(link, _with_dealer(dealer_link), device),
@@ -236,14 +259,31 @@ def _words(stream: KeyStream, purpose: str, number: int, *shape: int) -> Tensor:
     return torch.from_numpy(stream.words(purpose, number, shape))
 
 
-def _read_shape(message: Message) -> tuple[int, int]:
+def _read_shape(message: Message) -> tuple[int, int, int]:
+    """(rows, points, columns) of a request to the dealer."""
     meta, arrays = unpack(message.payload)
-    if not isinstance(meta, dict) or set(meta) != {"rows", "points"} or arrays:
+    if set(meta) != {"rows", "points", "columns"} or arrays:
         raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
-    rows, points = meta["rows"], meta["points"]
-    if type(rows) is not int or type(points) is not int or not (1 <= rows <= MAX_CHUNK_WORDS and 1 <= points < 1 << 40):
-        raise LinkError(f"{message.kind.name}: shape {rows!r} x {points!r} is out of range; refused")
-    return rows, points
+    _check_shape(message, meta["rows"], meta["points"], meta["columns"])
+    return meta["rows"], meta["points"], meta["columns"]
+
+
+def _read_product(message: Message) -> tuple[int, int, list[tuple[int, int]]]:
+    """(rows, points, pairs) of a product that party_1 announces."""
+    if message.kind is not Kind.PRODUCT:
+        raise LinkError(f"{message.kind.name} is not due; refused")
+    meta, arrays = unpack(message.payload)
+    pairs_due = len(arrays) == 1 and arrays[0].shape[1:] == (2,) and arrays[0].dtype == np.uint16
+    if set(meta) != {"rows", "points"} or not pairs_due:
+        raise LinkError(f"{message.kind.name}: the shape and pairs of a product are due; refused")
+    _check_shape(message, meta["rows"], meta["points"], 1)
+    return meta["rows"], meta["points"], [(int(row), int(column)) for row, column in arrays[0]]
+
+
+def _check_shape(message: Message, *shape: object) -> None:
+    sizes = [n for n in shape if type(n) is int and 1 <= n < 1 << 40]
+    if len(sizes) != len(shape) or sizes[0] > MAX_CHUNK_WORDS or sizes[-1] > MAX_CHUNK_WORDS:
+        raise LinkError(f"{message.kind.name}: shape {' x '.join(map(repr, shape))} is out of range; refused")
 
 
 def _read_key(message: Message) -> bytes:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..images import Image
+from ..joint.columns import homogeneous
 from ..joint.operands import Operand, exact_products
-from ..warping import parameters_of, sample_with_gradient, steepest_descent
+from ..warping import affine_table, parameters_of, sample_with_gradient, steepest_descent
 
 __all__ = ["SSD", "Linearisation"]
 
@@ -65,6 +66,7 @@ class SSD(nn.Module):
         super().__init__()
         self.operand = operand
         self._points: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._moments: Tensor | None = None
 
     def forward(self, transform: nn.Module, moving: Image) -> Tensor:
         """The loss value, a scalar with gradients for the parameters of `transform` (any module of points to points).
@@ -77,45 +79,79 @@ class SSD(nn.Module):
         return cast(Tensor, _JointLoss.apply(self, transform, moving, *parameters))  # type: ignore[no-untyped-call]
 
     def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
-        """Value, gradient and Gauss-Newton Hessian from one joint product of P + 1 rows."""
-        rows = self._rows(transform, moving, with_images=True)
+        """Value, gradient and Gauss-Newton Hessian from one joint product of P + 1 rows (or of moments)."""
+        by_moments = self.operand.columns.kind == "moments"
+        rows, images = self._rows(transform, moving, with_images=with_hessian or not by_moments, with_slopes=by_moments)
         weights, normaliser = self._weights(rows)
         hessian = torch.empty(0)
         if with_hessian:
-            images = rows[:-1]
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
-        value, gradient = self._compare(rows)
-        floor = 0.0 if weights is None else 0.01 * self.operand.mean_square
+        value, gradient = self._by_moments(rows, transform) if by_moments else self._compare(rows)
+        floor = 0.0 if self._value_is_exact else 0.01 * self.operand.mean_square
         return Linearisation(value, gradient, hessian, floor)
 
-    def _value(self, transform: nn.Module, moving: Image) -> float:
-        return self._compare(self._rows(transform, moving, with_images=False))[0]
+    @property
+    def _value_is_exact(self) -> bool:
+        return self.operand.sample.weights is None and self.operand.sample.positions is None
 
-    def _rows(self, transform: nn.Module, moving: Image, with_images: bool) -> Tensor:
-        """(P + 1, n): the steepest-descent images, and last the warped image less the operand's offset."""
+    def _value(self, transform: nn.Module, moving: Image) -> float:
+        return self._compare(self._rows(transform, moving, with_images=False, with_slopes=False)[0])[0]
+
+    def _rows(self, transform: nn.Module, moving: Image, with_images: bool, with_slopes: bool) -> tuple[Tensor, Tensor]:
+        """(rows of the product, steepest-descent images (P, n)); the last row is the warped image less the offset.
+
+        The rows before it are the steepest-descent images, or with `with_slopes` the spatial gradient (D, n).
+        """
         points = self._sampled_points(moving)
         outside = moving.outside
         above = Image(moving.tensor - outside, moving.grid)
-        rows = points.new_empty((_count(transform) if with_images else 0) + 1, points.shape[0])
+        parameters = _count(transform) if with_images else 0
+        leading = points.shape[1] if with_slopes else parameters
+        rows = points.new_empty(leading + 1, points.shape[0])
+        images = points.new_empty(parameters, points.shape[0]) if with_slopes else rows[:-1]
         for start in range(0, points.shape[0], _CHUNK):
             part = slice(start, start + _CHUNK)
             with torch.no_grad():
                 mapped = transform(points[part])
             warped, gradient = sample_with_gradient(above, 0.0, mapped)
             rows[-1, part] = warped + (outside - self.operand.offset)
+            if with_slopes:
+                rows[:-1, part] = gradient.T
             if with_images:
-                rows[:-1, part] = steepest_descent(transform, points[part], gradient)
-        return rows
+                images[:, part] = steepest_descent(transform, points[part], gradient)
+        return rows, images
 
     def _compare(self, rows: Tensor) -> tuple[float, Tensor]:
-        """Value and gradient (P,) from the product of the rows with the operand."""
+        """Value and gradient (P,) from the product of the rows with J."""
         weights, normaliser = self._weights(rows)
-        carried, products = self.operand.multiply(rows if weights is None else rows * weights)
+        pairs = [(row, 0) for row in range(rows.shape[0])]
+        carried, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
         warped = carried[-1] if weights is None else carried[-1] / weights
-        difference = (exact_products(carried, warped[None])[:, 0] - products.to(carried.device)).cpu() / normaliser
+        difference = (exact_products(carried, warped[None])[:, 0].cpu() - products.cpu()) / normaliser
         value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
         return value, 2 * difference[:-1]
+
+    def _by_moments(self, rows: Tensor, transform: nn.Module) -> tuple[float, Tensor]:
+        """The same from the products of the gradient's D rows with J's D + 1 moments: sum G_d h_j (I - J)."""
+        dimension = rows.shape[0] - 1
+        weights, normaliser = self._weights(rows)
+        pairs = [(row, column) for row in range(dimension) for column in range(dimension + 1)] + [(dimension, 0)]
+        carried, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
+        warped = carried[-1] if weights is None else carried[-1] / weights
+        own = exact_products(carried, self._homogeneous(rows) * warped).cpu()
+        moments = (own[:-1] - products[:-1].cpu().reshape(dimension, -1)) / normaliser
+        # h = (1, M x + o) in terms of the physical x: S_A = G (x) x and S_b = G
+        matrix, offset = self.operand.grid.physical_to_normalised()
+        by_matrix = (moments[:, 1:] - moments[:, :1] * offset) @ torch.linalg.inv(matrix).T
+        entries = torch.cat([by_matrix, moments[:, :1]], 1).flatten()
+        value = float(own[-1, 0] - 2 * products[-1].cpu()) / normaliser + self.operand.mean_square
+        return value, 2 * affine_table(transform).T.to(entries) @ entries
+
+    def _homogeneous(self, like: Tensor) -> Tensor:
+        if self._moments is None:
+            self._moments = homogeneous(self.operand.grid, self.operand.sample.index, like)
+        return self._moments.to(like)
 
     def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
         weights = self.operand.sample.weights

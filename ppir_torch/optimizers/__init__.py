@@ -2,6 +2,7 @@
 
 from .adam import Adam
 from .gauss_newton import GaussNewton
+from .inverse_compositional import InverseCompositional
 from .stopping import Iteration, Stopping
 
-__all__ = ["Adam", "GaussNewton", "Iteration", "Stopping"]
+__all__ = ["Adam", "GaussNewton", "InverseCompositional", "Iteration", "Stopping"]

@@ -36,8 +36,12 @@ class GaussNewton:
         linearise: Callable[[], Linearisation],
         stopping: Stopping,
         voxel_mm: float,
+        move: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Iteration]:
-        """Move the parameters to lower loss, yielding every iteration; they always hold the best so far."""
+        """Move the parameters to lower loss, yielding every iteration; they always hold the best so far.
+
+        `move` applies a step (P,) to the transform; by default it is added to the parameters.
+        """
         parameters = [p for p in transform.parameters() if p.requires_grad]
         damping, rejected = self.damping, 0
         best = linearise()
@@ -49,7 +53,10 @@ class GaussNewton:
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return
             before = copies(parameters)
-            _move(parameters, step)
+            if move is None:
+                _move(parameters, step)
+            else:
+                move(step)
             kept = False
             try:
                 trial = linearise()

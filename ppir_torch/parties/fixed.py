@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +15,21 @@ from torch import Tensor
 from ..config import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..images import Image, Level, level_grid
-from ..joint.operands import quantise_fixed, take
+from ..joint.columns import Columns, columns_of
+from ..joint.csprng import KeyStream, gaussian_words, new_key
+from ..joint.operands import quantise_columns
 from ..joint.protocol import FixedSide, OperandHeader
 from ..link import Kind, Link, Message, pack, unpack
 from ..registration import select_points
-from ..sampling import Full, Sample, Uniform
+from ..sampling import Full, Permuted, Sample, Uniform
 from .moving import greet
 
 __all__ = ["FixedParty"]
 
+# What may be the first message of a product, by protocol.
+PRODUCT_KINDS = (Kind.PRODUCT, Kind.MASKED_ROWS, Kind.REPLY_CIPHERTEXTS, Kind.NAIVE_REPLY)
+OPERAND_VALUES = 4  # of J, in every operand's header: mean, energy (two sums of squares), largest value
+NOISE_REACH = 6.0  # standard deviations; what is beyond is cut
 MAX_ROWS = 1024
 # Every operand discloses mean, scale and energy; over few points they would say much about each.
 MAX_OPERANDS = 256
@@ -35,85 +44,133 @@ class FixedParty:
         image: the fixed image J, one channel.
         mask: foreground, or None; disclosed to party_1 when given.
         disclose_centre_of_mass: whether GEOMETRY says where J's mass is.
+        disclose_gram: whether operands of steepest-descent images, with the sums of their products, may be asked for
+            (inverse-compositional Gauss-Newton).
+        charge: called with (count, kind) before values are released; raises where the cap would be passed.
+        noise: standard deviation of the noise on every released product, as a share of what such a product has when
+            the images have nothing in common: as if J had fresh noise of this share of its own size in every voxel.
     """
 
     image: Image
     mask: Tensor | None = None
     disclose_centre_of_mass: bool = False
+    disclose_gram: bool = False
+    charge: Callable[[int, str], None] | None = None
+    noise: float = 0.0
 
     def serve(self, link: Link, side: FixedSide, protocol: str) -> dict[str, Any] | None:
         """Answer party_1 until it finishes; returns the final transform where party_1 shares it, else None.
 
         Raises:
             LinkError: a message that is not allowed here. PeerLost: party_1 is gone.
+            BudgetExceeded: the cap of released values would be passed.
         """
         greet(link, protocol)
         link.send(Kind.GEOMETRY, self._geometry())
-        operands = 0
+        headers: list[OperandHeader] = []
+        noise = KeyStream(new_key())
         while True:
-            message = link.receive(Kind.LEVEL, Kind.PRODUCT, Kind.REPLY_CIPHERTEXTS, Kind.FINISH)
+            message = link.receive(Kind.LEVEL, *PRODUCT_KINDS, Kind.FINISH)
             link.at(message.level, message.iteration)
             if message.kind is Kind.FINISH:
                 shared: dict[str, Any] | None = unpack(message.payload)[0].get("transform")
                 return shared
             if message.kind is Kind.LEVEL:
-                self._prepare(link, side, message, operands)
-                operands += 1
-            elif operands == 0:
+                headers.append(self._prepare(link, side, message, len(headers)))
+            elif not headers:
                 raise LinkError(f"{message.kind.name} before the first level; refused")
             else:
-                side.answer(message)
+                side.answer(message, partial(self._release, side, headers[-1], noise))
+
+    def _release(self, side: FixedSide, header: OperandHeader, stream: KeyStream, count: int) -> Tensor:
+        """Leave to release `count` products, and the noise to add to them."""
+        self._spend(count, "products")
+        if self.noise == 0:
+            return torch.zeros(count, dtype=torch.int64)
+        # The rows' scale makes |X|_2 |Y|_2 between a half and all of max_result, so this is 1 to 2 times `noise`.
+        deviation = self.noise * side.limits.max_result / math.sqrt(header.points)
+        if NOISE_REACH * deviation > side.limits.max_result / 32:
+            raise ConfigError(f"budget.noise: {self.noise}, too large for {header.points} points")
+        self._noisy += 1
+        return gaussian_words(stream, self._noisy, count, deviation, NOISE_REACH)
+
+    _noisy: int = field(default=0, init=False)
+
+    def _spend(self, count: int, kind: str) -> None:
+        if self.charge is not None:
+            self.charge(count, kind)
 
     def _geometry(self) -> list[Any]:
         centre = self.image.centre_of_mass().tolist() if self.disclose_centre_of_mass else None
         meta = {"grid": self.image.grid.to_meta(), "centre_of_mass": centre, "mask": self.mask is not None}
         return pack(meta, [] if self.mask is None else [np.packbits(self.mask.flatten().numpy())])
 
-    def _prepare(self, link: Link, side: FixedSide, request: Message, number: int) -> None:
+    def _prepare(self, link: Link, side: FixedSide, request: Message, number: int) -> OperandHeader:
         meta, _ = unpack(request.payload)
-        level, rows, public = _read_request(meta)
+        level, rows, columns, public = _read_request(meta)
+        if columns.kind == "steepest_descent" and not self.disclose_gram:
+            raise LinkError(
+                "operand: inverse-compositional was asked for, and this party does not disclose S^T S and S^T J "
+                "(optimizer.kind); refused"
+            )
         choice = public or _read_indices(unpack(link.receive(Kind.SAMPLE).payload)[1])
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
         points = level_grid(self.image.grid, level)[0].count if sample.index is None else sample.index.numel()
         if number >= MAX_OPERANDS or points < MIN_POINTS:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
-        coarse = self.image.at_level(level)
-        levels, scale, offset = quantise_fixed(take(coarse.tensor[0].flatten(), candidates))
-        table = torch.zeros(coarse.grid.count, dtype=torch.int64)
-        table[slice(None) if candidates is None else candidates] = levels
-        chosen = take(table, sample.index)
+        fixed = columns_of(self.image.at_level(level), candidates, sample.index, columns, self.image.grid)
+        values, scales = quantise_columns(fixed, columns)
         header = OperandHeader(
             number=number,
-            points=chosen.numel(),
+            points=points,
             rows=rows,
-            scale=scale,
-            offset=offset,
-            max_abs=int(chosen.abs().max()),
-            energy=int(chosen.square().sum()),
+            scale=scales[0],
+            offset=fixed.offset,
+            max_abs=int(values.abs().max()),
+            energy=max(int(column.square().sum()) for column in values),
+            columns=len(scales),
+            further_scales=scales[1:],
         )
-        mean_square = float(levels.square().sum()) * scale**2 / levels.numel()
-        link.send(Kind.OPERAND, pack({**header.to_meta(), "mean_square": mean_square}))
-        side.send_operand(header, chosen)
+        arrays: list[Any] = []
+        if columns.kind == "steepest_descent":
+            steps = torch.tensor(scales, dtype=torch.float64)
+            exact = values.double()
+            arrays = [((exact @ exact.T) * steps[:, None] * steps).numpy()]
+        self._spend(OPERAND_VALUES + sum(a.shape[0] * (a.shape[0] + 1) // 2 for a in arrays), "operand")
+        means = {
+            "sample_mean_square": float(values[0].square().sum()) * scales[0] ** 2 / points,
+            "level_mean_square": fixed.level_mean_square,
+        }
+        link.send(Kind.OPERAND, pack({**header.to_meta(), **means}, arrays))
+        side.send_operand(header, values)
+        return header
 
 
-def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Full | Uniform | None]:
+def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uniform | Permuted | None]:
     try:
         level = Level(int(meta["level"]["shrink"]), float(meta["level"]["smoothing_mm"]))
         rows, kind = int(meta["rows"]), meta["choice"]["kind"]
         if not (1 <= level.shrink <= 1024 and 0 <= level.smoothing_mm <= 1000 and 1 <= rows <= MAX_ROWS):
             raise ValueError(f"{level}, {rows} rows")
+        columns = Columns(meta["columns"]["kind"], meta["columns"]["transform"])
         if kind == "full":
-            return level, rows, Full()
+            return level, rows, columns, Full()
         if kind == "uniform":
-            fraction, seed = float(meta["choice"]["fraction"]), int(meta["choice"]["seed"])
-            if not 0 <= seed <= LARGEST_SEED:
-                raise ValueError(f"seed {seed}")
-            return level, rows, Uniform(fraction, seed)
+            return level, rows, columns, Uniform(float(meta["choice"]["fraction"]), _seed(meta))
+        if kind == "permuted":
+            return level, rows, columns, Permuted(_seed(meta))
         if kind == "indices":
-            return level, rows, None
+            return level, rows, columns, None
         raise ValueError(kind)
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise LinkError(f"level request out of range: {error!r}") from None
+
+
+def _seed(meta: dict[str, Any]) -> int:
+    seed = int(meta["choice"]["seed"])
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed {seed}")
+    return seed
 
 
 def _read_indices(arrays: list[Any]) -> Sample:

@@ -25,15 +25,32 @@ from ..joint import load_protocol
 from ..link import Kind, Link
 from .moving import PrivateFixed
 
-__all__ = ["Party", "open_private", "run_parties"]
+__all__ = ["Party", "link_keys", "open_private", "run_parties", "standard_input"]
 
 GRACE_S = 10.0
 
 
 class Party:
-    """A started party process; its report is a JSON file that it writes when it ends, well or not."""
+    """A started party process; its report is a JSON file that it writes when it ends, well or not.
 
-    def __init__(self, role: str, config: str, links: dict[str, socket.socket], session: bytes, report: Path) -> None:
+    Args:
+        role: "party_1", "party_2" or "dealer".
+        config: the role's configuration as a JSON object.
+        links: peer -> this role's end of the socket pair; closed here, when the process has it.
+        session: 16 bytes, the same for all roles.
+        keys: peer -> the 16 secret bytes of that link.
+        report: JSON file that the process writes.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        config: str,
+        links: dict[str, socket.socket],
+        session: bytes,
+        keys: dict[str, bytes],
+        report: Path,
+    ) -> None:
         self.role, self._report = role, report
         report.unlink(missing_ok=True)
         descriptors = {peer: stream.fileno() for peer, stream in links.items()}
@@ -53,7 +70,7 @@ class Party:
             stream.close()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code says so
-            self.process.stdin.write(config)
+            self.process.stdin.write(standard_input(config, keys))
             self.process.stdin.close()
 
     @property
@@ -83,18 +100,37 @@ class Party:
         return {"role": self.role, "error": f"{self.role} ended without a report (exit code {code})", "exit_code": 3}
 
 
+def standard_input(config: str, keys: dict[str, bytes]) -> str:
+    """What a party's process reads on its standard input: its configuration, and the keys of its links."""
+    return json.dumps({"config": json.loads(config), "keys": {peer: key.hex() for peer, key in keys.items()}})
+
+
+def link_keys(links: dict[str, dict[str, socket.socket]]) -> dict[str, dict[str, bytes]]:
+    """role -> peer -> the key of their link: random, the same at both ends, another one for each pair of roles."""
+    made = {frozenset((role, peer)): secrets.token_bytes(16) for role, peers in links.items() for peer in peers}
+    return {role: {peer: made[frozenset((role, peer))] for peer in peers} for role, peers in links.items()}
+
+
 def run_parties(moving: MovingPartyConfig, fixed: FixedPartyConfig, output: Path) -> dict[str, dict[str, Any]]:
     """Run one private registration as separate processes; returns each party's report by role.
 
-    Every process gets its own configuration on its standard input, its ends of the links, and nothing of the others.
-    When one of them fails, the others have ten seconds to end by themselves.
+    Every process gets its own configuration and the keys of its own links on its standard input, its ends of the links,
+    and nothing of the others. When one of them fails, the others have ten seconds to end by themselves.
     """
     output.mkdir(parents=True, exist_ok=True)
     configs = {"party_1": moving.model_dump_json(), "party_2": fixed.model_dump_json()}
     session = secrets.token_bytes(16)
     links = _connect(fixed.backend.kind)
+    keys = link_keys(links)
     parties = [
-        Party(role, configs.get(role, fixed.backend.model_dump_json()), streams, session, output / f"{role}.json")
+        Party(
+            role,
+            configs.get(role, fixed.backend.model_dump_json()),
+            streams,
+            session,
+            keys[role],
+            output / f"{role}.json",
+        )
         for role, streams in links.items()
     ]
     try:
@@ -113,23 +149,29 @@ def open_private(
     device: str = "cpu",
     threads: int = 2,
     timeout_s: float = 600.0,
+    releases: str | Path | None = None,
+    max_values: int | None = None,
 ) -> Iterator[PrivateFixed]:
     """Be party_1: start party_2 (and a dealer, where needed) on `fixed`, and hold a handle on the image it keeps.
 
     Args:
         fixed: file of the fixed image; only party_2's process opens it.
-        backend: a private protocol, "bfv" or "spdz".
-        device: of spdz's products, "cpu" or "cuda".
+        backend: a private protocol: "bfv", "ckks", "beaver" or "spdz".
+        device: of the products of spdz and beaver, "cpu" or "cuda".
         threads: of party_2.
         timeout_s: silence after which a party counts as lost.
+        releases: party_2's SQLite file of released values; None: the site's own.
+        max_values: its cap, over all runs; None: 5 % of the fixed image's foreground voxels.
 
     Raises:
         ConfigError: unknown backend. PeerLost: party_2 could not start (its own line says why).
     """
     entry = load_protocol(backend)
-    party_config = fixed_party(load_config(_fixed_only(fixed, backend, device, threads, timeout_s)))
+    settings = _fixed_only(fixed, backend, device, threads, timeout_s, releases, max_values)
+    party_config = fixed_party(load_config(settings))
     session = secrets.token_bytes(16)
     links = _connect(backend)
+    keys = link_keys(links)
     mine = links.pop("party_1")
     with tempfile.TemporaryDirectory() as folder:
         parties = [
@@ -138,12 +180,16 @@ def open_private(
                 (party_config if role == "party_2" else party_config.backend).model_dump_json(),
                 streams,
                 session,
+                keys[role],
                 Path(folder) / f"{role}.json",
             )
             for role, streams in links.items()
         ]
-        link = Link(mine["party_2"], session, "party_1", "party_2", timeout_s)
-        dealer = Link(mine["dealer"], session, "party_1", "dealer", timeout_s) if "dealer" in mine else None
+        ends = {
+            peer: Link(stream, session, keys["party_1"][peer], "party_1", peer, timeout_s)
+            for peer, stream in mine.items()
+        }
+        link, dealer = ends["party_2"], ends.get("dealer")
         try:
             source = PrivateFixed(link, entry.moving_side(link, dealer, device), backend)
             yield source
@@ -155,9 +201,8 @@ def open_private(
             first = next((r["error"] for r in reports if r.get("exit_code") == 2), str(lost))
             raise PeerLost(first) from None
         finally:
-            for end in (link, dealer):
-                if end is not None:
-                    end.close()
+            for end in ends.values():
+                end.close()
             for party in parties:
                 party.wait(GRACE_S)
 
@@ -173,11 +218,20 @@ def _connect(backend: str) -> dict[str, dict[str, socket.socket]]:
     return links
 
 
-def _fixed_only(fixed: str | Path, backend: str, device: str, threads: int, timeout_s: float) -> dict[str, Any]:
-    settings = {"kind": backend, "device": device} if backend == "spdz" else {"kind": backend}
+def _fixed_only(
+    fixed: str | Path,
+    backend: str,
+    device: str,
+    threads: int,
+    timeout_s: float,
+    releases: str | Path | None,
+    max_values: int | None,
+) -> dict[str, Any]:
+    with_device = {"device": device} if backend in ("spdz", "beaver") else {}
     return {
         "data": {"moving": "-", "fixed": str(fixed)},
-        "backend": settings,
+        "backend": {"kind": backend} | with_device,
+        "budget": {"file": None if releases is None else str(releases), "max_values": max_values},
         "threads": threads,
         "transport": {"kind": "local", "timeout_s": timeout_s},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from .. import __version__
 from ..errors import ConfigError, ImageError, LinkError
 from ..grids import Grid
 from ..images import Level, level_grid
-from ..joint.operands import PrivateOperand
+from ..joint.columns import IMAGE, Columns
+from ..joint.ledger import Ledger
+from ..joint.operands import KeptLedger, PrivateOperand
 from ..joint.protocol import MovingSide, OperandHeader
 from ..link import Kind, Link, pack, unpack
-from ..registration import select_points
-from ..sampling import Full, Sample, Uniform
+from ..registration import Choice, select_points
+from ..sampling import Full, Permuted, Sample, Uniform
 from ..transforms import LinearTransform
 
 __all__ = ["PrivateFixed", "greet"]
@@ -43,14 +46,21 @@ class PrivateFixed:
         link: to party_2, which runs `serve_fixed`.
         side: party_1's end of the protocol.
         protocol: its name; party_2 must run the same.
+        with_ledger: keep account of what the opened values say about J.
+        most: share of J's variance, beyond party_1's own image, that they may say; the run stops where it is passed.
 
     Attributes:
+        ledgers: one for each operand so far, where they are kept.
         grid: geometry of the fixed image (public).
         mask: its foreground, where party_2's configuration discloses it, else None.
     """
 
-    def __init__(self, link: Link, side: MovingSide, protocol: str) -> None:
+    def __init__(
+        self, link: Link, side: MovingSide, protocol: str, with_ledger: bool = True, most: float | None = None
+    ) -> None:
         self.link, self._side = link, side
+        self._with_ledger, self._most = with_ledger, most
+        self.ledgers: list[KeptLedger] = []
         greet(link, protocol)
         meta, arrays = unpack(link.receive(Kind.GEOMETRY).payload)
         try:
@@ -70,20 +80,26 @@ class PrivateFixed:
             raise ConfigError("start: centre_of_mass, but party_2 does not disclose it (data.disclose_centre_of_mass)")
         return torch.tensor(self._centre_of_mass, dtype=torch.float64)
 
+    def prefers_moments(self, points: int) -> bool:
+        """As the protocol says."""
+        return self._side.prefers_moments(points)
+
     def operand(
-        self, level: Level, choice: Full | Uniform | Sample | None = None, number: int = 0, rows: int = 16
+        self, level: Level, choice: Choice | None = None, number: int = 0, rows: int = 16, columns: Columns = IMAGE
     ) -> PrivateOperand:
         """Have party_2 prepare the operand of one level.
 
         Args:
             level: shrink factor and smoothing of the fixed image.
-            choice: all points, a uniform sample from a public seed, or explicit indices (disclosed to party_2).
+            choice: all points, a uniform sample or an order from a public seed, or indices (disclosed to party_2).
             number: of the level.
             rows: most rows of one product; more are sent in several products.
+            columns: what the operand is made of.
         """
         choice = choice or Full()
+        request = {"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}
         self.link.at(number, -1)
-        self.link.send(Kind.LEVEL, pack({"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}))
+        self.link.send(Kind.LEVEL, pack(request | {"columns": asdict(columns)}))
         if isinstance(choice, Sample):
             if choice.index is None:
                 raise ValueError("sample without indices; use Full()")
@@ -91,17 +107,45 @@ class PrivateFixed:
         coarse, _ = level_grid(self.grid, level)
         _, sample = select_points(self.grid, self.mask, level, choice, number)
         points = coarse.count if sample.index is None else sample.index.numel()
-        meta, _ = unpack(self.link.receive(Kind.OPERAND).payload)
+        wanted = (points, rows, columns.count(self.grid))
+        meta, arrays = unpack(self.link.receive(Kind.OPERAND).payload)
         header = OperandHeader.from_meta(meta)
-        if header.points != points or header.rows != rows:
-            raise LinkError(f"operand of {header.points} points and {header.rows} rows, {points} and {rows} were asked")
-        mean_square = meta.get("mean_square")
-        if not isinstance(mean_square, float) or not 0 <= mean_square < math.inf:
-            raise LinkError(f"operand: mean square {str(mean_square)[:40]}, a finite number >= 0 is due")
-        if sample.weights is None:
-            mean_square = header.energy * header.scale**2 / header.points
+        if (header.points, header.rows, header.columns) != wanted:
+            raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
+        of_sample, of_level = (_unpack_mean(meta, name) for name in ("sample_mean_square", "level_mean_square"))
+        gram = _unpack_gram(arrays, header) if columns.kind == "steepest_descent" else None
         self._side.accept_operand(header)
-        return PrivateOperand(coarse, sample, header, mean_square, self._side, self.link)
+        return PrivateOperand(
+            grid=coarse,
+            sample=sample,
+            columns=columns,
+            header=header,
+            sample_mean_square=of_sample,
+            level_mean_square=of_level,
+            gram=gram,
+            side=self._side,
+            link=self.link,
+            kept=self._open_ledger(columns, coarse, points, of_sample, of_level),
+            full=self.grid,
+        )
+
+    def _open_ledger(
+        self, columns: Columns, coarse: Grid, points: int, of_sample: float, of_level: float
+    ) -> KeptLedger | None:
+        if not self._with_ledger:
+            return None
+        if columns.kind == "steepest_descent":  # its equations are on all points of the level
+            points, of_sample = coarse.count, of_level
+        self.ledgers.append(KeptLedger(Ledger(points, of_sample * points), points, self._most))
+        return self.ledgers[-1]
+
+    def ledger_rows(self) -> list[dict[str, Any]]:
+        """What the opened values say about J, one entry an operand, as JSON values."""
+        return [
+            {"operand": number, "points": kept.points} | asdict(kept.last)
+            for number, kept in enumerate(self.ledgers)
+            if kept.last is not None
+        ]
 
     def finish(self, shared: LinearTransform | None = None) -> None:
         """End the session; `shared` is the final transform, where the configuration shares it with party_2."""
@@ -116,10 +160,28 @@ def _level_meta(level: Level) -> dict[str, float]:
     return {"shrink": level.shrink, "smoothing_mm": level.smoothing_mm}
 
 
-def _choice_meta(choice: Full | Uniform | Sample) -> dict[str, Any]:
+def _choice_meta(choice: Choice) -> dict[str, Any]:
     if isinstance(choice, Uniform):
         return {"kind": "uniform", "fraction": choice.fraction, "seed": choice.seed}
+    if isinstance(choice, Permuted):
+        return {"kind": "permuted", "seed": choice.seed}
     return {"kind": "full" if isinstance(choice, Full) else "indices"}
+
+
+def _unpack_mean(meta: dict[str, Any], name: str) -> float:
+    value = meta.get(name)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise LinkError(f"operand: {name} {str(value)[:40]}, a finite number >= 0 is due")
+    return value
+
+
+def _unpack_gram(arrays: list[Any], header: OperandHeader) -> Tensor:
+    shape = (header.columns, header.columns)
+    if len(arrays) != 1 or arrays[0].shape != shape or arrays[0].dtype != np.float64:
+        raise LinkError(f"operand: the sums of its columns' products are due, {shape} float64; refused")
+    if not bool(np.isfinite(arrays[0]).all()):
+        raise LinkError("operand: sums of its columns' products that are not finite; refused")
+    return torch.from_numpy(arrays[0].copy())
 
 
 def _unpack_mask(bits: Any, grid: Grid) -> Tensor:

@@ -14,6 +14,7 @@ True
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -69,6 +70,25 @@ class LinearTransform(nn.Module):
         inner, inner_offset = (part.detach() for part in first.affine_map())
         return self._affine(matrix @ inner, matrix @ inner_offset + offset)
 
+    @abstractmethod
+    def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take the parameters of y = matrix x + offset, matrix (D, D) of this family, offset (D,) mm."""
+
+    @torch.no_grad()
+    def step_back(self, step: Tensor) -> None:
+        """Replace self by self o W^-1, W this family's transform with the parameters `step` (P,), mm.
+
+        The update of inverse-compositional Gauss-Newton (Baker and Matthews, IJCV 2004, equation 35).
+        """
+        inner = copy.deepcopy(self)
+        parts = torch.split(step, [p.numel() for p in inner.parameters()])
+        for parameter, part in zip(inner.parameters(), parts, strict=True):
+            parameter.copy_(part.reshape(parameter.shape))
+        self.set_affine_map(*self.compose(inner.inverse()).affine_map())
+
+    def _set_translation(self, matrix: Tensor, offset: Tensor) -> None:
+        self.translation.copy_(offset.to(self.centre) + matrix.to(self.centre) @ self.centre - self.centre)
+
     def _affine(self, matrix: Tensor, offset: Tensor) -> Affine:
         result = Affine.__new__(Affine)
         nn.Module.__init__(result)
@@ -93,6 +113,11 @@ class Translation(LinearTransform):
         """Identity."""
         return torch.eye(self.dimension, dtype=self.translation.dtype, device=self.translation.device)
 
+    @torch.no_grad()
+    def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take the translation; the matrix is the identity."""
+        self._set_translation(matrix, offset)
+
 
 class Rigid(LinearTransform):
     """Rotation (matrix exponential of a skew matrix) about the grid's centre, and translation; 3 or 6 parameters."""
@@ -105,6 +130,12 @@ class Rigid(LinearTransform):
         """exp([rotation / radius]x), rotations counter-clockwise about x, y, z in radians after the division."""
         return _rotation(self.rotation / self.radius)
 
+    @torch.no_grad()
+    def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take rotation and translation; the matrix is a rotation by less than pi."""
+        self.rotation.copy_(_rotation_vector(matrix) * self.radius)
+        self._set_translation(matrix, offset)
+
 
 class Similarity(Rigid):
     """Rigid times one scale exp(log_scale / radius); 4 or 7 parameters."""
@@ -116,6 +147,14 @@ class Similarity(Rigid):
     def matrix(self) -> Tensor:
         """Scale times rotation."""
         return torch.exp(self.log_scale / self.radius) * super().matrix()
+
+    @torch.no_grad()
+    def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take scale, rotation and translation; the matrix is a positive multiple of a rotation by less than pi."""
+        scale = torch.linalg.det(matrix) ** (1 / self.dimension)
+        self.log_scale.copy_(scale.log() * self.radius)
+        self.rotation.copy_(_rotation_vector(matrix / scale) * self.radius)
+        self._set_translation(matrix, offset)
 
 
 class Affine(LinearTransform):
@@ -135,7 +174,7 @@ class Affine(LinearTransform):
         """Take the parameters of y = matrix x + offset, matrix (D, D), offset (D,) mm."""
         identity = torch.eye(self.dimension, dtype=self.shear.dtype)
         self.shear.copy_((matrix.to(self.shear.dtype) - identity) * self.radius)
-        self.translation.copy_(offset.to(self.centre) + matrix.to(self.centre) @ self.centre - self.centre)
+        self._set_translation(matrix, offset)
 
 
 LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
@@ -164,3 +203,15 @@ def _rotation(vector: Tensor) -> Tensor:
         rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
     skew = torch.stack([torch.stack(row) for row in rows])
     return cast(Any, torch.linalg.matrix_exp)(skew)  # type: ignore[no-any-return]
+
+
+def _rotation_vector(matrix: Tensor) -> Tensor:
+    """Inverse of `_rotation` for angles below pi."""
+    if matrix.shape[0] == 2:
+        return torch.atan2(matrix[1, 0], matrix[0, 0])[None]
+    skew = torch.stack(
+        [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
+    )  # 2 sin(angle) axis
+    sine = torch.linalg.vector_norm(skew) / 2
+    angle = torch.atan2(sine, (matrix.trace() - 1) / 2)
+    return skew / 2 if float(sine) < 1e-12 else skew * (angle / (2 * sine))

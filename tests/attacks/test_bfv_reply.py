@@ -20,39 +20,45 @@ from numpy.typing import NDArray
 
 from ppir_torch.joint import bfv
 from ppir_torch.joint.bfv import DEGREE, BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.seal_format import ciphertext_file, compose_residues
 from ppir_torch.link import Kind, link_pair
 
 Floats = NDArray[np.float64]
 T = 1 << bfv.PLAIN_BITS
 TRIALS = 48
+SLOTS = list(range(8))  # of the rows in their polynomial
 # A guess between two rows: certain is 48 of 48; 24 +- 17 is five standard deviations of a fair coin.
 AT_CHANCE = range(TRIALS // 2 - 17, TRIALS // 2 + 18)
 
 
 class Session:
-    """Both parties after one operand of one block of ciphertext."""
+    """Both parties after one operand of one block of ciphertext for each column (the same values in each)."""
 
-    def __init__(self, points: int, rows: int) -> None:
-        values = torch.randint(-2048, 2048, (points,), generator=torch.Generator().manual_seed(1))
-        header = OperandHeader(0, points, rows, 1.0, 0.0, 2048, int((values * values).sum()))
+    def __init__(self, points: int, rows: int, columns: int = 1) -> None:
+        values = torch.randint(-2048, 2048, (points,), generator=torch.Generator().manual_seed(1)).repeat(columns, 1)
+        energy, further = int(values[0].square().sum()), (1.0,) * (columns - 1)
+        self.header = OperandHeader(0, points, rows, 1.0, 0.0, 2048, energy, columns, further)
         self.ends = link_pair("party_1", "party_2")
         self.moving, self.fixed = BfvMovingSide(self.ends[0]), BfvFixedSide(self.ends[1])
-        self.fixed.send_operand(header, values)
-        self.moving.accept_operand(header)
-        assert len(self.moving._ciphertexts) == 1
-        self.layout = self.moving._layout
+        self.fixed.send_operand(self.header, values)
+        self.moving.accept_operand(self.header)
+        assert len(self.moving._work._ciphertexts) == columns
+        self.layout = self.moving._work._layout
         self.scheme = bfv._scheme()
         self.secret = secret_key(self.fixed)
         # What party_2 sent, in coefficient form.
         self.sent = self.scheme.seal.Ciphertext()
-        self.scheme.evaluator.transform_from_ntt(self.moving._ciphertexts[0], self.sent)
+        self.scheme.evaluator.transform_from_ntt(self.moving._work._ciphertexts[0], self.sent)
         self.error = noise(residues(self.sent), self.secret)
+
+    def product(self, rows: NDArray[np.int64]) -> Any:
+        """The product with the operand's column, as party_1 computes it; nothing is hidden yet."""
+        return self.moving._work._products_with(rows, [0])[0]
 
     def naive(self, rows: NDArray[np.int64]) -> Any:
         """The product and a uniform mask on every coefficient; neither re-randomised nor flooded."""
-        product, plain = self.moving._product(rows), self.scheme.seal.Plaintext()
+        product, plain = self.product(rows), self.scheme.seal.Plaintext()
         file = bfv.plaintext_file(DEGREE)
         file.words[:] = np.random.default_rng().integers(0, T, DEGREE)
         file.load(plain, self.scheme.context)
@@ -146,10 +152,10 @@ def test_noise_of_the_naive_reply_gives_every_pixel(one_row: Session) -> None:
 def test_noise_bound_of_the_docstring_holds(one_row: Session) -> None:
     assert np.abs(one_row.error).max() < bfv.FRESH_NOISE
     rows = np.full((1, DEGREE), bfv.MAX_ROW)
-    observed = np.abs(noise(residues(one_row.moving._product(rows)), one_row.secret)).max()
+    observed = np.abs(noise(residues(one_row.product(rows)), one_row.secret)).max()
     assert observed < bfv.FRESH_NOISE * DEGREE * bfv.MAX_ROW
     zero = one_row.scheme.seal.Ciphertext()
-    one_row.moving._encryptor.encrypt_zero(zero)
+    one_row.moving._work._encryptor.encrypt_zero(zero)
     assert np.abs(noise(residues(zero), one_row.secret)).max() < bfv.ZERO_NOISE
 
 
@@ -159,13 +165,13 @@ def guesses_from_noise(session: Session, floods: Callable[[int], list[int]]) -> 
     It is given more than is sent: c0 and c1 before the switch to one prime.
     """
     candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (3, 4)]
-    positions = [bfv._position(session.layout, k) for k in range(8)]
+    positions = [session.layout.position(k) for k in range(8)]
     predicted = [negacyclic(session.error, session.polynomial(c).astype(np.float64))[positions] for c in candidates]
     masks = np.random.default_rng(5).integers(0, T, (TRIALS, 8))
     right = 0
     for trial, secret in enumerate(np.random.default_rng(6).integers(0, 2, TRIALS)):
-        product = session.moving._product(candidates[secret])
-        covered = session.moving._cover(product, masks[trial].tolist(), floods(8))
+        product = session.product(candidates[secret])
+        covered = session.moving._work._cover(product, SLOTS, masks[trial].tolist(), floods(8))
         c0 = dict(zip(positions, covered, strict=True))
         observed = noise(residues(product), session.secret, c0)[positions]
         guess = int(np.abs(observed - predicted[1]).sum() < np.abs(observed - predicted[0]).sum())
@@ -187,7 +193,7 @@ def divided_c1(session: Session, reply: Any) -> NDArray[np.int64]:
     scheme, prime = session.scheme, session.scheme.primes[0]
     ntt = scheme.seal.Ciphertext()
     scheme.evaluator.transform_to_ntt(reply, ntt)
-    known, seen = residues(session.moving._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
+    known, seen = residues(session.moving._work._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
     file, quotient = ciphertext_file(DEGREE, 1, scheme.bottom, ntt=True), scheme.seal.Ciphertext()
     file.words[DEGREE:] = [int(c) * pow(int(a), -1, prime) % prime for a, c in zip(known, seen, strict=True)]
     file.load(quotient, scheme.context)
@@ -199,8 +205,8 @@ def divided_c1(session: Session, reply: Any) -> NDArray[np.int64]:
 def test_c1_of_the_naive_reply_gives_every_pixel_and_ours_none(one_row: Session) -> None:
     rows = rows_at_random(1, DEGREE, 7)
     assert (divided_c1(one_row, one_row.naive(rows)) == one_row.polynomial(rows)).all()
-    product = one_row.moving._product(rows)
-    one_row.moving._cover(product, [1], [bfv._flood(2, 3)])
+    product = one_row.product(rows)
+    one_row.moving._work._cover(product, [0], [1], [bfv._flood(2, 3)])
     assert (divided_c1(one_row, product) == one_row.polynomial(rows)).sum() == 0
 
 
@@ -208,12 +214,12 @@ def guesses_from_c1(session: Session, sanitised: bool) -> int:
     """How often party_2 tells which of two known rows was used, from c1 as it is sent (one prime)."""
     prime = session.scheme.primes[0]
     candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (8, 9)]
-    predicted = [bfv._switch_c1(session.moving._product(c)).astype(np.int64) for c in candidates]
+    predicted = [bfv._switch_c1(session.product(c)).astype(np.int64) for c in candidates]
     right = 0
     for secret in np.random.default_rng(10).integers(0, 2, TRIALS):
-        product = session.moving._product(candidates[secret])
+        product = session.product(candidates[secret])
         if sanitised:
-            session.moving._cover(product, [0] * 8, [0] * 8)
+            session.moving._work._cover(product, SLOTS, [0] * 8, [0] * 8)
         seen = bfv._switch_c1(product).astype(np.int64)
         distance = [np.abs((seen - p + prime // 2) % prime - prime // 2).astype(np.float64).sum() for p in predicted]
         right += int(distance[1] < distance[0]) == secret
@@ -228,22 +234,26 @@ def test_rerandomised_c1_tells_nothing(eight_rows: Session) -> None:
     assert guesses_from_c1(eight_rows, sanitised=True) in AT_CHANCE
 
 
-def test_what_is_sent_is_flooded_and_fresh() -> None:
-    session = Session(DEGREE // 8, 8)
+@pytest.mark.parametrize("columns", [1, 3])
+def test_what_is_sent_is_flooded_and_fresh(columns: int) -> None:
+    session = Session(DEGREE // 8, 8, columns)
     rows, prime = torch.from_numpy(rows_at_random(8, DEGREE // 8, 11)), session.scheme.primes[0]
-    positions = [bfv._position(session.layout, k) for k in range(8)]
+    positions = [session.layout.position(k) for k in SLOTS]
     seen, words = [], []
-    for _ in range(32):
+    for _ in range(32 // columns):
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(session.moving.multiply, rows)
             request = session.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
-            session.fixed.answer(request)
+            session.fixed.answer(request, release_all)
             result.result()
-        c0, c1 = bfv._parse_reply(request.payload, 8, 8)
-        product = times_secret(c1[0], session.secret, prime)
-        scaled = [T * (int(c) + product[j]) % prime for c, j in zip(c0, positions, strict=True)]
-        seen += [(v - prime if v > prime // 2 else v) / T for v in scaled]
-        words.append((c0, c1[0]))
+        c0, places, c1 = bfv._parse_reply(request.payload, session.header, session.layout.group)
+        assert sorted(places.tolist()) == [[column, slot] for column in range(columns) for slot in SLOTS]
+        for column in range(columns):
+            mine = c0[[places.tolist().index([column, slot]) for slot in SLOTS]]
+            product = times_secret(c1[column], session.secret, prime)
+            scaled = [T * (int(c) + product[j]) % prime for c, j in zip(mine, positions, strict=True)]
+            seen += [(v - prime if v > prime // 2 else v) / T for v in scaled]
+            words.append((mine, c1[column]))
     # Uniform in [-2^8, 2^8) and the rounding of the switch (standard deviation about 21).
     assert 120 < np.std(seen) < 180
     assert max(np.abs(seen)) < 512

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppir_torch.joint import crypten_link
 from ppir_torch.joint.csprng import KeyStream, new_key
-from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
 from ppir_torch.link import Kind, link_pair
 
@@ -37,12 +37,15 @@ class Views:
 
         def record_opened(comm: Any, shares: Any, batched: bool = False) -> Any:
             result = all_reduce(comm, shares, batched=batched)
-            self.opened[threading.current_thread().name].append((result[0].numpy().copy(), result[1].numpy().copy()))
+            e, d = (part.numpy().copy() for part in result)
+            self.opened[threading.current_thread().name].append((e, d.reshape(-1)))
             return result
 
         def record_words(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...]) -> Words:
             result = words(stream, purpose, counter, shape)
-            self.drawn[threading.current_thread().name][purpose, counter] = result.copy()
+            column = purpose in ("b", "Y")  # the words of the operand's column, as (points, 1) and (1, points)
+            copied = result.reshape(-1).copy() if column else result.copy()
+            self.drawn[threading.current_thread().name][purpose, counter] = copied
             return result
 
         monkeypatch.setattr(crypten_link.LinkCommunicator, "all_reduce", record_opened)
@@ -93,7 +96,7 @@ def our_products(rows: list[Tensor], y: Tensor, between: Callable[..., None] | N
         side = SpdzFixedSide(two_one, two_dealer)
         side.send_operand(header, y)
         for _ in rows:
-            side.answer(two_one.receive(Kind.PRODUCT))
+            side.answer(two_one.receive(Kind.PRODUCT), release_all)
             if between is not None:
                 between(side)
 
@@ -112,6 +115,7 @@ def images(points: int = 4000, rows: int = 2) -> tuple[Tensor, Tensor]:
 def says_nothing(guess: Words, truth: Words) -> bool:
     """No word is right, and guess and truth do not correlate (5 sigma)."""
     flat, true = guess.reshape(-1), truth.reshape(-1)
+    assert flat.size == true.size
     shown = true != 0
     correlation = np.corrcoef(flat[shown].astype(float), true[shown].astype(float))[0, 1]
     return not np.any(flat == true) and abs(correlation) < 5 / np.sqrt(shown.sum())

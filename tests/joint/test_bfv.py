@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from joint.ends import OVERHEAD, header_of
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, PpirError, RangeError
 from ppir_torch.joint import bfv
 from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.protocol import OperandHeader
-from ppir_torch.link import Kind, Link, Message, link_pair, pack
+from ppir_torch.joint.protocol import OperandHeader, Pairs, release_all
+from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 
-MAX_RESULT = (1 << 48) - 1
+MAX_RESULT = bfv.MAX_RESULT
 
 
 @dataclass
@@ -35,24 +36,20 @@ class Parties:
         self.fixed.send_operand(header, values)
         self.moving.accept_operand(header)
 
-    def multiply(self, rows: Tensor) -> list[int]:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> list[int]:
         with ThreadPoolExecutor(1) as pool:
-            answered = pool.submit(lambda: self.fixed.answer(self.links[1].receive()))
-            result = self.moving.multiply(rows)
+            answered = pool.submit(lambda: self.fixed.answer(self.links[1].receive(), release_all))
+            result = self.moving.multiply(rows, pairs)
             answered.result()
         assert result.dtype == torch.int64
-        assert result.shape == (rows.shape[0],)
+        assert result.ndim == 1
         return [int(v) for v in result]
 
 
-def header_of(values: Tensor, rows: int, number: int = 0) -> OperandHeader:
-    integers = [int(v) for v in values]
-    largest, energy = max(abs(v) for v in integers), sum(v * v for v in integers)
-    return OperandHeader(number, len(values), rows, 1.0, 0.0, largest, energy)
-
-
 def exact(rows: Tensor, values: Tensor) -> list[int]:
-    return [int(v) for v in rows.numpy().astype(object) @ values.numpy().astype(object)]
+    """Every row with every column, row by row; faster than `python_products` for many points."""
+    columns = values.reshape(-1, values.shape[-1]).numpy().astype(object)
+    return [int(v) for v in (rows.numpy().astype(object) @ columns.T).flatten()]
 
 
 def uniform(generator: torch.Generator, bound: int, *shape: int) -> Tensor:
@@ -75,6 +72,29 @@ def test_agrees_with_python_integers(parties: Parties, points: int, rows: int) -
     for count, bits in ((rows, 14), (1, 20), (max(1, rows // 2), 1)):
         matrix = uniform(g, 1 << bits, count, points)
         assert parties.multiply(matrix) == exact(matrix, values)
+
+
+@pytest.mark.parametrize(
+    ("points", "rows", "columns"),
+    [(1, 1, 2), (5, 3, 4), (1024, 8, 4), (1025, 7, 3), (8193, 1, 13), (8191, 3, 2), (20011, 4, 4), (3000, 13, 4)],
+)
+def test_columns_agree_with_python_integers(parties: Parties, points: int, rows: int, columns: int) -> None:
+    g = torch.Generator().manual_seed(points + rows)
+    values, matrix = uniform(g, 1 << 11, columns, points), uniform(g, 1 << 14, rows, points)
+    parties.send(header_of(values, rows), values)
+    expected = exact(matrix, values)
+    assert parties.multiply(matrix) == expected
+    # Some of the products, in another order: only these are sent, and only the polynomials that they lie in.
+    chosen = torch.randperm(rows * columns, generator=g)[: max(1, rows * columns // 2)].tolist()
+    before = parties.links[0].sent[Kind.REPLY_CIPHERTEXTS], parties.links[1].sent[Kind.MASKED_RESULT]
+    assert parties.multiply(matrix, [divmod(n, columns) for n in chosen]) == [expected[n] for n in chosen]
+    polynomials = {(n // columns // parties.moving._work._layout.group, n % columns) for n in chosen}
+    up, down = (
+        link.sent[kind] - b
+        for link, kind, b in zip(parties.links, (Kind.REPLY_CIPHERTEXTS, Kind.MASKED_RESULT), before, strict=True)
+    )
+    assert up == OVERHEAD + 8 + 12 * len(chosen) + len(polynomials) * bfv.DEGREE * 60 // 8
+    assert down == OVERHEAD + 8 * len(chosen)
 
 
 def test_many_random_sizes(parties: Parties) -> None:
@@ -211,7 +231,7 @@ def test_flood_is_centred_and_full_width() -> None:
 
 
 def reply_of(parties: Parties, rows: Tensor) -> bytes:
-    """A genuine REPLY_CIPHERTEXTS payload."""
+    """A genuine REPLY_CIPHERTEXTS payload, of an operand of one column."""
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(parties.moving.multiply, rows)
         payload = bytes(parties.links[1].receive(Kind.REPLY_CIPHERTEXTS).payload)
@@ -224,7 +244,10 @@ def test_malformed_replies_are_refused() -> None:
     parties, values = Parties(), torch.arange(-50, 50)
     parties.send(header_of(values, 9), values)
     good = reply_of(parties, torch.ones(9, 100, dtype=torch.int64))
-    start = 4 + 8 * 9
+    # How many words, how many polynomials; the words; where each lies (polynomial, row in its group); the polynomials.
+    places, start = 8 + 8 * 9, 8 + 12 * 9
+    assert len(good) == start + bfv.DEGREE * 60 // 8
+    assert parties.moving._work._layout.group == 16
     bad = [
         b"",
         good[:3],
@@ -235,16 +258,22 @@ def test_malformed_replies_are_refused() -> None:
         struct.pack("<I", 8) + good[4:],
         struct.pack("<I", 0) + good[4:],
         struct.pack("<I", 1 << 31) + good[4:],
-        struct.pack("<I", 10) + bytes(8) + good[4:],
-        good[:4] + b"\xff" * 8 + good[12:],
+        struct.pack("<I", 10) + good[4:8] + bytes(12) + good[8:],  # more words than were agreed
+        struct.pack("<II", 9, 0) + good[8:start],
+        struct.pack("<II", 9, 2) + good[8:],
+        struct.pack("<II", 1, 2) + good[8:16] + bytes(4) + 2 * good[start:],  # more polynomials than words
+        good[:8] + b"\xff" * 8 + good[16:],  # words above the prime
         good[:start] + b"\xff" * 15 + good[start + 15 :],
+        good[:places] + struct.pack("<2H", 1, 0) + good[places + 4 :],  # a polynomial too many
+        good[:places] + struct.pack("<2H", 0, 16) + good[places + 4 :],  # a row beyond the group
+        good[: places + 4] + good[places : places + 4] + good[places + 8 :],  # one word twice
     ]
     sent = parties.links[1].sent.copy()
     for payload in bad:
         with pytest.raises(LinkError):
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)))
+            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(good)))
+        parties.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(good)), release_all)
     assert parties.links[1].sent == sent
     # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
     generator = np.random.default_rng(0)
@@ -252,7 +281,7 @@ def test_malformed_replies_are_refused() -> None:
         flipped = bytearray(good)
         flipped[position] ^= 1 << int(generator.integers(8))
         try:
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)))
+            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
         except LinkError:
             continue
 
@@ -294,7 +323,7 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
     header = header_of(values, 8)
     source.fixed.send_operand(header, values)
     key = bytes(source.links[0].receive(Kind.PUBLIC_KEY).payload)
-    _, batch = bfv.unpack(source.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    _, batch = unpack(source.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
     target.links[1].send(Kind.PUBLIC_KEY, key)
     target.links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
     with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):

@@ -8,19 +8,18 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from joint.ends import OVERHEAD, Trio, answer_all, header_of, python_products, session
 from torch import Tensor
 
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, RangeError
 from ppir_torch.joint import crypten_link, spdz
-from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
 from ppir_torch.link import Kind, Link, link_pair, pack
 
@@ -28,73 +27,12 @@ crypten = crypten_link.crypten
 EDGE = 1 << 62
 
 
-def header_of(values: Tensor, rows: int, number: int = 0) -> OperandHeader:
-    exact = [int(v) for v in values]
-    return OperandHeader(number, len(exact), rows, 1.0, 0.0, max(map(abs, exact)), sum(v * v for v in exact))
-
-
-def python_product(rows: Tensor, values: Tensor) -> list[int]:
-    return [sum(x * y for x, y in zip(row, values.tolist(), strict=True)) for row in rows.tolist()]
-
-
-class Trio:
-    """party_1 in the test's thread, party_2 and the dealer in threads of their own; links as seen by each end."""
-
-    def __init__(self) -> None:
-        self.one_two, self.two_one = link_pair("party_1", "party_2", timeout=20)
-        self.one_dealer, self.dealer_one = link_pair("party_1", "dealer", timeout=20)
-        self.two_dealer, self.dealer_two = link_pair("party_2", "dealer", timeout=20)
-        self.links = [v for v in vars(self).values() if isinstance(v, Link)]
-        self.errors: list[BaseException] = []
-        self.threads: list[threading.Thread] = []
-
-    def start(self, work: Callable[..., None], *args: Any) -> None:
-        def run() -> None:
-            try:
-                work(*args)
-            except BaseException as error:
-                self.errors.append(error)
-
-        self.threads.append(threading.Thread(target=run, daemon=True))
-        self.threads[-1].start()
-
-    def stop(self) -> None:
-        for link in (self.one_two, self.one_dealer):
-            link.send(Kind.FINISH)
-        for thread in self.threads:
-            thread.join(10)
-            assert not thread.is_alive()
-
-
-def answer_all(link: Link, dealer: Link, operands: list[tuple[Tensor, OperandHeader]], device: str = "cpu") -> None:
-    """party_2's loop: LEVEL asks for the next operand."""
-    fixed = SpdzFixedSide(link, dealer, device)
-    left = iter(operands)
-    while (request := link.receive(Kind.LEVEL, Kind.PRODUCT, Kind.FINISH)).kind is not Kind.FINISH:
-        if request.kind is Kind.LEVEL:
-            values, header = next(left)
-            fixed.send_operand(header, values)
-        else:
-            fixed.answer(request)
-
-
-@contextmanager
-def parties(*operands: Tensor, device: str = "cpu") -> Iterator[tuple[SpdzMovingSide, Callable[[], None], Trio]]:
-    trio = Trio()
-    headers = [header_of(values, 8, i) for i, values in enumerate(operands)]
-    trio.start(serve_dealer, trio.dealer_one, trio.dealer_two)
-    trio.start(answer_all, trio.two_one, trio.two_dealer, list(zip(operands, headers, strict=True)), device)
-    moving = SpdzMovingSide(trio.one_two, trio.one_dealer, device)
-    left = iter(headers)
-
-    def next_operand() -> None:
-        trio.one_two.send(Kind.LEVEL)
-        moving.accept_operand(next(left))
-
-    next_operand()
-    yield moving, next_operand, trio
-    trio.stop()
-    assert trio.errors == []
+def party_2_alone(values: Tensor) -> tuple[SpdzFixedSide, Link, Link]:
+    """party_2 with an operand, its link and party_1's end of it."""
+    one, two = link_pair("party_1", "party_2")
+    fixed = SpdzFixedSide(two, two)
+    fixed.send_operand(header_of(values), values)
+    return fixed, two, one
 
 
 def test_exact_on_random_cases() -> None:
@@ -105,34 +43,35 @@ def test_exact_on_random_cases() -> None:
         x_bits, y_bits = draw.randint(1, 40), draw.randint(1, 15)
         x = torch.tensor([[draw.randint(-(1 << x_bits), 1 << x_bits) for _ in range(points)] for _ in range(rows)])
         cases.append((x, torch.tensor([draw.randint(-(1 << y_bits), 1 << y_bits) for _ in range(points)])))
-    with parties(*(y for _, y in cases)) as (moving, next_operand, _):
+    with session("spdz", *(y for _, y in cases)) as run:
         for i, (x, y) in enumerate(cases):
             if i:
-                next_operand()
+                run.next_operand()
             for factor in (1, -1):  # two products with one operand
-                result = moving.multiply(factor * x)
+                result = run.moving.multiply(factor * x)
                 assert result.dtype == torch.int64
-                assert result.tolist() == [factor * r for r in python_product(x, y)]
+                assert result.tolist() == [factor * r for r in python_products(x, y)]
 
 
 @pytest.mark.parametrize(("x", "y"), [(EDGE, 1), (-EDGE, 1), (EDGE, -1), (1, EDGE), (1 << 40, -(1 << 22)), (0, 7)])
 def test_exact_at_the_edges_of_the_range(x: int, y: int) -> None:
     x, y = (v - v // (1 << 20) if abs(v) > 7 else v for v in (x, y))  # check_range keeps a margin for rounding
-    with parties(torch.tensor([y, 0])) as (moving, _, _):
-        assert moving.multiply(torch.tensor([[x, 0]])).tolist() == [x * y]
+    with session("spdz", torch.tensor([y, 0])) as run:
+        assert run.moving.multiply(torch.tensor([[x, 0]])).tolist() == [x * y]
 
 
 @pytest.mark.parametrize("points", [1, 3, 4, 5, 8, 9, 17])
-@pytest.mark.parametrize("rows", [1, 3, 7])
-def test_exact_at_chunk_borders(points: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spdz, "MAX_CHUNK_WORDS", 12)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 1), (7, 1), (1, 4), (3, 2), (7, 5)])
+def test_exact_at_chunk_borders(points: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spdz, "MAX_CHUNK_WORDS", 16)
     monkeypatch.setattr(spdz, "MAX_CHUNK_POINTS", 8)
     x = torch.arange(rows * points).reshape(rows, points) - 10
-    y = torch.arange(points) * 3 - 4
-    with parties(y) as (moving, _, trio):
-        assert moving.multiply(x).tolist() == python_product(x, y)
-        chunks = -(-points // min(8, 12 // rows))
-        assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == chunks * (44 + 8 * rows)
+    y = torch.arange(columns * points).reshape(columns, points) * 3 - 4
+    with session("spdz", y) as run:
+        assert run.moving.multiply(x).tolist() == python_products(x, y)
+        chunks = -(-points // max(1, min(8, 16 // (rows + columns))))
+        corrections = chunks * (OVERHEAD + 8 * rows * columns)
+        assert run.trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == corrections
 
 
 def test_chunks_cover_all_points_and_bound_memory() -> None:
@@ -148,12 +87,12 @@ OUT_OF_RANGE = ([[EDGE + 1, 0]], [[EDGE // 2, EDGE // 2]], [[-(1 << 63), 0]], [[
 
 @pytest.mark.parametrize("rows", [torch.tensor(rows) for rows in OUT_OF_RANGE])
 def test_out_of_range_is_refused_before_anything_is_sent(rows: Tensor) -> None:
-    with parties(torch.tensor([3, -3])) as (moving, _, trio):
-        before = trio.one_two.bytes_sent, trio.one_dealer.bytes_sent
+    with session("spdz", torch.tensor([3, -3])) as run:
+        before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with pytest.raises(RangeError):
-            moving.multiply(rows)
-        assert (trio.one_two.bytes_sent, trio.one_dealer.bytes_sent) == before
-        assert moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
+            run.moving.multiply(rows)
+        assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
+        assert run.moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -177,12 +116,12 @@ def test_operand_that_does_not_fit_its_header_is_refused(values: Tensor, match: 
     ],
 )
 def test_other_triples_than_the_dealers_are_refused(setting: dict[str, Any], match: str) -> None:
-    with parties(torch.tensor([3, -3])) as (moving, _, trio):
-        before = trio.one_two.bytes_sent, trio.one_dealer.bytes_sent
+    with session("spdz", torch.tensor([3, -3])) as run:
+        before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with crypten.cfg.temp_override(setting), pytest.raises(ConfigError, match=match):
-            moving.multiply(torch.tensor([[2, 1]]))
-        assert (trio.one_two.bytes_sent, trio.one_dealer.bytes_sent) == before
-        assert moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
+            run.moving.multiply(torch.tensor([[2, 1]]))
+        assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
+        assert run.moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
 
 
 def test_a_process_that_uses_crypten_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,28 +147,28 @@ def test_no_generator_of_torch_or_crypten_is_used(monkeypatch: pytest.MonkeyPatc
     state = torch.get_rng_state()
     y = torch.arange(50) - 25
     x = torch.arange(150).reshape(3, 50)
-    with parties(y) as (moving, _, _):
-        assert moving.multiply(x).tolist() == python_product(x, y)
+    with session("spdz", y) as run:
+        assert run.moving.multiply(x).tolist() == python_products(x, y)
     assert all(not kept for kept in crypten.generators.values())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_messages_go_only_where_the_protocol_sends_them() -> None:
     y, x = torch.arange(50) - 25, torch.arange(150).reshape(3, 50)
-    with parties(y) as (moving, _, trio):
+    with session("spdz", y) as run:
         for _ in range(2):
-            moving.multiply(x)
-    opening = 2 * (44 + 8 * (150 + 50))
-    assert set(trio.two_one.received) == {Kind.LEVEL, Kind.PRODUCT, Kind.OPENING, Kind.FINISH}
-    assert set(trio.one_two.received) == {Kind.ZERO_SEED, Kind.OPENING, Kind.RESULT_SHARE}
-    assert trio.one_two.received[Kind.OPENING] == trio.two_one.received[Kind.OPENING] == opening
-    assert trio.one_two.received[Kind.RESULT_SHARE] == 2 * (44 + 8 * 3)
+            run.moving.multiply(x)
+    opening = 2 * (OVERHEAD + 8 * (150 + 50))
+    assert set(run.trio.two_one.received) == {Kind.LEVEL, Kind.PRODUCT, Kind.OPENING, Kind.FINISH}
+    assert set(run.trio.one_two.received) == {Kind.ZERO_SEED, Kind.OPENING, Kind.RESULT_SHARE}
+    assert run.trio.one_two.received[Kind.OPENING] == run.trio.two_one.received[Kind.OPENING] == opening
+    assert run.trio.one_two.received[Kind.RESULT_SHARE] == 2 * (OVERHEAD + 8 * 3)
     # the dealer hears shapes from party_1 and nothing from party_2; party_1 hears a seed from it
-    assert set(trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
-    assert trio.dealer_one.received[Kind.TRIPLE] < 2 * 150
-    assert not trio.dealer_two.received
-    assert set(trio.one_dealer.received) == {Kind.SEED}
-    assert set(trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
+    assert set(run.trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
+    assert run.trio.dealer_one.received[Kind.TRIPLE] < 2 * 150
+    assert not run.trio.dealer_two.received
+    assert set(run.trio.one_dealer.received) == {Kind.SEED}
+    assert set(run.trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
 
 
 def test_crypten_opens_nothing_else() -> None:
@@ -249,20 +188,57 @@ def test_crypten_opens_nothing_else() -> None:
 OTHER_SHAPES = ((9, 2), (1, 3), (0, 2), (True, 2), (1.0, 2), ("1", 2), (1, None))
 
 
+PAIR = np.zeros((1, 2), np.uint16)
+
+
 @pytest.mark.parametrize("meta", [{"rows": 1}, [1, 2], *({"rows": r, "points": n} for r, n in OTHER_SHAPES)])
 def test_party_2_refuses_another_shape(meta: Any) -> None:
-    one, two = link_pair("party_1", "party_2")
-    fixed = SpdzFixedSide(two, two)
-    values = torch.tensor([3, -3])
-    fixed.send_operand(header_of(values, 8), values)
+    fixed, two, one = party_2_alone(torch.tensor([3, -3]))
     sent = two.bytes_sent
-    one.send(Kind.PRODUCT, pack(meta))
+    one.send(Kind.PRODUCT, pack(meta, [PAIR]))
     with pytest.raises(LinkError):
-        fixed.answer(two.receive(Kind.PRODUCT))
+        fixed.answer(two.receive(Kind.PRODUCT), release_all)
     assert two.bytes_sent == sent
 
 
-@pytest.mark.parametrize("meta", [{"rows": 1, "points": 0}, {"rows": 1 << 21, "points": 1}, {"rows": None}, 7])
+OTHER_PAIRS: dict[str, list[Any]] = {
+    "none": [],
+    "no pair": [PAIR[:0]],
+    "two arrays": [PAIR, PAIR],
+    "one pair twice": [np.zeros((2, 2), np.uint16)],
+    "beyond the rows": [np.array([[2, 0]], np.uint16)],
+    "beyond the columns": [np.array([[0, 1]], np.uint16)],
+    "negative": [np.array([[0, -1]], np.int16)],
+    "one number": [np.zeros((1, 1), np.uint16)],
+    "flat": [np.zeros(2, np.uint16)],
+    "not a number": [np.full((1, 2), np.nan)],
+    "fractions": [np.full((1, 2), 0.5)],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PAIRS)
+def test_party_2_refuses_other_pairs(name: str) -> None:
+    fixed, two, one = party_2_alone(torch.tensor([3, -3]))
+    sent = two.bytes_sent
+    one.send(Kind.PRODUCT, pack({"rows": 2, "points": 2}, OTHER_PAIRS[name]))
+    with pytest.raises(LinkError):
+        fixed.answer(two.receive(Kind.PRODUCT), lambda _: pytest.fail("released"))
+    assert two.bytes_sent == sent
+
+
+SHAPE = {"rows": 1, "points": 1, "columns": 1}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        *(SHAPE | wrong for wrong in ({"points": 0}, {"rows": 1 << 21}, {"columns": 1 << 21}, {"columns": 0})),
+        *(SHAPE | wrong for wrong in ({"rows": None}, {"columns": True}, {"operand": 1})),
+        {"rows": 1, "points": 1},
+        7,
+    ],
+    ids=str,
+)
 def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
     trio = Trio()
     trio.one_dealer.send(Kind.TRIPLE, pack(meta))
@@ -274,9 +250,9 @@ def test_products_before_an_operand_are_refused() -> None:
     one, two = link_pair("party_1", "party_2")
     with pytest.raises(LinkError, match="before the first operand"):
         SpdzMovingSide(one, one).multiply(torch.tensor([[1]]))
-    one.send(Kind.PRODUCT, pack({"rows": 1, "points": 1}))
+    one.send(Kind.PRODUCT, pack({"rows": 1, "points": 1}, [PAIR]))
     with pytest.raises(LinkError, match="before the first operand"):
-        SpdzFixedSide(two, two).answer(two.receive())
+        SpdzFixedSide(two, two).answer(two.receive(), release_all)
 
 
 def test_keys_and_openings_of_another_length_are_refused() -> None:
@@ -303,19 +279,14 @@ def test_a_lost_dealer_ends_both_parties() -> None:
         for link in (link_1, link_2):
             link.close()
 
-    def answer_and_close(two_one: Link, *rest: Any) -> None:
-        try:
-            answer_all(two_one, *rest)
-        finally:
-            two_one.close()
-
     trio = Trio()
     values = torch.tensor([3, -3])
     trio.start(vanish, trio.dealer_one, trio.dealer_two)
-    trio.start(answer_and_close, trio.two_one, trio.two_dealer, [(values, header_of(values, 8))])
+    fixed = SpdzFixedSide(trio.two_one, trio.two_dealer)
+    trio.start(answer_all, trio.two_one, fixed, [(header_of(values), values)])
     moving = SpdzMovingSide(trio.one_two, trio.one_dealer)
     trio.one_two.send(Kind.LEVEL)
-    moving.accept_operand(header_of(values, 8))
+    moving.accept_operand(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
     trio.threads[1].join(5)
@@ -328,7 +299,7 @@ def test_the_dealer_ends_with_either_party() -> None:
         trio.start(serve_dealer, trio.dealer_one, trio.dealer_two)
         getattr(trio, lost).close()
         if lost == "two_dealer":  # noticed at the latest when party_1 leaves
-            trio.one_dealer.send(Kind.TRIPLE, pack({"rows": 2, "points": 5}))
+            trio.one_dealer.send(Kind.TRIPLE, pack({"rows": 2, "points": 5, "columns": 1}))
             trio.one_dealer.close()
         trio.threads[0].join(5)
         assert not trio.threads[0].is_alive()
@@ -341,13 +312,14 @@ import os, signal, socket, sys
 from ppir_torch.joint import spdz
 assert "crypten" not in sys.modules
 from ppir_torch.link import Kind, Link
-from ppir_torch.joint.protocol import OperandHeader
+from ppir_torch.joint.protocol import OperandHeader, release_all
 import torch
 spdz.MAX_CHUNK_WORDS = 30
-link, dealer = (Link(socket.socket(fileno=int(fd)), bytes(16), "party_2", "peer") for fd in sys.argv[1:])
+ends = zip(sys.argv[1:], (bytes(16), bytes([1] * 16)), ("party_1", "dealer"))
+link, dealer = (Link(socket.socket(fileno=int(fd)), bytes(16), key, "party_2", peer) for fd, key, peer in ends)
 fixed = spdz.SpdzFixedSide(link, dealer)
 fixed.send_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540), torch.arange(40))
-fixed.answer(link.receive(Kind.PRODUCT))
+fixed.answer(link.receive(Kind.PRODUCT), release_all)
 from ppir_torch.joint.crypten_link import LinkCommunicator
 all_reduce, calls = LinkCommunicator.all_reduce, []
 def die_at_second(self, shares, batched):
@@ -356,7 +328,7 @@ def die_at_second(self, shares, batched):
         os.kill(os.getpid(), signal.SIGKILL)
     return all_reduce(self, shares, batched=batched)
 LinkCommunicator.all_reduce = die_at_second
-fixed.answer(link.receive(Kind.PRODUCT))
+fixed.answer(link.receive(Kind.PRODUCT), release_all)
 """
 
 
@@ -365,8 +337,8 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
     near, far = socket.socketpair()
     near_dealer, far_dealer = socket.socketpair()
     trio = Trio()
-    link = Link(near, bytes(16), "party_1", "party_2", timeout=60)
-    dealer_two = Link(near_dealer, bytes(16), "dealer", "party_2")
+    link = Link(near, bytes(16), bytes(16), "party_1", "party_2", timeout=60)
+    dealer_two = Link(near_dealer, bytes(16), bytes([1] * 16), "dealer", "party_2")
     trio.start(serve_dealer, trio.dealer_one, dealer_two)
     fds = (far.fileno(), far_dealer.fileno())
     command = [sys.executable, "-c", _PARTY_2, *map(str, fds)]
@@ -377,7 +349,7 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
         moving = SpdzMovingSide(link, trio.one_dealer)
         moving.accept_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540))
         x = torch.arange(120).reshape(3, 40)
-        assert moving.multiply(x).tolist() == python_product(x, torch.arange(40))
+        assert moving.multiply(x).tolist() == python_products(x, torch.arange(40))
         started = time.monotonic()
         with pytest.raises(PeerLost, match="party_2 is gone"):
             moving.multiply(x)
@@ -393,7 +365,7 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
 def test_exact_on_cuda() -> None:
     y = torch.arange(-3000, 3000)
     x = (torch.arange(18_000) * 1_000_003 % 2**30 - 2**29).reshape(3, 6000)
-    with parties(y, device="cuda") as (moving, _, _):
-        result = moving.multiply(x.cuda())
+    with session("spdz", y, device="cuda") as run:
+        result = run.moving.multiply(x.cuda())
     assert result.is_cuda
-    assert result.tolist() == python_product(x, y)
+    assert result.tolist() == python_products(x, y)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from joint import ends
+from joint.ends import python_products
 from torch import Tensor, nn
 
 from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_fixed, quantise_rows
-from ppir_torch.joint.protocol import Limits, MovingSide, OperandHeader, check_range
-from ppir_torch.link import link_pair
+from ppir_torch.joint.columns import IMAGE, Columns, columns_of
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_columns, quantise_rows
+from ppir_torch.joint.protocol import Limits, MovingSide, OperandHeader, Pairs, all_pairs, check_range
+from ppir_torch.link import link_pair, pack, unpack
 from ppir_torch.losses import SSD
 from ppir_torch.registration import ClearFixed
-from ppir_torch.sampling import GradientMagnitude, Sample, Uniform
+from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import parameters_of, warp
 
@@ -54,28 +57,28 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         self.rows.append(rows.shape[0])
-        return self.inner.multiply(rows)
+        return self.inner.multiply(rows, pairs)
 
 
 class LocalExact(MovingSide):
     """The products themselves, in Python integers; refuses nothing, so that the caller's checks are what is tested."""
 
     def __init__(self, values: Tensor, limits: Limits) -> None:
-        self.values, self.limits = values, limits
+        self.values, self.limits = values.reshape(-1, values.shape[-1]), limits
 
     def accept_operand(self, header: OperandHeader) -> None:
         raise NotImplementedError
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        column = self.values.tolist()
-        return torch.tensor([sum(x * y for x, y in zip(row, column, strict=True)) for row in rows.tolist()])
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        assert pairs is not None
+        return torch.tensor(python_products(rows, self.values, pairs))
 
 
-def header_of(values: Tensor, rows: int = 16, scale: float = 1.0, offset: float = 0.0) -> OperandHeader:
-    energy, largest = int(values.square().sum()), int(values.abs().max())
-    return OperandHeader(0, values.numel(), rows, scale, offset, largest, energy)
+def header_of(values: Tensor, rows: int = 16, scales: tuple[float, ...] = (1.0,), offset: float = 0.0) -> OperandHeader:
+    said = {"scale": scales[0], "further_scales": scales[1:], "offset": offset}
+    return replace(ends.header_of(values, rows), **said)
 
 
 def warped_values(transform: nn.Module, moving: Image, points: Tensor) -> Tensor:
@@ -290,41 +293,94 @@ def test_a_second_derivative_is_refused(pair: Make) -> None:
 LIMITS = Limits(max_row=2**24, max_result=2**50)
 
 
-def private_and_clear(fixed: Image, sample: Sample | None = None) -> tuple[PrivateOperand, ClearOperand]:
+def private_and_clear(
+    fixed: Image, sample: Sample | None = None, columns: Columns = IMAGE
+) -> tuple[PrivateOperand, ClearOperand]:
     """Two operands of the same quantised J: behind an integer protocol, and in the clear."""
     sample = sample or Sample(None, None)
-    levels, scale, offset = quantise_fixed(fixed.tensor[0])
-    chosen = levels if sample.index is None else levels[sample.index]
-    measured = chosen if sample.weights is None else levels
-    mean_square = float(measured.square().double().mean()) * scale**2
-    header = header_of(chosen, rows=4, scale=scale, offset=offset)
+    exact = columns_of(fixed, None, sample.index, columns)
+    integers, scales = quantise_columns(exact, columns)
+    stands_for = replace(exact, values=integers.double() * torch.tensor(scales, dtype=torch.float64)[:, None])
+    header = header_of(integers, 4, scales, exact.offset)
+    means = float(stands_for.values[0].square().mean()), exact.level_mean_square
     link, _ = link_pair("party_1", "party_2")
-    private = PrivateOperand(fixed.grid, sample, header, mean_square, LocalExact(chosen, LIMITS), link)
-    return private, ClearOperand(fixed.grid, sample, offset, mean_square, chosen.double() * scale)
+    side = LocalExact(integers, LIMITS)
+    private = PrivateOperand(fixed.grid, sample, columns, header, *means, None, side, link)
+    return private, ClearOperand(fixed.grid, sample, columns, stands_for)
 
 
-def test_a_private_product_is_the_clear_one_on_the_quantised_data(dimension: int, pair: Make) -> None:
+@pytest.mark.parametrize("columns", [IMAGE, Columns("moments"), Columns("steepest_descent", "affine")], ids=str)
+def test_a_private_product_is_the_clear_one_on_the_quantised_data(columns: Columns, dimension: int, pair: Make) -> None:
     images = pair("affine", dimension, torch.float64)
-    private, clear = private_and_clear(images.fixed)
+    private, clear = private_and_clear(images.fixed, columns=columns)
     # More rows than the protocol takes at once, of very different size.
-    rows = torch.randn(7, images.fixed.grid.count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, images.fixed.grid.count, generator=generator, dtype=torch.float64)
     rows *= 10.0 ** torch.arange(-3, 4)[:, None]
-    carried, products = private.multiply(rows)
-    _, expected = clear.multiply(carried)
-    torch.testing.assert_close(products, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()) * 1e-3)
-    error = (carried - rows).abs().amax(1) / rows.abs().amax(1)
-    assert float(error.max()) < 1e-4
+    everything = all_pairs(7, columns.count(images.fixed.grid))
+    some = [everything[n] for n in torch.randperm(len(everything), generator=generator)[:6]]
+    for pairs in (everything, some):
+        carried, products = private.multiply(rows, pairs)
+        used = sorted({row for row, _ in pairs})
+        assert products.shape == (len(pairs),)
+        _, expected = clear.multiply(carried, pairs)
+        # As large as each product may be: rows and columns differ by many orders of magnitude.
+        size = torch.stack([carried[row].norm() * clear.fixed.values[column].norm() for row, column in pairs])
+        assert float(((products - expected) / size).abs().max()) < 1e-9
+        error = (carried - rows)[used].abs().amax(1) / rows[used].abs().amax(1)
+        assert float(error.max()) < 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["full", "uniform", "gradient magnitude"])
-def test_private_value_gradient_and_hessian_are_the_clear_ones(sampler: str, dimension: int, pair: Make) -> None:
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_a_part_is_the_same_operand_with_rows_that_are_zero_elsewhere(
+    fraction: float, dimension: int, pair: Make
+) -> None:
     images = pair("affine", dimension, torch.float64)
+    private, clear = private_and_clear(images.fixed, columns=Columns("moments"))
+    count = images.fixed.grid.count
+    positions = Uniform(fraction, 1).draw(count, 0).index
+    rows = torch.randn(3, positions.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen = []
+
+    class Watched(LocalExact):
+        def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+            seen.append(rows)
+            return super().multiply(rows, pairs)
+
+    watched = replace(private, side=Watched(private.side.values, LIMITS))  # type: ignore[attr-defined]
+    part, clear_part = watched.part(positions, None), clear.part(positions, None)
+    carried, products = part.multiply(rows, all_pairs(3, 1 + dimension))
+    torch.testing.assert_close(products, clear_part.multiply(carried, all_pairs(3, 1 + dimension))[1])
+    whole = torch.zeros(3, count, dtype=torch.float64)
+    whole[:, positions] = carried
+    torch.testing.assert_close(products, clear.multiply(whole, all_pairs(3, 1 + dimension))[1])
+    assert seen[0].shape == (3, count)
+    outside = torch.ones(count, dtype=torch.bool)
+    outside[positions] = False
+    assert not seen[0][:, outside].any()
+    assert seen[0][:, positions].any(0).all()
+    # Its points and weights are not party_2's to know, so the mean square is that of the level.
+    assert part.mean_square == clear_part.mean_square == pytest.approx(private.mean_square, rel=1e-3)
+    assert torch.equal(part.sample.index, positions)
+
+
+@pytest.mark.parametrize("columns", ["image", "moments"])
+@pytest.mark.parametrize("sampler", ["full", "uniform", "chunks", "gradient magnitude", "hidden gradient magnitude"])
+def test_private_value_gradient_and_hessian_are_the_clear_ones(
+    sampler: str, columns: Literal["image", "moments"], dimension: int, pair: Make
+) -> None:
+    images = pair("affine", dimension, torch.float64)
+    count, by_gradient = images.fixed.grid.count, GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0)
     sample = {
-        "full": Sample(None, None),
-        "uniform": Uniform(0.3, 1).draw(images.fixed.grid.count, 0),
-        "gradient magnitude": GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0),
-    }[sampler]
-    private, clear = private_and_clear(images.fixed, sample)
+        "uniform": Uniform(0.3, 1).draw(count, 0),
+        "chunks": Permuted(1).draw(count, 0),
+        "gradient magnitude": by_gradient,
+    }.get(sampler, Sample(None, None))
+    private, clear = private_and_clear(images.fixed, sample, Columns(columns))
+    if sampler == "chunks":
+        private, clear = (operand.part(Chunks(0.3, 1).window(count, 0), None) for operand in (private, clear))
+    if sampler == "hidden gradient magnitude":
+        private, clear = (operand.part(by_gradient.index, by_gradient.weights) for operand in (private, clear))
     transform = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
     got, expected = (SSD(operand).linearise(transform, images.moving) for operand in (private, clear))
     assert got.value == pytest.approx(expected.value, rel=1e-5)
@@ -335,9 +391,16 @@ def test_private_value_gradient_and_hessian_are_the_clear_ones(sampler: str, dim
         assert SSD(private)(transform, images.moving).item() == pytest.approx(expected.value, rel=1e-5)
 
 
+def quantise_image(values: Tensor) -> tuple[Tensor, float, float]:
+    """(integers, scale, offset) of an image with one row of voxels."""
+    fixed = columns_of(Image(values.reshape(1, 1, -1), Grid((values.numel(), 1))), None, None, IMAGE)
+    integers, (scale,) = quantise_columns(fixed, IMAGE)
+    return integers[0], scale, fixed.offset
+
+
 def test_quantising_the_fixed_image_centres_it_and_keeps_12_bits(dtype: torch.dtype) -> None:
     values = torch.linspace(-3, 900, 1000, dtype=dtype)
-    levels, scale, offset = quantise_fixed(values)
+    levels, scale, offset = quantise_image(values)
     assert levels.dtype == torch.int64
     assert int(levels.abs().max()) < 2**11
     assert offset == pytest.approx(448.5, rel=1e-6)
@@ -346,7 +409,7 @@ def test_quantising_the_fixed_image_centres_it_and_keeps_12_bits(dtype: torch.dt
 
 @given(value=st.floats(-1e6, 1e6))
 def test_quantising_a_flat_image_gives_it_back(value: float) -> None:
-    levels, scale, offset = quantise_fixed(torch.full((5,), value, dtype=torch.float64))
+    levels, scale, offset = quantise_image(torch.full((5,), value, dtype=torch.float64))
     assert scale > 0
     assert int(levels.abs().max()) < 2**11
     assert (levels * scale + offset).tolist() == pytest.approx([value] * 5)
@@ -397,13 +460,16 @@ def test_limits_that_leave_no_room_are_refused() -> None:
     private = PrivateOperand(
         Grid((8, 8)),
         Sample(None, None),
+        IMAGE,
         header_of(column),
         1.0,
+        1.0,
+        None,
         LocalExact(column, Limits(2**20, 2**10)),
         link_pair("party_1", "party_2")[0],
     )
     with pytest.raises(RangeError):
-        private.multiply(torch.ones(1, 64))
+        private.multiply(torch.ones(1, 64), [(0, 0)])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -480,10 +546,14 @@ def test_check_range_refuses_another_shape_or_type(rows: Tensor) -> None:
 # --- the header that party_2 sends with an operand
 
 META = header_of(torch.tensor([1, -2, 3])).to_meta()
+COLUMNS_META = header_of(torch.tensor([[1, -2, 3], [2, 1, 0]]), scales=(0.5, 0.25)).to_meta()
 
 
 def test_a_header_survives_its_message() -> None:
     assert OperandHeader.from_meta(META) == header_of(torch.tensor([1, -2, 3]))
+    sent = unpack(b"".join(pack(COLUMNS_META)))[0]
+    assert OperandHeader.from_meta(sent) == header_of(torch.tensor([[1, -2, 3], [2, 1, 0]]), scales=(0.5, 0.25))
+    assert OperandHeader.from_meta(sent).scales == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -505,12 +575,23 @@ def test_a_header_survives_its_message() -> None:
         {"energy": 28},
         {"energy": 10**400},
         {"energy": float("inf")},
+        {"columns": 0},
+        {"columns": 1},
+        {"columns": 3},
+        {"columns": None},
+        {"further_scales": None},
+        {"further_scales": []},
+        {"further_scales": [0.0]},
+        {"further_scales": [-1.0]},
+        {"further_scales": [float("nan")]},
+        {"further_scales": ["wide"]},
+        {"further_scales": [1.0, 1.0]},
     ],
     ids=str,
 )
 def test_a_header_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(LinkError, match="operand header"):
-        OperandHeader.from_meta({**META, **change})
+        OperandHeader.from_meta({**COLUMNS_META, **change})
 
 
 @pytest.mark.parametrize("name", META)

@@ -28,8 +28,10 @@ from ppir_torch.link import Kind
 from ppir_torch.parties import launch
 from ppir_torch.transforms import save_transform
 
-# As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length.
+# As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length; then the
+# tag; then the payload.
 HEADER = struct.Struct("<4s16sQhiHQ")
+TAG_SIZE = 16
 MAGIC = b"PPI1"
 
 
@@ -81,11 +83,19 @@ class _Forked:
 class QuickParty(launch.Party):
     """A party forked from the zygote; the rest is `launch.Party`."""
 
-    def __init__(self, role: str, config: str, links: dict[str, socket.socket], session: bytes, report: Path) -> None:
+    def __init__(
+        self,
+        role: str,
+        config: str,
+        links: dict[str, socket.socket],
+        session: bytes,
+        keys: dict[str, bytes],
+        report: Path,
+    ) -> None:
         self.role, self._report = role, report
         report.unlink(missing_ok=True)
-        request = {"role": role, "config": config, "peers": list(links), "session": session.hex()}
-        request["report"] = str(report)
+        request = {"role": role, "peers": list(links), "session": session.hex(), "report": str(report)}
+        request["stdin"] = launch.standard_input(config, keys)
         descriptors = tuple(stream.fileno() for stream in links.values())
         self.process = _Forked(_zygote().ask(request, descriptors))  # type: ignore[assignment]
         for stream in links.values():
@@ -141,17 +151,17 @@ class Tapped:
 
     @property
     def size(self) -> int:
-        return HEADER.size + len(self.payload)
+        return HEADER.size + len(self.payload) + TAG_SIZE
 
 
 def parse(stream: bytes) -> list[Tapped]:
     """All messages of a stream; fails where a byte belongs to none."""
     messages, at = [], 0
     while at < len(stream):
-        assert len(stream) - at >= HEADER.size, f"{len(stream) - at} bytes left over"
+        assert len(stream) - at >= HEADER.size + TAG_SIZE, f"{len(stream) - at} bytes left over"
         magic, session, sequence, level, iteration, kind, length = HEADER.unpack_from(stream, at)
         assert magic == MAGIC, f"no message at byte {at}"
-        at += HEADER.size
+        at += HEADER.size + TAG_SIZE
         assert len(stream) - at >= length, f"{kind}: {len(stream) - at} bytes of {length}"
         messages.append(Tapped(kind, session, sequence, level, iteration, stream[at : at + length]))
         at += length
@@ -201,9 +211,9 @@ class Taps:
     def _relay(self, source: socket.socket, target: socket.socket, way: tuple[str, str]) -> None:
         passed, seen = bytearray(), Counter[Kind]()
         try:
-            while data := _exactly(source, HEADER.size):
-                if len(data) == HEADER.size:
-                    *_, number, length = HEADER.unpack(data)
+            while data := _exactly(source, HEADER.size + TAG_SIZE):
+                if len(data) == HEADER.size + TAG_SIZE:
+                    *_, number, length = HEADER.unpack_from(data)
                     data += _exactly(source, length)
                     seen[Kind(number)] += 1
                     if self._watch is not None:
@@ -253,6 +263,8 @@ class Files:
         data = {"moving": str(self.moving), "fixed": str(self.fixed)} | more.pop("data", {})
         settings: dict[str, Any] = {"transform": {"kind": transform}, "threads": 1, "backend": {"kind": backend}}
         settings["pyramid"] = {"levels": [{"shrink": 2}, {"shrink": 1}]}
+        # 5 % of these small images is not enough for one run; tests of the cap set their own.
+        settings["budget"] = {"max_values": 100_000}
         return load_config(settings | {"data": data} | more)
 
 

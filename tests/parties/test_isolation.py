@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parties.harness import HEADER, Files, Started, Tapped, Taps, parse, started_parties, tapped_wires
+from parties.harness import HEADER, TAG_SIZE, Files, Started, Tapped, Taps, parse, started_parties, tapped_wires
 from torch import Tensor
 
 from ppir_torch.config import fixed_party
@@ -155,7 +155,8 @@ def test_the_hidden_folder_is_hidden(site_files: Callable[..., Files], tmp_path:
     def start(name: str) -> tuple[launch.Party, socket.socket]:
         mine, theirs = socket.socketpair()
         report = tmp_path / f"{name}.json"
-        return launch.Party("party_2", config, {"party_1": theirs}, secrets.token_bytes(16), report), mine
+        session, keys = secrets.token_bytes(16), {"party_1": secrets.token_bytes(16)}
+        return launch.Party("party_2", config, {"party_1": theirs}, session, keys, report), mine
 
     parties = {"open": start("open")}
     with separate_sites(files):
@@ -329,7 +330,7 @@ def test_a_planted_pixel_row_is_found(observed: Observed) -> None:
 def test_a_byte_too_many_is_seen() -> None:
     """Control of `parse`."""
     message = Tapped(1, bytes(16), 0, -1, -1, b"abc")
-    assert message.size == 47 == HEADER.size + 3
+    assert message.size == 63 == HEADER.size + 3 + TAG_SIZE
     with pytest.raises(AssertionError, match="left over"):
         parse(b"x")
     with pytest.raises(AssertionError, match="no message at byte 0"):

@@ -19,13 +19,25 @@ from ppir_torch import __version__
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, PpirError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.protocol import FixedSide, Limits, MovingSide, OperandHeader
+from ppir_torch.joint.columns import IMAGE as JUST_J
+from ppir_torch.joint.columns import Columns, columns_of
+from ppir_torch.joint.operands import PrivateOperand
+from ppir_torch.joint.protocol import (
+    FixedSide,
+    Limits,
+    MovingSide,
+    OperandHeader,
+    Pairs,
+    Release,
+    all_pairs,
+    check_operand,
+)
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
-from ppir_torch.sampling import Full, Sample, Uniform
+from ppir_torch.sampling import Full, Permuted, Sample, Uniform
 
 GRID = Grid((12, 10), (1.5, 2.0), (3.0, -4.0))
 IMAGE = Image(torch.arange(120, dtype=torch.float32).square().reshape(1, 10, 12), GRID)
@@ -38,13 +50,16 @@ class PlainFixedSide(FixedSide):
 
     link: Link
     operands: list[tuple[OperandHeader, Tensor]] = field(default_factory=list)
+    limits = Limits(1 << 40, 1 << 60)
 
     def send_operand(self, header: OperandHeader, values: Tensor) -> None:
-        self.operands.append((header, values))
+        self.operands.append((header, check_operand(values, header)))
 
-    def answer(self, request: Message) -> None:
-        rows = torch.from_numpy(unpack(request.payload)[1][0].copy())
-        self.link.send(Kind.RESULT_SHARE, pack({}, [(rows @ self.operands[-1][1]).numpy()]))
+    def answer(self, request: Message, release: Release) -> None:
+        rows, pairs = (torch.from_numpy(array.copy()) for array in unpack(request.payload)[1])
+        noise = release(len(pairs))
+        products = (rows @ self.operands[-1][1].T)[pairs[:, 0], pairs[:, 1]] + noise
+        self.link.send(Kind.RESULT_SHARE, pack({}, [products.numpy()]))
 
 
 class PlainMovingSide(MovingSide):
@@ -56,8 +71,9 @@ class PlainMovingSide(MovingSide):
     def accept_operand(self, header: OperandHeader) -> None:
         self.headers.append(header)
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        self.link.send(Kind.PRODUCT, pack({}, [rows.numpy()]))
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        pairs = all_pairs(len(rows), self.headers[-1].columns) if pairs is None else pairs
+        self.link.send(Kind.PRODUCT, pack({}, [rows.numpy(), np.array(pairs)]))
         return torch.from_numpy(unpack(self.link.receive(Kind.RESULT_SHARE).payload)[1][0].copy())
 
 
@@ -110,7 +126,7 @@ def greeted(run: Served) -> Served:
 
 def request(**changes: Any) -> list[Any]:
     meta = {"level": {"shrink": 1, "smoothing_mm": 0.0}, "rows": 4, "choice": {"kind": "full"}}
-    return pack(meta | changes)
+    return pack(meta | {"columns": {"kind": "image", "transform": ""}} | changes)
 
 
 # --- the two together ------------------------------------------------------------------------------------------------
@@ -131,7 +147,7 @@ def test_the_parties_agree_on_an_operand_and_its_products() -> None:
         assert operand.offset == pytest.approx(float(values.mean()))
         assert operand.mean_square == pytest.approx(float((values - values.mean()).square().mean()), rel=1e-3)
         rows = torch.rand(9, values.numel(), dtype=torch.float64)  # more than 4: several products
-        _, products = operand.multiply(rows)
+        _, products = operand.multiply(rows, all_pairs(9, 1))
         expected = rows @ (values - operand.offset)
         assert (products - expected).abs().max() < 1e-3 * values.norm() * rows.norm(dim=1).max()
         assert run.side.operands[0][0] == side.headers[0]
@@ -140,17 +156,56 @@ def test_the_parties_agree_on_an_operand_and_its_products() -> None:
     assert run.outcome == [None]
 
 
-@pytest.mark.parametrize("choice", [Uniform(0.5, 3), Sample(torch.arange(7, 90, 2), None)])
+COLUMNS = [JUST_J, Columns("moments"), Columns("steepest_descent", "rigid")]
+
+
+@pytest.mark.parametrize("choice", [Full(), Uniform(0.5, 3), Permuted(4)], ids=str)
+@pytest.mark.parametrize("columns", COLUMNS, ids=str)
+def test_the_parties_agree_on_columns(columns: Columns, choice: Any) -> None:
+    mask = torch.ones(10, 12, dtype=torch.bool)
+    mask[:, :3] = False
+    with served(FixedParty(IMAGE, mask, disclose_gram=True)) as run:
+        fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
+        operand = fixed.operand(Level(1, 0.0), choice, 1, rows=4, columns=columns)
+        candidates = torch.nonzero(mask.flatten()).flatten()
+        expected = columns_of(IMAGE, candidates, operand.sample.index, columns).values.double()
+        assert set(operand.sample.index.tolist()) <= set(candidates.tolist())
+        points = expected.shape[1]
+        rows = torch.rand(9, points, dtype=torch.float64) - 0.5
+        pairs = [(row, column) for column in range(len(expected)) for row in (7, 2)]
+        carried, products = operand.multiply(rows, pairs)
+        for product, (row, column) in zip(products, pairs, strict=True):
+            error = float(product - rows[row] @ expected[column])
+            assert abs(error) < 1e-3 * float(rows[row].norm() * expected[column].norm())
+        assert (carried - rows)[[7, 2]].abs().max() < 1e-6
+        levels = expected[0].square().mean()
+        assert operand.mean_square == pytest.approx(float(levels), rel=1e-3)
+        # Of all points of the mask, whichever the sample has.
+        whole = IMAGE.tensor[0][mask].double() - operand.offset
+        assert operand.part(torch.arange(4), None).mean_square == pytest.approx(float(whole.square().mean()), rel=1e-3)
+        if columns.kind == "steepest_descent":
+            assert operand.gram is not None
+            norms = expected.norm(dim=1)
+            assert ((operand.gram - expected @ expected.T) / norms[:, None] / norms).abs().max() < 1e-3
+            assert torch.allclose(operand.gram, operand.gram.T, rtol=1e-12)
+        else:
+            assert operand.gram is None
+        fixed.finish()
+        run.link.close()
+    assert run.outcome == [None]
+
+
+@pytest.mark.parametrize("choice", [Uniform(0.5, 3), Permuted(3), Sample(torch.arange(7, 90, 2), None)])
 def test_both_parties_take_the_same_points(choice: Any) -> None:
     with served(FixedParty(IMAGE)) as run:
         fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
         operand = fixed.operand(Level(1, 0.0), choice, 2, rows=4)
-        assert operand.sample.index is not None
-        levels = run.side.operands[0][1]
-        restored = operand.header.scale * levels + operand.offset
-        expected = IMAGE.tensor.flatten()[operand.sample.index]
-        assert torch.allclose(restored.float(), expected, atol=float(IMAGE.tensor.max()) / 2000)
         fixed.finish()
+    assert operand.sample.index is not None
+    (levels,) = run.side.operands[0][1]
+    restored = operand.header.scale * levels + operand.offset
+    expected = IMAGE.tensor.flatten()[operand.sample.index]
+    assert torch.allclose(restored.float(), expected, atol=float(IMAGE.tensor.max()) / 2000)
 
 
 def test_geometry_says_nothing_that_was_not_agreed() -> None:
@@ -177,7 +232,7 @@ def test_another_version_or_protocol_is_refused_before_anything_is_told(theirs: 
         assert run.side.link.sent.keys() == {Kind.HELLO}
 
 
-@pytest.mark.parametrize("kind", [Kind.PRODUCT, Kind.REPLY_CIPHERTEXTS])
+@pytest.mark.parametrize("kind", fixed_module.PRODUCT_KINDS)
 def test_a_product_before_the_first_level_is_refused(kind: Kind) -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.send(kind, pack({}, [np.ones((1, 120), np.int64)]))
@@ -203,7 +258,18 @@ BAD_REQUESTS: dict[str, dict[str, Any]] = {
     "rows 0": {"rows": 0},
     "rows huge": {"rows": 10**6},
     "rows a word": {"rows": "many"},
+    "columns missing": {"columns": {}},
+    "columns a word": {"columns": "image"},
+    "columns unknown": {"columns": {"kind": "pixels", "transform": ""}},
+    "columns a list": {"columns": {"kind": ["image"], "transform": ""}},
+    "columns of no transform": {"columns": {"kind": "steepest_descent", "transform": ""}},
+    "columns of an unknown transform": {"columns": {"kind": "steepest_descent", "transform": "spline"}},
+    "columns of a list": {"columns": {"kind": "steepest_descent", "transform": ["affine"]}},
+    "image columns of a transform": {"columns": {"kind": "image", "transform": "affine"}},
     "choice unknown": {"choice": {"kind": "all"}},
+    "order without a seed": {"choice": {"kind": "permuted"}},
+    "order with a huge seed": {"choice": {"kind": "permuted", "seed": 10**30}},
+    "order with a negative seed": {"choice": {"kind": "permuted", "seed": -1}},
     "choice missing": {"choice": {}},
     "fraction 2": {"choice": {"kind": "uniform", "fraction": 2.0, "seed": 1}},
     "fraction tiny": {"choice": {"kind": "uniform", "fraction": 0.01, "seed": 1}},
@@ -270,6 +336,46 @@ def test_operands_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(run.side.operands) == 3
 
 
+def test_the_sums_of_steepest_descent_images_need_consent() -> None:
+    """S^T S and S^T J are told before the first product, whatever party_1 then asks."""
+    columns = {"kind": "steepest_descent", "transform": "rigid"}
+    with served(FixedParty(IMAGE)) as run:
+        greeted(run).link.send(Kind.LEVEL, request(columns=columns))
+        assert "does not disclose S^T S" in run.error()
+        assert Kind.OPERAND not in run.side.link.sent
+    assert run.side.operands == []
+    with served(FixedParty(IMAGE, disclose_gram=True)) as run:
+        greeted(run).link.send(Kind.LEVEL, request(columns=columns))
+        (gram,) = unpack(run.link.receive(Kind.OPERAND).payload)[1]
+        assert gram.shape == (4, 4)
+
+
+def test_what_is_released_is_charged_before_it_is_sent() -> None:
+    charged: list[tuple[int, str]] = []
+
+    def charge(count: int, kind: str) -> None:
+        charged.append((count, kind))
+        if sum(n for n, _ in charged) > 30:
+            raise LinkError("the cap")
+
+    with served(FixedParty(IMAGE, disclose_gram=True, charge=charge)) as run:
+        fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
+        assert charged == []
+        fixed.operand(Level(1, 0.0), rows=4)
+        assert charged == [(4, "operand")]
+        operand = fixed.operand(Level(1, 0.0), rows=4, columns=COLUMNS[2])
+        # and the ten different entries of S^T S, S^T J, J^T J
+        assert charged[1:] == [(4 + 10, "operand")]
+        operand.multiply(torch.rand(2, 120), [(0, 0), (1, 0), (1, 3)])
+        assert charged[2:] == [(3, "products")]
+        before = run.side.link.sent.copy()
+        with pytest.raises(PeerLost):
+            operand.multiply(torch.rand(3, 120), [(row, column) for row in range(3) for column in range(4)])
+        assert charged[3:] == [(12, "products")]
+        assert run.error() == "the cap"
+        assert run.side.link.sent == before
+
+
 def test_a_lost_party_1_ends_party_2() -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.close()
@@ -314,6 +420,16 @@ def test_a_malformed_geometry_is_refused(name: str) -> None:
 
 
 HEADER = {"number": 0, "points": 120, "rows": 4, "scale": 1.0, "offset": 0.0, "max_abs": 9, "energy": 100}
+HEADER |= {"columns": 4, "further_scales": [1.0] * 3, "sample_mean_square": 1.0, "level_mean_square": 1.0}
+GRAM = np.eye(4)
+
+
+def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
+    """What party_1 makes of an operand of steepest-descent images that it asked for."""
+    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY)), (Kind.OPERAND, pack(header, arrays))
+    with peer(*answers) as link:
+        fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
+        return fixed.operand(Level(1, 0.0), Full(), 0, rows=4, columns=COLUMNS[2])
 
 
 @pytest.mark.parametrize(
@@ -323,18 +439,31 @@ HEADER = {"number": 0, "points": 120, "rows": 4, "scale": 1.0, "offset": 0.0, "m
         {"rows": 5},
         {"scale": 0.0},
         {"energy": -1},
-        {"mean_square": None},
-        {"mean_square": float("nan")},
+        {"columns": 3, "further_scales": [1.0] * 2},
+        {"columns": 5, "further_scales": [1.0] * 4},
+        {"sample_mean_square": None},
+        {"sample_mean_square": float("nan")},
+        {"sample_mean_square": -1.0},
+        {"level_mean_square": None},
+        {"level_mean_square": float("inf")},
+        {"level_mean_square": "1"},
     ],
     ids=str,
 )
 def test_an_operand_that_was_not_asked_for_is_refused(changes: dict[str, Any]) -> None:
-    header = HEADER | {"mean_square": 1.0} | changes
-    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY)), (Kind.OPERAND, pack(header))
-    with peer(*answers) as link:
-        fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
-        with pytest.raises(LinkError):
-            fixed.operand(Level(1, 0.0), Full(), 0, rows=4)
+    assert offered(HEADER, GRAM).header.columns == 4
+    with pytest.raises(LinkError):
+        offered(HEADER | changes, GRAM)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [[], [GRAM, GRAM], [GRAM[:3]], [GRAM[0]], [GRAM.astype(np.float32)], [GRAM * np.nan], [GRAM + np.inf]],
+    ids=["none", "two", "not square", "flat", "single precision", "NaN", "infinite"],
+)
+def test_malformed_sums_of_steepest_descent_images_are_refused(arrays: list[Any]) -> None:
+    with pytest.raises(LinkError, match="sums of its columns' products"):
+        offered(HEADER, *arrays)
 
 
 def test_a_centre_of_mass_that_is_not_disclosed() -> None:
@@ -358,8 +487,8 @@ def test_waiting_is_not_working() -> None:
     account = watch.account([mine])
     assert 0.3 < account.waiting_seconds < 2.0
     assert account.seconds < 0.3
-    assert account.messages == {"PRODUCT": 44 + 5, "LEVEL": 44 + 1}
-    assert (account.bytes_sent, account.set_up_bytes, account.bytes_received) == (94, 45, 47)
+    assert account.messages == {"PRODUCT": 60 + 5, "LEVEL": 60 + 1}
+    assert (account.bytes_sent, account.set_up_bytes, account.bytes_received) == (126, 61, 63)
     timer.join()
     mine.close()
     theirs.close()
@@ -370,7 +499,7 @@ def test_accounts_sum_over_links() -> None:
     for mine, _ in ends:
         mine.send(Kind.FINISH, b"12")
     account = Stopwatch().account([mine for mine, _ in ends])
-    assert (account.bytes_sent, account.messages) == (2 * 46, {"FINISH": 92})
+    assert (account.bytes_sent, account.messages) == (2 * 62, {"FINISH": 124})
     for link in (link for pair in ends for link in pair):
         link.close()
 

@@ -63,7 +63,7 @@ def _become_party(request: dict[str, Any], descriptors: list[int]) -> None:
         links = dict(zip(request["peers"], descriptors, strict=True))
         sys.argv = ["process", request["role"], "--links", json.dumps(links), "--session", request["session"]]
         sys.argv += ["--report", request["report"]]
-        sys.stdin = io.StringIO(request["config"])
+        sys.stdin = io.StringIO(request["stdin"])
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = main()
     except SystemExit as end:

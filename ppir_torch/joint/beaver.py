@@ -1,0 +1,297 @@
+"""beaver: the one-sided product over Z_2^k. party_1 knows X, party_2 knows Y, so neither is ever shared.
+
+    R = X Y^T,   X = E + A,   Y = d + b     (Beaver, CRYPTO 1991, with both inputs known to one party each)
+    R = E Y^T + A d^T + A b^T
+
+The dealer, a third process, gives party_1 the key of (A, c1), party_2 the key of b, and party_2 c2 = A b^T - c1.
+
+1. Once per operand party_2 sends d = Y - b.
+2. Every product party_1 sends E = X - A with a fresh A; party_2 answers z = E Y^T + c2 for the pairs asked for.
+3. party_1 computes R = z + A d^T + c1.
+
+What each party sees, when nobody works with the dealer (proof by simulation; tests/attacks/test_transcripts.py runs
+the simulators):
+
+- party_2 sees E and c2. A is fresh AES-CTR words of a key that party_2 does not have: E is uniform. So is c2, for c1 is
+  fresh. A simulator draws both at random.
+- party_1 sees d and z. b is AES-CTR words of a key that party_1 does not have: d is uniform, whatever Y is, and stays
+  so for all products with this operand. z = R - A d^T - c1 is a function of R and of what party_1 knows: a simulator
+  draws d at random and computes z from R.
+- b is used for one operand only and A for one product only; `KeyStream` raises at the second draw. With an A used
+  twice, party_2 would see X - X' (attack 5).
+- The dealer sees shapes.
+
+Words are 32, 40, 48 or 64 bits wide, the narrowest that carries the rows with at least `ROW_BITS` bits each; the
+choice follows from the operand's public header, so that all agree on it, and a product that could leave the ring is
+refused before it is sent. A d^T + c1 and c2 do not depend on X: they are made while party_2 works on the last product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, LinkError, PeerLost
+from ..link import Buffer, Kind, Link, Message, pack, unpack
+from .csprng import KeyStream, new_key
+from .protocol import (
+    FixedSide,
+    Limits,
+    MovingSide,
+    OperandHeader,
+    Pairs,
+    ProtocolEntry,
+    Release,
+    all_pairs,
+    check_operand,
+    check_pairs,
+    check_range,
+)
+from .words import narrowest_width, pack_words, signed_words, unpack_words, word_products
+
+__all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
+
+ROW_BITS = 12  # of a typical entry of a row; its rounding is multiplied by the small residual I - J only
+MAX_WORDS = 1 << 34
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the dealer must know of one product: public sizes."""
+
+    operand: int
+    rows: int
+    columns: int
+    points: int
+
+    def check(self, message: Message) -> _Shape:
+        sizes = (self.rows, self.columns, self.points)
+        whole = all(type(n) is int for n in (self.operand, *sizes))
+        if not whole or self.operand < 0 or min(sizes) < 1 or (self.rows + self.columns) * self.points > MAX_WORDS:
+            raise LinkError(f"{message.kind.name}: {str(self)[:120]} is out of range; refused")
+        return self
+
+
+def width_of(header: OperandHeader) -> int:
+    """Bits per word for an operand: rows of typical size 2^ROW_BITS give |R| <= |X|_2 |Y|_2 below 2^(width - 1)."""
+    largest = math.sqrt(header.points) * math.sqrt(max(header.energy, 1))
+    return narrowest_width(math.ceil(math.log2(largest)) + ROW_BITS + 2)
+
+
+def _limits(header: OperandHeader) -> Limits:
+    # One sixteenth of the ring stays free, for the noise that party_2 may add.
+    width = width_of(header)
+    return Limits(max_row=1 << (width - 2), max_result=(1 << (width - 1)) - (1 << (width - 5)))
+
+
+def serve_dealer(link_1: Link, link_2: Link) -> None:
+    """The dealer's loop, until party_1 sends FINISH or a party is gone.
+
+    Args:
+        link_1: link to party_1, which asks for products; it gets a key and nothing else.
+        link_2: link to party_2, which gets a key and c2 = A b^T - c1 for each product.
+
+    Raises:
+        LinkError: party_1 sent something that is not a request for a product.
+    """
+    key_1, key_2 = new_key(), new_key()
+    stream_1, stream_2 = KeyStream(key_1), KeyStream(key_2)
+    number, operand, b = 0, -1, torch.empty(0)
+    try:
+        link_1.send(Kind.SEED, key_1)
+        link_2.send(Kind.SEED, key_2)
+        while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
+            shape = _read_shape(request)
+            if shape.operand != operand:
+                operand, b = shape.operand, _words(stream_2, "b", shape.operand, shape.columns, shape.points)
+            elif b.shape != (shape.columns, shape.points):
+                raise LinkError(f"TRIPLE: {shape} is not the operand's shape {tuple(b.shape)}; refused")
+            a = _words(stream_1, "A", number, shape.rows, shape.points)
+            c2 = word_products(a, b).sub_(_words(stream_1, "c", number, shape.rows, shape.columns))
+            link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+            number += 1
+    except PeerLost:
+        return  # the parties say on their own link why they stopped
+
+
+class BeaverMovingSide(MovingSide):
+    """party_1's end.
+
+    Args:
+        link: link to party_2.
+        dealer_link: link to the dealer.
+        device: where the products are computed.
+    """
+
+    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
+        self._link, self._dealer_link = link, dealer_link
+        self._device = torch.device(device)
+        self._stream: KeyStream | None = None
+        self._header: OperandHeader | None = None
+        self._products = 0
+        self._ready: tuple[Tensor, Tensor] | None = None  # A and A d^T + c1 of the next product
+
+    def accept_operand(self, header: OperandHeader) -> None:
+        """Receive d = Y - b; sets `limits`.
+
+        Raises:
+            LinkError: it is not as long as the header says.
+        """
+        self._width, self.limits = width_of(header), _limits(header)
+        count = header.columns * header.points
+        words = unpack_words(self._link.receive(Kind.OPENED_OPERAND).payload, count, self._width)
+        self._opened = words.reshape(header.columns, header.points).to(self._device)
+        self._header, self._ready = header, None
+
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points), int64 on the CPU.
+
+        Raises:
+            RangeError: rows of a wrong shape, or a product that could leave the ring; nothing was sent.
+            LinkError: the answer is malformed. PeerLost: party_2 or the dealer is gone.
+        """
+        if self._header is None:
+            raise RuntimeError("multiply before accept_operand")
+        check_range(rows, self._header, self.limits)
+        count = rows.shape[0]
+        pairs = all_pairs(count, self._header.columns) if pairs is None else pairs
+        pairs = check_pairs(pairs, count, self._header)
+        if self._ready is None or len(self._ready[0]) != count:
+            self._ready = self._prepare(count)
+        (a, known), self._ready = self._ready, None
+        masked = rows.to(self._device) - a
+        head = pack({"product": self._products - 1, "rows": count}, [np.array(pairs, np.uint16)])
+        self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
+        self._ready = self._prepare(count)  # while party_2 computes
+        z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, len(pairs), self._width)
+        wanted = torch.stack([known[row, column] for row, column in pairs])
+        return signed_words(z + wanted, self._width)
+
+    def _prepare(self, rows: int) -> tuple[Tensor, Tensor]:
+        """A (rows, points) and A d^T + c1 (rows, columns) of the next product, which the dealer is asked for."""
+        assert self._header is not None
+        if self._stream is None:
+            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
+        header, number = self._header, self._products
+        shape = _Shape(header.number, rows, header.columns, header.points)
+        self._dealer_link.send(Kind.TRIPLE, pack(shape.__dict__))
+        self._products += 1
+        a = _words(self._stream, "A", number, rows, header.points).to(self._device)
+        c1 = _words(self._stream, "c", number, rows, header.columns)
+        return a, word_products(a, self._opened).cpu() + c1
+
+
+class BeaverFixedSide(FixedSide):
+    """party_2's end.
+
+    Args:
+        link: link to party_1.
+        dealer_link: link to the dealer.
+        device: where the products are computed.
+    """
+
+    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
+        self._link, self._dealer_link = link, dealer_link
+        self._device = torch.device(device)
+        self._stream: KeyStream | None = None
+        self._header: OperandHeader | None = None
+        self._corrections = 0
+
+    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+        """Send d = Y - b for values int64 (columns, points).
+
+        Raises:
+            RangeError: values do not fit the header.
+        """
+        table = check_operand(values, header)
+        if self._stream is None:
+            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
+        self._width, self.limits = width_of(header), _limits(header)
+        opened = table - _words(self._stream, "b", header.number, header.columns, header.points)
+        self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
+        self._header, self._operand = header, table.to(self._device)
+
+    def answer(self, request: Message, release: Release) -> None:
+        """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.
+
+        Raises:
+            LinkError: another kind of message, or not of the agreed shape.
+            PeerLost: party_1 or the dealer is gone.
+        """
+        if request.kind is not Kind.MASKED_ROWS or self._header is None:
+            raise LinkError(f"{request.kind.name} is not due; refused")
+        header = self._header
+        number, rows, pairs, words = _read_request(request)
+        pairs = check_pairs(pairs, rows, header)
+        masked = unpack_words(words, rows * header.points, self._width).reshape(rows, header.points)
+        c2 = self._correction(number, rows)
+        noise = release(len(pairs))
+        products = word_products(masked.to(self._device), self._operand).cpu() + c2
+        wanted = torch.stack([products[row, column] for row, column in pairs]) + noise
+        self._link.send(Kind.RESULT_SHARE, pack_words(wanted, self._width))
+
+    def _correction(self, number: int, rows: int) -> Tensor:
+        """c2 (rows, columns) of product `number`; corrections that party_1 prepared and did not use are passed over."""
+        assert self._header is not None
+        if number < self._corrections:
+            raise LinkError(f"MASKED_ROWS: product {number} was answered before; refused")
+        while True:
+            payload = self._dealer_link.receive(Kind.TRIPLE_CORRECTION).payload
+            self._corrections += 1
+            if self._corrections > number:
+                break
+        return unpack_words(payload, rows * self._header.columns, 64).reshape(rows, self._header.columns)
+
+
+def _words(stream: KeyStream, purpose: str, number: int, *shape: int) -> Tensor:
+    return torch.from_numpy(stream.words(purpose, number, shape))
+
+
+def _with_head(head: Sequence[Buffer], words: Sequence[Buffer]) -> list[Buffer]:
+    return [sum(len(part) for part in head).to_bytes(4, "little"), *head, *words]
+
+
+def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], memoryview]:
+    """(number of the product, rows, pairs, the words) of a MASKED_ROWS message."""
+    size = int.from_bytes(message.payload[:4], "little")
+    meta, arrays = unpack(message.payload[4 : 4 + size])
+    number, rows = meta.get("product"), meta.get("rows")
+    if type(number) is not int or type(rows) is not int or len(arrays) != 1 or arrays[0].ndim != 2:
+        raise LinkError(f"{message.kind.name}: number, rows and pairs of a product are due; refused")
+    if arrays[0].shape[1] != 2 or arrays[0].dtype != np.uint16:
+        raise LinkError(f"{message.kind.name}: pairs of rows and columns are due; refused")
+    return number, rows, [(int(row), int(column)) for row, column in arrays[0]], message.payload[4 + size :]
+
+
+def _read_shape(message: Message) -> _Shape:
+    meta, arrays = unpack(message.payload)
+    if set(meta) != {"operand", "rows", "columns", "points"} or arrays:
+        raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
+    return _Shape(**meta).check(message)
+
+
+def _read_key(message: Message) -> bytes:
+    if message.payload.nbytes != 16:
+        raise LinkError(f"{message.kind.name}: {message.payload.nbytes} bytes where a key of 16 is due; refused")
+    return bytes(message.payload)
+
+
+def _with_dealer(dealer_link: Link | None) -> Link:
+    if dealer_link is None:
+        raise ConfigError("backend beaver: no link to the dealer; it runs in a process of its own")
+    return dealer_link
+
+
+ENTRY = ProtocolEntry(
+    name="beaver",
+    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
+    party_2_learns="sizes and timing only; the dealer the same",
+    moving_side=lambda link, dealer_link, device: BeaverMovingSide(link, _with_dealer(dealer_link), device),
+    fixed_side=lambda link, dealer_link, device: BeaverFixedSide(link, _with_dealer(dealer_link), device),
+    dealer=serve_dealer,
+)

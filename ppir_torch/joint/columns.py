@@ -1,0 +1,158 @@
+"""What party_2's operand is made of: the columns Y that the products need, built from the fixed image alone.
+
+- `IMAGE`: J less its mean. With rows S^T (P) and I_w it serves any transform.
+- `MOMENTS`: J times 1 and times each normalised coordinate (public). For an affine transform S = G (x) (1, x, y, z),
+  G the spatial gradient (D rows): D + 1 rows with D + 1 columns say what P + 1 rows with one column do.
+- `STEEPEST_DESCENT`: J and its own steepest-descent images S_J at the identity, for inverse-compositional
+  Gauss-Newton (Baker and Matthews 2004): then only I_w (one row) moves from iteration to iteration.
+
+>>> grid = Grid((8, 8))
+>>> columns_of(Image(torch.rand(1, 8, 8), grid), None, None, Columns("moments")).values.shape
+torch.Size([3, 64])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..grids import Grid
+from ..images import Image
+from ..transforms import LINEAR_TRANSFORMS
+from ..warping import grid_gradient, steepest_descent
+from .protocol import Pairs
+
+__all__ = ["IMAGE", "Columns", "FixedColumns", "columns_of", "functionals", "homogeneous"]
+
+Kind = Literal["image", "moments", "steepest_descent"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are wanted, all of it public: the kind, and for "steepest_descent" the transform's name.
+
+    Raises:
+        ConfigError: an unknown kind or transform.
+    """
+
+    kind: Kind = "image"
+    transform: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"columns: {self.kind!r}, one of {', '.join(get_args(Kind))} is needed")
+        if (self.kind == "steepest_descent") != (self.transform in LINEAR_TRANSFORMS):
+            raise ConfigError(f"columns: {self.kind!r} of transform {self.transform!r} do not go together")
+
+    def count(self, grid: Grid) -> int:
+        """Number of columns for a fixed image on `grid`."""
+        if self.kind == "steepest_descent":
+            return 1 + sum(p.numel() for p in LINEAR_TRANSFORMS[self.transform](grid).parameters())
+        return 1 if self.kind == "image" else 1 + grid.dimension
+
+
+IMAGE = Columns("image")
+
+
+@dataclass(frozen=True)
+class FixedColumns:
+    """The columns of a fixed image at one level.
+
+    Attributes:
+        values: (C, n) in the image's dtype; the first is J less `offset`.
+        offset: the public constant that was subtracted, the mean over the level's candidate points.
+        level_mean_square: mean of (J - offset)^2 over all candidate points.
+    """
+
+    values: Tensor = field(repr=False)
+    offset: float
+    level_mean_square: float
+
+
+def columns_of(
+    image: Image, candidates: Tensor | None, index: Tensor | None, wanted: Columns, full: Grid | None = None
+) -> FixedColumns:
+    """The columns of a one-channel image at one level.
+
+    Args:
+        image: the fixed image at the level.
+        candidates: flat indices of the level's points that count (a mask); None means all.
+        index: flat indices of the operand's points, in its order; None means all.
+        wanted: which columns.
+        full: grid of the unshrunk image, which the transform's parameters refer to; default the level's.
+    """
+    flat = image.tensor[0].flatten()
+    level = _take(flat.double(), candidates)
+    offset = float(torch.tensor(float(level.mean()), dtype=torch.float32))  # exact in either dtype
+    centred = (_take(flat.double(), index) - offset).to(flat.dtype)
+    if wanted.kind == "moments":
+        values = homogeneous(image.grid, index, centred) * centred
+    elif wanted.kind == "steepest_descent":
+        points = image.grid.points(index, flat.dtype, flat.device)
+        gradient = grid_gradient(image)
+        transform = LINEAR_TRANSFORMS[wanted.transform](full or image.grid)
+        values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient, index))])
+    else:
+        values = centred[None]
+    return FixedColumns(values, offset, float((level - offset).square().mean()))
+
+
+def functionals(
+    rows: Tensor, pairs: Pairs, wanted: Columns, grid: Grid, index: Tensor | None, full: Grid | None = None
+) -> Tensor:
+    """What each product says about J: R[i] = F[i] . (J - offset), F (pairs, n) over the rows' points.
+
+    For "steepest_descent" over all points of the level's grid: S_J is linear in J, and F its adjoint applied to the
+    row, so an attacker who knows the rows has P + 1 equations on J from each of them, as in the forward variant.
+
+    Args:
+        rows: (rows, n) at the points `index` of the grid (None: all).
+        pairs: the products.
+        wanted: the operand's columns.
+        grid: of the level.
+        full: as in `columns_of`.
+    """
+    if wanted.kind == "image":
+        return rows[[row for row, _ in pairs]]
+    if wanted.kind == "moments":
+        factors = homogeneous(grid, index, rows)
+        return torch.stack([rows[row] * factors[column] for row, column in pairs])
+    points = grid.points(index, rows.dtype, rows.device)
+    transform = LINEAR_TRANSFORMS[wanted.transform](full or grid)
+    matrix, _ = grid.index_to_physical()
+    axes = torch.linalg.inv(matrix).to(rows)  # (index axis, physical direction)
+    place = slice(None) if index is None else index.to(rows.device)
+    with torch.enable_grad():
+        image = rows.new_zeros(len(pairs), *grid.shape).requires_grad_(True)
+        said = image.new_zeros(())
+        for axis in range(grid.dimension):
+            if grid.size[axis] == 1:
+                continue
+            (slope,) = torch.gradient(image, dim=[grid.dimension - axis])
+            images = steepest_descent(transform, points, axes[axis].expand(points.shape[0], -1))
+            weights = rows.new_zeros(len(pairs), grid.count)
+            for number, (row, column) in enumerate(pairs):
+                if column > 0:
+                    weights[number, place] = images[column - 1] * rows[row]
+            said = said + (slope.flatten(1) * weights).sum()
+        (result,) = torch.autograd.grad(said, image)
+    result = result.flatten(1)
+    for number, (row, column) in enumerate(pairs):
+        if column == 0:
+            result[number, place] = rows[row]
+    return result
+
+
+def homogeneous(grid: Grid, index: Tensor | None, like: Tensor) -> Tensor:
+    """(1 + D, n): ones, then the points' normalised coordinates in [-1, 1], in the dtype and device of `like`."""
+    matrix, offset = grid.physical_to_normalised()
+    points = grid.points(index, torch.float64) @ matrix.T + offset
+    return torch.cat([torch.ones_like(points[:, :1]), points], 1).T.to(like)
+
+
+def _take(values: Tensor, index: Tensor | None) -> Tensor:
+    return values if index is None else values[index.to(values.device)]

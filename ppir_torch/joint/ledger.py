@@ -1,0 +1,227 @@
+"""The leakage ledger: how much of J the opened results give away (attack 6 of the threat model).
+
+Every opened result is a linear equation on J, R = X J. Together they fix the projection P J of J on the span of all
+rows so far (the least-norm solution), and nothing outside it:
+
+    P J = X^T G^+ R,   |P J|^2 = R^T G^+ R,   G = X X^T.
+
+The ledger keeps |P J|^2 / |J|^2 up to date from what party_1 has: its rows, the results and |J|^2. Part of it is no
+news: what party_1's own warped image says of J already.
+
+>>> j = torch.tensor([3.0, 4.0, 0.0, 0.0])
+>>> ledger = Ledger(points=4, energy=25.0)
+>>> row = torch.tensor([[2.0, 0.0, 0.0, 0.0]])
+>>> entry = ledger.record(row, row @ j, own=row[0])
+>>> entry.opened, entry.rank, round(entry.explained, 3), round(entry.own, 3), round(entry.beyond, 3)
+(1, 1, 0.36, 0.36, 0.0)
+>>> round(ledger.record(torch.eye(4), j, own=row[0]).beyond, 3)
+1.0
+
+How it stays small, online and honest:
+
+- The rows are too many to keep. Sketches S x of d numbers stand for them and keep inner products on average: a count
+  sketch (Charikar, Chen and Farach-Colton 2002) after mixing small groups of points (Ailon and Chazelle 2006). Without
+  the mixing, rows of a few pixels that share a bucket look alike, and their difference is amplified without bound.
+- The solution is kept in an orthonormal basis of the sketches' span and updated by recursive least squares (Kalman
+  1960), so that a result's error is never amplified to more than what J has in an average direction.
+- Sketched equations give q^T W^-1 q, with q the coordinates of P J and W = Q S^T S Q^T the sketched Gram matrix of an
+  orthonormal basis Q of the span. S S^T = (n/d) I, so W is (n/d) times a matrix-variate beta, and
+  E[W^-1] = (1 - rank/n) / (1 - rank/d) I up to 1/n: the inverse factor takes the bias out (n >> d: 1 - rank/d).
+- The sketch's error is about sqrt(2/d) of what is sketched. J is nearly party_1's own image, and that error would bury
+  the little that is not. So every row is multiplied with the first own image g before it is sketched, which leaves only
+  J - (g.J) g to the sketch; and the best own image z gives |S z|^2 - |z|^2, which has that error with the opposite sign
+  (a control variate).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Ledger", "LedgerEntry"]
+
+_ACCURACY = 1e-6  # error of a result as a share of |row| |J|; the rows are rounded to integers
+_FULL = 0.9  # rank / d from which on a sketch tells nothing apart
+_MOST = 4096  # rank that is kept at most; bounds memory and time
+_GROUP = 8  # points that are mixed
+_BLOCK = 1 << 15  # points whose rows stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """What was opened of one operand so far.
+
+    Attributes:
+        opened: number of results.
+        rank: how many of their equations are independent, at the results' accuracy.
+        explained: share of |J|^2 that the equations determine, in [0, 1].
+        own: (I.J)^2 / (|I|^2 |J|^2) of party_1's own warped image I, the largest so far.
+        beyond: (explained - own) / (1 - own), in [0, 1]: the share of what party_1's image leaves open. Equations that
+            have nothing to do with J give rank / points.
+    """
+
+    opened: int
+    rank: int
+    explained: float
+    own: float
+    beyond: float
+
+
+@dataclass(frozen=True)
+class _Own:
+    """party_1's own image at unit norm: its sketch (d,), its products with g and with J / |J|."""
+
+    sketch: Tensor
+    with_first: float
+    with_fixed: float
+
+
+class Ledger:
+    """Counts what the results of one operand tell, online; party_1 runs it, and it needs no message.
+
+    Exact where points <= sketch. A rank beyond 0.9 sketch, or beyond 4096, is more than it can tell apart or keep (a
+    fine control grid): then everything counts as known, explained = beyond = 1, and the rank stays where it was.
+
+    Args:
+        points: n.
+        energy: |J - offset|^2 in the unit of the results.
+        sketch: d, numbers kept of each row; memory is about d rank. Where the first own image is far from J, `beyond`
+            is uncertain by about (1 - own at first) / (1 - own) * sqrt(2 rank) / d.
+        seed: of the sketch; not a secret.
+        noise: standard deviation of noise that party_2 adds to every result, as if J had noise of this share of its
+            root mean square in every point. What the noise hides is not counted as explained.
+    """
+
+    def __init__(self, points: int, energy: float, sketch: int = 4096, seed: int = 0, noise: float = 0.0) -> None:
+        if points < 1 or sketch < 1 or not energy >= 0 or not noise >= 0:
+            raise ValueError(f"ledger: points {points}, energy {energy}, sketch {sketch}, noise {noise}")
+        self._points, self._sketched, self._size = points, points > sketch, min(points, sketch)
+        generator = torch.Generator().manual_seed(seed)
+        self._sign = torch.randint(2, (points,), generator=generator).double() * 2 - 1
+        self._bucket = torch.randperm(points + -points % _GROUP, generator=generator) % self._size
+        # Results of unit rows in units of |J| / sqrt(n), which is what a row that has nothing to do with J gives.
+        self._unit = math.sqrt(max(energy, 1e-300) / points)
+        self._noise, self._error = noise, math.hypot(noise, _ACCURACY * math.sqrt(points))
+        self._opened = 0
+        self._basis = torch.empty(0, self._size, dtype=torch.float64)
+        self._solution = torch.empty(0, 2, dtype=torch.float64)  # coordinates of P J and P g
+        self._covariance = torch.empty(0, 0, dtype=torch.float64)  # of the error of P J; the identity at first
+        self._first = torch.empty(0)  # g (n,)
+        self._owns: list[_Own] = []  # g, and the one nearest to J
+
+    def record(self, rows: Tensor, results: Tensor, own: Tensor) -> LedgerEntry:
+        """Count the results of one product.
+
+        Args:
+            rows: X (k, n), floating, best as they were carried.
+            results: (k,) X (J - offset).
+            own: (n,) party_1's own warped image less the offset. Its product with J is taken from the equations; a part
+                of it outside the rows' span counts as not known.
+        """
+        if rows.shape != (results.numel(), self._points) or own.shape != (self._points,):
+            shapes = tuple(rows.shape), tuple(results.shape), tuple(own.shape)
+            raise ValueError(f"ledger: rows, results and own image are {shapes}; {self._points} points are due")
+        self._opened += results.numel()
+        if not self._full:
+            own = own.detach().to(rows.device, torch.float64)
+            own = own / torch.linalg.vector_norm(own).clamp(min=1e-300)
+            if not self._owns:
+                self._first = own
+            sketches, with_first = self._sketch(rows.detach())
+            values = torch.stack([results.detach().cpu().double().flatten() / self._unit, with_first], 1)
+            sizes = torch.linalg.vector_norm(sketches, dim=1, keepdim=True)
+            use = sizes[:, 0] > 0
+            self._update(self._extend(sketches[use] / sizes[use]), values[use] / sizes[use])
+            self._compare(own)
+        return self._entry()
+
+    @property
+    def _full(self) -> bool:
+        return len(self._basis) > min(_FULL * self._size if self._sketched else self._size, _MOST)
+
+    def _sketch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """S X (k, d), which is X itself where that is small, and the exact X g (k,); float64 on the CPU."""
+        device = rows.device
+        first, mix = self._first.to(device), _hadamard(_GROUP).to(device)
+        self._sign, self._bucket = self._sign.to(device), self._bucket.to(device)
+        sketches = torch.zeros(len(rows), self._size, dtype=torch.float64, device=device)
+        with_first = sketches.new_zeros(len(rows))
+        for start in range(0, self._points, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = rows[:, part].double()
+            with_first += block @ first[part]
+            if self._sketched:
+                groups = F.pad(block * self._sign[part], (0, -block.shape[1] % _GROUP)).reshape(len(rows), -1, _GROUP)
+                sketches.index_add_(1, self._bucket[part], (groups @ mix).flatten(1))
+            else:
+                sketches[:, part] = block
+        return sketches.cpu(), with_first.cpu()
+
+    def _extend(self, units: Tensor) -> Tensor:
+        """Coordinates (k, rank) of unit vectors (k, d) in the basis, which first takes up what is new in them.
+
+        What is new but smaller than the results' error is left out: its coordinate would be all error.
+        """
+        inside = units @ self._basis.T
+        rest = units - inside @ self._basis
+        again = rest @ self._basis.T  # twice is enough in floating point (Giraud et al. 2005)
+        rest -= again @ self._basis
+        news = rest[torch.linalg.vector_norm(rest, dim=1) > self._error]
+        _, sizes, directions = torch.linalg.svd(news, full_matrices=False)
+        new = directions[sizes > self._error]
+        self._basis = torch.cat([self._basis, new])
+        return torch.cat([inside + again, rest @ new.T], 1)
+
+    def _update(self, rows: Tensor, values: Tensor) -> None:
+        """Recursive least squares: rows (k, rank) in coordinates, their values (k, 2) for J and for g."""
+        new = rows.shape[1] - len(self._solution)
+        solution = F.pad(self._solution, (0, 0, 0, new))
+        covariance = F.pad(self._covariance, (0, new, 0, new))
+        covariance.diagonal()[len(self._solution) :] = 1
+        spread = covariance @ rows.T
+        innovation = rows @ spread + self._error**2 * torch.eye(len(rows), dtype=torch.float64)
+        gain = torch.linalg.solve(innovation, spread.T).T
+        covariance -= gain @ spread.T
+        self._solution = solution + gain @ (values - rows @ solution)
+        self._covariance = (covariance + covariance.T) / 2
+
+    def _compare(self, own: Tensor) -> None:
+        """Keep party_1's own image (n,) if it is the first one, or says more of J than those before."""
+        (sketch, *_), (with_first, *_) = self._sketch(own[None])
+        with_fixed = float(self._basis @ sketch @ self._solution[:, 0]) / math.sqrt(self._points)
+        if not self._owns or abs(with_fixed) > abs(self._owns[-1].with_fixed):
+            self._owns = [*self._owns[:1], _Own(sketch, float(with_first), with_fixed)]
+
+    def _entry(self) -> LedgerEntry:
+        own = min(self._owns[-1].with_fixed ** 2, 1.0)
+        explained = 1.0 if self._full else min(max(self._explained(), own), 1.0)
+        beyond = (explained - own) / (1 - own) if own < 1 else 0.0
+        return LedgerEntry(self._opened, len(self._basis), explained, own, beyond)
+
+    def _explained(self) -> float:
+        """|P J|^2 = (g.J)^2 + |P (J - (g.J) g)|^2 for |J| = 1, less the noise's own energy in it."""
+        rank, first, best = len(self._basis), self._owns[0], self._owns[-1]
+        shrink = (1 - rank / self._size) / (1 - rank / self._points) if self._sketched else 1.0
+        fixed, image = self._solution[:, 0] / math.sqrt(self._points), self._solution[:, 1]
+        inside = self._basis @ first.sketch
+        within = float(inside.square().sum() / first.sketch.square().sum().clamp(min=1e-300))  # 1: g is in the span
+        share = float(inside @ fixed) / max(within, 1e-300)
+        rest = shrink * float((fixed - share * image).square().sum())
+        # What of J - (g.J) g is known exactly, from party_1's best image.
+        known = float((best.with_fixed * best.sketch - share * first.sketch).square().sum())
+        exact = best.with_fixed**2 - 2 * best.with_fixed * share * best.with_first + share**2
+        # The error in a least-squares solution that starts from covariance I has covariance C - C^2.
+        error = shrink * float(self._covariance.trace() - self._covariance.square().sum()) / self._points
+        return share**2 * within + rest + (known - exact) - error * (self._noise / self._error) ** 2
+
+
+def _hadamard(size: int) -> Tensor:
+    """Orthogonal (size, size) of entries +-1 / sqrt(size), size a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / math.sqrt(2)
+    return matrix

@@ -1,0 +1,183 @@
+"""Every exact protocol: the products are Python's, whatever the sizes, and what could leave the range is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from joint.ends import Session, python_products, session
+from torch import Tensor
+
+from ppir_torch.errors import LinkError, PeerLost, RangeError
+from ppir_torch.joint import PROTOCOL_NAMES
+from ppir_torch.joint.protocol import Limits, Pairs, all_pairs
+
+EXACT = ("spdz", "beaver", "bfv")
+CASES, PRODUCTS = 1000, 20  # in all, and with one operand
+MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
+
+every_protocol = pytest.mark.parametrize("protocol", EXACT)
+
+
+def draw_operand(draw: random.Random) -> Tensor:
+    """(columns, points) of any size, from one bit to 40; in one of four of one magnitude, which makes bounds tight."""
+    columns, points = draw.choice((1, 1, 1, 3)), draw.choice((1, 2, 3, 7, 20, 61))
+    largest = 1 << draw.choice((0, 1, 6, 11, 11, 20, 30, 40))
+    low = largest if draw.random() < 1 / 4 else 0
+    rows = [[draw.choice((-1, 1)) * draw.randint(low, largest) for _ in range(points)] for _ in range(columns)]
+    rows[draw.randrange(columns)][draw.randrange(points)] = largest
+    return torch.tensor(rows)
+
+
+def largest_entry(limits: Limits, total: int) -> int:
+    """Of a row whose entries have this size, where the operand's are at most `total` in sum."""
+    return min(limits.max_row, int(limits.max_result * MARGIN) // total)
+
+
+def draw_rows(draw: random.Random, y: Tensor, limits: Limits, most: int) -> Tensor:
+    """(1 to `most` rows, points) in range, each of any size; in one of three at the edge of the range."""
+    largest, points = int(y.abs().max()), y.shape[1]
+    one, every = largest_entry(limits, largest), largest_entry(limits, largest * points)
+    rows = []
+    for _ in range(draw.randint(1, most)):
+        sign, kind = draw.choice((-1, 1)), draw.choice(("one", "every", "any", "any", "any", "any"))
+        if kind == "one":
+            row = torch.zeros(points, dtype=torch.int64)
+            row[y.abs().max(0).values.argmax()] = sign * one
+        elif kind == "every":
+            row = sign * every * y[draw.randrange(len(y))].sign()
+        else:
+            size = min(every, 1 << draw.randint(0, every.bit_length()))
+            row = torch.tensor([draw.randint(-size, size) for _ in range(points)])
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def draw_pairs(draw: random.Random, rows: int, columns: int) -> Pairs | None:
+    pairs = all_pairs(rows, columns)
+    return draw.choice((None, draw.sample(pairs, draw.randint(1, len(pairs)))))
+
+
+def running(protocol: str, draw: random.Random, count: int, rows: int) -> Iterator[tuple[Session, Tensor]]:
+    """Operand after operand of one session, with one key."""
+    operands = [draw_operand(draw) for _ in range(count)]
+    with session(protocol, *operands, rows=rows) as run:
+        for number, y in enumerate(operands):
+            if number:
+                run.next_operand()
+            yield run, y
+
+
+def test_the_protocols_exist() -> None:
+    assert set(EXACT) <= set(PROTOCOL_NAMES)
+
+
+@every_protocol
+def test_a_thousand_products_are_pythons(protocol: str) -> None:
+    draw, done, at_the_edge = random.Random(protocol), 0, {"result": 0, "row": 0}
+    for rows in (1, 5):
+        for run, y in running(protocol, draw, CASES // PRODUCTS // 2, rows):
+            limits = run.moving.limits
+            for _ in range(PRODUCTS):
+                x = draw_rows(draw, y, limits, rows)
+                pairs = draw_pairs(draw, x.shape[0], y.shape[0])
+                result = run.moving.multiply(x, pairs)
+                assert result.dtype == torch.int64
+                assert result.tolist() == python_products(x, y, pairs)
+                size = max(map(abs, result.tolist()))
+                at_the_edge["result"] += size > 0.99 * limits.max_result
+                at_the_edge["row"] += int(x.abs().max()) > 0.99 * limits.max_row
+                done += 1
+    assert done == CASES
+    assert min(at_the_edge.values()) > 20, "the cases reach the edges of the range"
+
+
+@every_protocol
+def test_what_is_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
+    draw, refused = random.Random(f"{protocol} out of range"), 0
+    for run, y in running(protocol, draw, 40, 4):
+        limits, largest, points = run.moving.limits, int(y.abs().max()), y.shape[1]
+        entry = largest_entry(limits, largest)
+        beyond = int(limits.max_result * (1 + 2e-9)) // largest + 1
+        edge, other = torch.zeros(1, points, dtype=torch.int64), draw.choice((-1, 1))
+        edge[0, int(y.abs().max(0).values.argmax())] = other * entry
+        bad = [torch.where(edge != 0, other * (limits.max_row + 1), 0)]
+        if beyond <= limits.max_row:
+            bad.append(torch.where(edge != 0, other * beyond, 0))
+        if entry < limits.max_row and points > 1:
+            bad.append(torch.full_like(edge, entry))  # by Cauchy and Schwarz, and by Hoelder
+        bad += [edge[:, :-1], torch.cat([edge, edge[:, :1]], 1), edge.expand(5, -1), edge[0], edge[:0], edge.double()]
+        sent = [link.bytes_sent for link in run.trio.links]
+        for rows in bad:
+            with pytest.raises(RangeError):
+                run.moving.multiply(rows)
+            refused += 1
+        assert [link.bytes_sent for link in run.trio.links if link.me == "party_1"] == [
+            n for n, link in zip(sent, run.trio.links, strict=True) if link.me == "party_1"
+        ]
+        # The session goes on, and the row at the edge is in range.
+        assert run.moving.multiply(edge).tolist() == python_products(edge, y)
+    assert refused > 250
+
+
+@every_protocol
+@pytest.mark.parametrize("pairs", [[], [(0, 0), (0, 0)], [(2, 0)], [(0, 2)], [(-1, 0)], [(0, -1)]], ids=str)
+def test_pairs_that_do_not_exist_are_refused_before_anything_is_sent(protocol: str, pairs: Pairs) -> None:
+    y, x = torch.tensor([[3, -3], [1, 2]]), torch.tensor([[2, 1], [0, 1]])
+    with session(protocol, y) as run:
+        sent = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
+        with pytest.raises(LinkError):
+            run.moving.multiply(x, pairs)
+        assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == sent
+        assert run.moving.multiply(x).tolist() == [3, 4, -3, 2]
+
+
+# --- what party_2 releases
+
+
+@every_protocol
+def test_release_is_asked_once_a_product_before_anything_is_sent(protocol: str) -> None:
+    """And its noise is added exactly, for results at both ends of the range, too."""
+    y, asked, sent = torch.tensor([[1 << 11, 0, 3], [5, 1, -2]]), [], []
+    noise = torch.tensor([0])
+
+    def release(count: int) -> Tensor:
+        asked.append(count)
+        sent.append(run.trio.two_one.bytes_sent)
+        return noise
+
+    with session(protocol, y, release=release) as run:
+        # Nothing was released with the operand.
+        assert asked == []
+        limits, before = run.moving.limits, run.trio.two_one.bytes_sent
+        edge = largest_entry(limits, 1 << 11)
+        x = torch.tensor([[edge, 0, 0], [-edge, 0, 0], [1, 2, 3]])
+        pairs = [(2, 1), (0, 0), (1, 0)]
+        most = limits.max_result // 32
+        for values in ((most, -most, most), (-most, most, -most), (1, -1, 0)):
+            noise = torch.tensor(values)
+            exact = python_products(x, y, pairs)
+            assert run.moving.multiply(x, pairs).tolist() == [r + n for r, n in zip(exact, values, strict=True)]
+            assert sent[-1] == before, "nothing was sent since the last product when release was asked"
+            before = run.trio.two_one.bytes_sent
+        noise = torch.tensor([7])
+        assert run.moving.multiply(x[:1], [(0, 1)]).tolist() == [5 * edge + 7]
+    assert asked == [3, 3, 3, 1]
+
+
+@every_protocol
+def test_nothing_is_sent_where_release_refuses(protocol: str) -> None:
+    y, x = torch.tensor([[3, -3]]), torch.tensor([[2, 1]])
+
+    def release(count: int) -> Tensor:
+        raise LinkError(f"not {count} values more")
+
+    with session(protocol, y, release=release) as run:
+        before = run.trio.two_one.sent.copy()
+        with pytest.raises(PeerLost, match="party_2 is gone"):
+            run.moving.multiply(x)
+        run.trio.threads[-1].join(10)
+        assert run.trio.two_one.sent == before
+        assert [str(run.trio.errors.pop())] == ["not 1 values more"]
