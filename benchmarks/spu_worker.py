@@ -2,15 +2,16 @@
 
 Run with the python of spu_env.sh; prints one JSON line. INPUT holds X (P + 1, N) and Y (N), float32. PROTOCOL is
 
-- semi2k: Beaver triples that rank 0 makes itself (TrustedFirstParty, the default): a baseline, it protects nothing
-  from rank 0. This release has no other dealer that runs inside the two parties;
+- semi2k: Beaver triples of which rank 0 holds all seeds (TrustedFirstParty, the default; its own source calls it
+  unsafe): a baseline, for rank 0 can work out Y. The release's other providers: a third party's server, or refused;
 - cheetah: two parties and nobody else, by lattice encryption and oblivious transfer.
 
 Two ranks, each a process of its own over SPU's link on localhost, in the 64-bit ring. Rank 0 reads X alone and rank 1
 Y alone, as private inputs (`experimental_enable_colocated_optimization`): no share of either is dealt. Y is handed to
 the runtime once, before timing. Timed, as the slower of the two ranks from a common barrier: encode X and hand it over,
 the product, the reveal to rank 0 alone (rank 1 sends its share of R). A first product is not counted. The bytes are
-SPU's link statistics and the reveal's message. Each process has OMP_NUM_THREADS threads where that is set.
+SPU's link statistics and the reveal's message; they leave out what the link carried before the first product. SPU's
+pool has OMP_NUM_THREADS threads where that is set; its network has threads of its own.
 """
 
 from __future__ import annotations

@@ -288,8 +288,9 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
         table.add_row("INSECURE", "a published baseline: attacks read both images from what it sends")
     if result.get("ledger"):
         opened = sum(entry["opened"] for entry in result["ledger"])
-        most = max(entry["beyond"] for entry in result["ledger"])
-        table.add_row("ledger", f"{opened} values opened; at most {most:.2%} of J beyond party_1's own image")
+        last = result["ledger"][-1]
+        added = f"{max(last['explained'] - last['own'], 0):.2%} of J added to the {last['own']:.2%}"
+        table.add_row("ledger", f"{opened} values opened; {added} that party_1's own image explains")
     for party, lines in (result.get("disclosed") or {}).items():
         table.add_row(f"{party} learned", "\n".join(lines) or "nothing")
     files = sorted(path.name for path in folder.iterdir())

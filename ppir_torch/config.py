@@ -223,7 +223,7 @@ class BudgetConfig(_Settings):
 class LedgerConfig(_Settings):
     """party_1's running account of what the opened values say about J; `most` stops the run where they say more.
 
-    `most` is the share of J's variance that they explain beyond party_1's own warped image.
+    `most` is the share of J's variance that they explain and party_1's own warped image does not.
     """
 
     enabled: bool = True

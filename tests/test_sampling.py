@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppir_torch.errors import ConfigError
-from ppir_torch.sampling import Full, GradientMagnitude, Uniform
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sampler, Uniform
 
 FRACTIONS = st.floats(1e-3, 1.0)
 
@@ -42,19 +42,92 @@ def test_uniform_reaches_every_point_equally_often() -> None:
     assert float((times - 400).abs().max()) < 90
 
 
+@given(count=st.integers(1, 3000), seed=st.integers(0, 2**31), level=st.integers(0, 9))
+@settings(deadline=None)
+def test_permuted_takes_every_point_once(count: int, seed: int, level: int) -> None:
+    sample = Permuted(seed).draw(count, level)
+    assert sample.index is not None
+    assert sample.index.dtype == torch.int64
+    assert sorted(sample.index.tolist()) == list(range(count))
+    assert sample.weights is None
+    assert sample.positions is None
+
+
+def test_permuted_brings_every_point_everywhere() -> None:
+    """Point 0, and what follows it: uniform over the seeds."""
+    places, following = torch.zeros(20), torch.zeros(20)
+    for seed in range(4000):
+        index = Permuted(seed).draw(20, 0).index.tolist()  # type: ignore[union-attr]
+        places[index.index(0)] += 1
+        following[(index[(index.index(0) + 1) % 20] - 1) % 20] += 1
+    # Binomial(4000, 1/20): mean 200, standard deviation 13.8; five of them.
+    assert float((places - 200).abs().max()) < 69
+    assert following[-1] == 0
+    # Binomial(4000, 1/19): mean 210.5, standard deviation 14.1.
+    assert float((following[:-1] - 4000 / 19).abs().max()) < 71
+
+
+@given(fraction=FRACTIONS, count=st.integers(1, 3000), seed=st.integers(0, 2**31), level=st.integers(0, 9))
+@settings(deadline=None)
+def test_a_window_is_one_run_of_positions_in_a_ring(fraction: float, count: int, seed: int, level: int) -> None:
+    window = Chunks(fraction, seed).window(count, level)
+    assert window.dtype == torch.int64
+    assert window.numel() == max(1, round(fraction * count))
+    assert bool((window.diff() > 0).all())
+    assert int(window[0]) >= 0
+    assert int(window[-1]) < count
+    # At most one gap inside, and none where it does not reach around the end.
+    gaps = int((window.diff() > 1).sum())
+    around = int(window[0]) == 0 and int(window[-1]) == count - 1
+    assert gaps <= int(around)
+
+
+def test_windows_start_everywhere() -> None:
+    times = torch.zeros(50)
+    for seed in range(2000):
+        times[Chunks(0.2, seed).window(50, 0)] += 1
+    # Neighbours go together: each position is in one of five windows.
+    assert float((times - 400).abs().max()) < 90
+
+
+@pytest.mark.parametrize(("count", "block", "fraction"), [(100_000, 8192, 0.1), (1_000_000, 8192, 0.02)])
+def test_a_window_lies_in_few_blocks_and_a_uniform_sample_in_all(count: int, block: int, fraction: float) -> None:
+    """Why there are windows: under encryption a product costs as much as the blocks with points in them."""
+    blocks = -(-count // block)
+    for seed in range(20):
+        window = Chunks(fraction, seed).window(count, 0)
+        assert len((window // block).unique()) <= math.ceil(fraction * count / block) + 2
+        uniform = Uniform(fraction, seed).draw(count, 0).index
+        assert len((uniform // block).unique()) == blocks  # type: ignore[operator]
+
+
+def test_a_window_of_a_permutation_is_a_uniform_sample() -> None:
+    times = torch.zeros(50)
+    together = 0
+    for seed in range(2000):
+        chosen = Permuted(seed).draw(50, 0).index[Chunks(0.2, seed).window(50, 0)]  # type: ignore[index]
+        times[chosen] += 1
+        together += bool((chosen == 0).any() and (chosen == 1).any())
+    assert float((times - 400).abs().max()) < 90
+    # Two neighbours of the image: 10/50 9/49 2000 = 73.5, standard deviation 8.4.
+    assert abs(together - 73.5) < 42
+
+
 MAGNITUDE = torch.linspace(0, 1, 500).square() * 1000
 
 DRAWS: dict[str, Callable[[int, int], torch.Tensor | None]] = {
     "URS": lambda seed, level: Uniform(0.2, seed).draw(500, level).index,
     "GMS": lambda seed, level: GradientMagnitude(0.2, seed).draw(MAGNITUDE, level).index,
+    "order": lambda seed, level: Permuted(seed).draw(500, level).index,
+    "window": lambda seed, level: Chunks(0.2, seed).window(500, level),
 }
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_the_seed_and_the_level_decide(draw: Callable[[int, int], torch.Tensor]) -> None:
-    assert torch.equal(draw(3, 1), draw(3, 1))
-    assert not torch.equal(draw(3, 1), draw(3, 2))
-    assert not torch.equal(draw(3, 1), draw(4, 1))
+    assert torch.equal(draw(2, 1), draw(2, 1))
+    assert not torch.equal(draw(2, 1), draw(2, 2))
+    assert not torch.equal(draw(2, 1), draw(3, 1))
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
@@ -71,6 +144,8 @@ def test_drawing_neither_reads_nor_moves_torchs_global_generator(draw: Callable[
 def test_any_integer_is_a_seed(seed: int) -> None:
     # The seed may come in another party's message.
     assert Uniform(0.5, seed).draw(10, 3).index.numel() == 5  # type: ignore[union-attr]
+    assert Permuted(seed).draw(10, 3).index.numel() == 10  # type: ignore[union-attr]
+    assert Chunks(0.5, seed).window(10, 3).numel() == 5
 
 
 def test_weighted_sums_are_unbiased() -> None:
@@ -134,7 +209,7 @@ def test_scaling_the_magnitude_changes_nothing() -> None:
     torch.testing.assert_close(a.weights, b.weights)
 
 
-@pytest.mark.parametrize("sampler", [Uniform, GradientMagnitude])
+@pytest.mark.parametrize("sampler", [Uniform, Chunks, GradientMagnitude])
 @given(fraction=st.one_of(st.floats(max_value=0), st.floats(min_value=1, exclude_min=True), st.just(math.nan)))
 def test_a_fraction_outside_0_to_1_is_refused(sampler: type, fraction: float) -> None:
     with pytest.raises(ConfigError, match="sampler fraction"):
@@ -147,7 +222,23 @@ def test_a_floor_outside_0_to_1_is_refused(floor: float) -> None:
         GradientMagnitude(0.1, floor=floor)
 
 
-@pytest.mark.parametrize("sampler", [Full(), Uniform(0.1), GradientMagnitude(0.1)], ids=lambda s: type(s).__name__)
-def test_every_sampler_says_what_it_discloses(sampler: Full | Uniform | GradientMagnitude) -> None:
-    assert ("edges" in sampler.discloses_to_party_2) == isinstance(sampler, GradientMagnitude)
+SAMPLERS: dict[str, tuple[Sampler, bool]] = {
+    "none": (Full(), False),
+    "URS": (Uniform(0.1), False),
+    "URS by chunks": (Chunks(0.1), False),
+    "GMS": (GradientMagnitude(0.1), False),
+    "GMS, points disclosed": (GradientMagnitude(0.1, disclose_points=True), True),
+}
+
+
+@pytest.mark.parametrize(("sampler", "edges"), SAMPLERS.values(), ids=SAMPLERS)
+def test_every_sampler_says_what_it_discloses(sampler: Sampler, edges: bool) -> None:
+    assert ("edges" in sampler.discloses_to_party_2) == edges
+    assert ("nothing" in sampler.discloses_to_party_2) == (not edges)
     assert "nothing" in sampler.discloses_to_party_1
+
+
+def test_disclosing_the_points_does_not_change_them() -> None:
+    hidden, disclosed = (GradientMagnitude(0.2, 3, disclose_points=d).draw(MAGNITUDE, 1) for d in (False, True))
+    assert torch.equal(hidden.index, disclosed.index)
+    assert torch.equal(hidden.weights, disclosed.weights)

@@ -148,7 +148,7 @@ class BeaverMovingSide(MovingSide):
         self._opened = words.reshape(header.columns, header.points).to(self._device)
         self._header, self._ready = header, None
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The products (pairs,) of int64 rows (rows, points), int64 on the CPU.
 
         Raises:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -155,7 +156,7 @@ class BfvMovingSide(MovingSide):
         """Fewer plaintexts to transform count above a quarter of a million points; below, the smaller reply does."""
         return points > 1 << 18
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
         """The products (pairs,) of int64 rows (rows, points), exactly; int64.
 
         Raises:
@@ -172,12 +173,13 @@ class BfvMovingSide(MovingSide):
             raise RangeError(f"bfv: at most {MAX_WORDS} results per session, the flood covers no more; start a new one")
         self._released += count
         matrix = rows.detach().cpu().numpy()
+        blocks = self._work.layout.used_blocks(used)
         theirs = self._share_pairs(pairs)
         mine = [number for number in range(count) if number not in theirs]
         if theirs:
             assert self._helper is not None
-            self._helper.start(matrix, [pairs[number] for number in theirs])
-        reply = self._work.reply(matrix, [pairs[number] for number in mine])
+            self._helper.start(matrix, [pairs[number] for number in theirs], blocks)
+        reply = self._work.reply(matrix, [pairs[number] for number in mine], blocks)
         if theirs:
             assert self._helper is not None
             reply = reply.joined(self._helper.finish())
@@ -254,7 +256,7 @@ class BfvProducts:
 
     def set_operand(self, header: OperandHeader) -> None:
         """Forget the last operand; `add` brings the ciphertexts of this one."""
-        self._layout = _layout(header)
+        self.layout = _layout(header)
         self._ciphertexts: dict[int, Any] = {}
 
     def add(self, number: int, file: bytes) -> None:
@@ -274,9 +276,10 @@ class BfvProducts:
             self._encryptor.encrypt_zero(zero)
             self._zeros.append(zero)
 
-    def reply(self, matrix: NDArray[np.int64], pairs: Pairs) -> Reply:
-        """The products of the pairs with rows (rows, points): masked, re-randomised, flooded."""
-        count, group = len(pairs), self._layout.group
+    def reply(self, matrix: NDArray[np.int64], pairs: Pairs, blocks: Sequence[int] | None = None) -> Reply:
+        """The products of the pairs with rows (rows, points) in these blocks: masked, re-randomised, flooded."""
+        count, group = len(pairs), self.layout.group
+        blocks = range(self.layout.blocks) if blocks is None else blocks
         self._products += 1
         masks = self._stream.words("mask", self._products, (count,)) & (_T - 1)
         floods = [_flood(low, high) for low, high in self._stream.words("flood", self._products, (count, 2)).tolist()]
@@ -287,7 +290,8 @@ class BfvProducts:
             for number, (row, column) in enumerate(pairs):
                 if start <= row < start + group:
                     wanted.setdefault(column, []).append(number)
-            for column, product in self._products_with(matrix[start : start + group], list(wanted)).items():
+            part = matrix[start : start + group]
+            for column, product in self._products_with(part, list(wanted), blocks).items():
                 numbers = wanted[column]
                 places[numbers] = [(len(c1), pairs[n][0] - start) for n in numbers]
                 slots = [int(place) for place in places[numbers, 1]]
@@ -296,9 +300,9 @@ class BfvProducts:
                 c1.append(pack60(_switch_c1(product)))
         return Reply(masks, c0, places, c1)
 
-    def _products_with(self, rows: NDArray[np.int64], columns: list[int]) -> dict[int, Any]:
+    def _products_with(self, rows: NDArray[np.int64], columns: list[int], blocks: Sequence[int]) -> dict[int, Any]:
         """One group of rows times each column: ciphertexts of all primes, coefficient form, not yet safe to send."""
-        scheme, layout = _scheme(), self._layout
+        scheme, layout = _scheme(), self.layout
         evaluator, top = scheme.evaluator, scheme.top
         file = plaintext_file(DEGREE)
         words = file.words.view(np.int64).reshape(layout.group, layout.block)
@@ -308,22 +312,25 @@ class BfvProducts:
         if not columns:
             return totals
         term = scheme.seal.Ciphertext()
-        for number in range(layout.blocks):
+        unwanted: dict[int, Any] = {}
+        for number in blocks:
             block = rows[:, number * layout.block : (number + 1) * layout.block]
-            if not block.any():
-                continue  # SEAL refuses to multiply by zero
+            # SEAL refuses to multiply by zero. A black block is multiplied by one and left out: it takes the same time.
+            black = not block.any()
             words[: len(rows), : layout.block - block.shape[1]] = 0
             np.bitwise_and(block[:, ::-1], _T - 1, out=words[: len(rows), layout.block - block.shape[1] :])
+            words[0, -1] += black
             file.load(coefficients, scheme.context)
             evaluator.transform_to_ntt(coefficients, top, points)
             for column in columns:
                 ciphertext = self._ciphertexts[column * layout.blocks + number]
-                if column in totals:
+                sums = unwanted if black else totals
+                if column in sums:
                     evaluator.multiply_plain(ciphertext, points, term)
-                    evaluator.add_inplace(totals[column], term)
+                    evaluator.add_inplace(sums[column], term)
                 else:
-                    totals[column] = scheme.seal.Ciphertext()
-                    evaluator.multiply_plain(ciphertext, points, totals[column])
+                    sums[column] = scheme.seal.Ciphertext()
+                    evaluator.multiply_plain(ciphertext, points, sums[column])
         for total in totals.values():
             evaluator.transform_from_ntt_inplace(total)
         for column in columns:
@@ -344,7 +351,7 @@ class BfvProducts:
         words = product.dyn_array()
         covered = []
         for slot, mask, flood in zip(slots, masks, floods, strict=True):
-            position = self._layout.position(slot)
+            position = self.layout.position(slot)
             residues = [words.at(i * DEGREE + position) for i in range(len(scheme.primes))]
             value = compose_residues(residues, scheme.primes) + (mask * modulus + _T // 2) // _T + flood
             covered.append(value % modulus)

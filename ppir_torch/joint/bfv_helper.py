@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,12 @@ class BfvHelper:
         """See `BfvProducts.add`."""
         self._send("add", number, file)
 
-    def start(self, matrix: NDArray[np.int64], pairs: Pairs) -> None:
-        """Begin the products of the pairs."""
+    def start(self, matrix: NDArray[np.int64], pairs: Pairs, blocks: Sequence[int]) -> None:
+        """Begin the products of the pairs; see `BfvProducts.reply`."""
         rows = sorted({row for row, _ in pairs})
         # bfv's rows are below 2^31
-        self._send("reply", matrix[rows].astype(np.int32), [(rows.index(row), column) for row, column in pairs])
+        shifted = [(rows.index(row), column) for row, column in pairs]
+        self._send("reply", matrix[rows].astype(np.int32), shifted, blocks)
 
     def finish(self) -> Reply:
         """The products begun.
@@ -94,8 +96,8 @@ def main() -> None:
             return
         try:
             if name == "reply":
-                matrix, pairs = arguments
-                reply = problem or work.reply(matrix.astype(np.int64), pairs)
+                matrix, pairs, blocks = arguments
+                reply = problem or work.reply(matrix.astype(np.int64), pairs, blocks)
                 pipe.send(reply)
                 work.prepare(len(pairs))
             else:

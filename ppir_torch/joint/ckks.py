@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -62,7 +63,16 @@ from .protocol import (
     check_pairs,
     check_range,
 )
-from .seal_format import ciphertext_file, compose_residues, load_seal, pack60, plaintext_file, save_seal, unpack60
+from .seal_format import (
+    ciphertext_file,
+    ciphertext_words,
+    compose_residues,
+    load_seal,
+    pack60,
+    plaintext_file,
+    save_seal,
+    unpack60,
+)
 
 __all__ = ["ENTRY", "CkksFixedSide", "CkksMovingSide"]
 
@@ -145,7 +155,7 @@ class CkksMovingSide(MovingSide):
         """Fewer plaintexts to encode count above a quarter of a million points; below, the smaller reply does."""
         return points > 1 << 18
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
         """The products (pairs,) of int64 rows (rows, points), exactly; int64.
 
         Raises:
@@ -163,6 +173,7 @@ class CkksMovingSide(MovingSide):
         self._products += 1
         masks = [_mask(words) for words in self._stream.words("mask", self._products, (count, 3))]
         matrix, group = rows.detach().cpu().numpy(), self._layout.group
+        blocks = self._layout.used_blocks(used)
         c0, c1 = np.zeros((count, _KEPT), np.uint64), list[NDArray[np.uint8]]()
         places = np.zeros((count, 2), np.uint16)  # of each word: its polynomial, its row in the group
         for start in range(0, len(matrix), group):
@@ -172,7 +183,8 @@ class CkksMovingSide(MovingSide):
                     wanted.setdefault(column, []).append(number)
             if not wanted:
                 continue
-            for column, product in self._products_with(matrix[start : start + group], list(wanted)).items():
+            part = matrix[start : start + group]
+            for column, product in self._products_with(part, list(wanted), blocks).items():
                 numbers = wanted[column]
                 places[numbers] = [(len(c1), pairs[n][0] - start) for n in numbers]
                 positions = [self._layout.position(int(slot)) for slot in places[numbers, 1]]
@@ -188,28 +200,31 @@ class CkksMovingSide(MovingSide):
         masked = _unpack_words(answer, Kind.MASKED_RESULT).reshape(count, _KEPT)
         return torch.tensor([_open(word, mask) for word, mask in zip(masked, masks, strict=True)], dtype=torch.int64)
 
-    def _products_with(self, rows: NDArray[np.int64], columns: list[int]) -> dict[int, Any]:
+    def _products_with(self, rows: NDArray[np.int64], columns: list[int], blocks: Sequence[int]) -> dict[int, Any]:
         """One group of rows times each column: ciphertexts of all primes, NTT form, not yet safe to send."""
         scheme, layout = _scheme(), self._layout
         evaluator = scheme.evaluator
         words = np.zeros((layout.group, layout.block), np.int64)
         totals: dict[int, Any] = {}
         term = scheme.seal.Ciphertext()
-        for number in range(layout.blocks):
+        unwanted: dict[int, Any] = {}
+        for number in blocks:
             block = rows[:, number * layout.block : (number + 1) * layout.block]
-            if not block.any():
-                continue  # SEAL refuses to multiply by zero
+            # SEAL refuses to multiply by zero. A black block is multiplied by one and left out: it takes the same time.
+            black = not block.any()
             words[: len(rows), : layout.block - block.shape[1]] = 0
             words[: len(rows), layout.block - block.shape[1] :] = block[:, ::-1]
+            words[0, -1] += black
             points = _encode(words.reshape(-1))
             for column in columns:
                 ciphertext = self._ciphertexts[column * layout.blocks + number]
-                if column in totals:
+                sums = unwanted if black else totals
+                if column in sums:
                     evaluator.multiply_plain(ciphertext, points, term)
-                    evaluator.add_inplace(totals[column], term)
+                    evaluator.add_inplace(sums[column], term)
                 else:
-                    totals[column] = scheme.seal.Ciphertext()
-                    evaluator.multiply_plain(ciphertext, points, totals[column])
+                    sums[column] = scheme.seal.Ciphertext()
+                    evaluator.multiply_plain(ciphertext, points, sums[column])
         for column in columns:
             if column not in totals:
                 totals[column] = scheme.seal.Ciphertext()
@@ -381,7 +396,7 @@ def _rescaled(product: Any, positions: list[int]) -> tuple[Words, Words]:
 
 
 def _read(ciphertext: Any, start: int, stop: int) -> Words:
-    return np.fromiter(map(ciphertext.dyn_array().at, range(start, stop)), np.uint64, stop - start)
+    return ciphertext_words(ciphertext)[start:stop]
 
 
 def _secret_coefficients(secret_key: Any) -> NDArray[np.int64]:

@@ -99,7 +99,7 @@ class CkksV1MovingSide(MovingSide):
         """The published product is of P + 1 rows."""
         return False
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The products (pairs,) of int64 rows (rows, points), about; int64.
 
         Raises:

@@ -25,8 +25,9 @@ How it stays small, online and honest:
 - The solution is kept in an orthonormal basis of the sketches' span and updated by recursive least squares (Kalman
   1960), so that a result's error is never amplified to more than what J has in an average direction.
 - Sketched equations give q^T W^-1 q, with q the coordinates of P J and W = Q S^T S Q^T the sketched Gram matrix of an
-  orthonormal basis Q of the span. S S^T = (n/d) I, so W is (n/d) times a matrix-variate beta, and
-  E[W^-1] = (1 - rank/n) / (1 - rank/d) I up to 1/n: the inverse factor takes the bias out (n >> d: 1 - rank/d).
+  orthonormal basis Q of the span. S^T S is about n/d times a projection on d random directions, so W has a
+  matrix-variate beta distribution and E[W^-1] = (1 - rank/n) / (1 - rank/d) I, up to 1/d. The inverse factor takes the
+  bias out; for n >> d it is 1 - rank/d.
 - The sketch's error is about sqrt(2/d) of what is sketched. J is nearly party_1's own image, and that error would bury
   the little that is not. So every row is multiplied with the first own image g before it is sketched, which leaves only
   J - (g.J) g to the sketch; and the best own image z gives |S z|^2 - |z|^2, which has that error with the opposite sign
@@ -89,8 +90,9 @@ class Ledger:
     Args:
         points: n.
         energy: |J - offset|^2 in the unit of the results.
-        sketch: d, numbers kept of each row; memory is about d rank. Where the first own image is far from J, `beyond`
-            is uncertain by about (1 - own at first) / (1 - own) * sqrt(2 rank) / d.
+        sketch: d, numbers kept of each row; memory is about d rank. `beyond` is uncertain by about sqrt(2/d) of itself,
+            and where `own` was far lower at first, with a = (own - own at first) / (1 - own), by another
+            2 sqrt(a beyond / d) + a sqrt(2 rank) / d.
         seed: of the sketch; not a secret.
         noise: standard deviation of noise that party_2 adds to every result, as if J had noise of this share of its
             root mean square in every point. What the noise hides is not counted as explained.
@@ -155,8 +157,9 @@ class Ledger:
             block = rows[:, part].double()
             with_first += block @ first[part]
             if self._sketched:
-                groups = F.pad(block * self._sign[part], (0, -block.shape[1] % _GROUP)).reshape(len(rows), -1, _GROUP)
-                sketches.index_add_(1, self._bucket[part], (groups @ mix).flatten(1))
+                signed = block.new_zeros(len(rows), -(-block.shape[1] // _GROUP), _GROUP)
+                torch.mul(block, self._sign[part], out=signed.flatten(1)[:, : block.shape[1]])
+                sketches.index_add_(1, self._bucket[part], (signed @ mix).flatten(1))
             else:
                 sketches[:, part] = block
         return sketches.cpu(), with_first.cpu()

@@ -34,11 +34,12 @@ __all__ = [
     "exact_products",
     "quantise_columns",
     "quantise_rows",
+    "row_norm",
     "take",
 ]
 
 FIXED_BITS = 12
-ROW_BITS = 24
+ROW_BITS = 14  # of a typical entry; its rounding is multiplied by the small residual I - J only
 _BLOCK = 1 << 15
 
 
@@ -134,7 +135,7 @@ class KeptLedger:
     Attributes:
         ledger: what it is entered into.
         points: of its equations.
-        most: share of J beyond party_1's own image at which the run stops; None: never.
+        most: share of J's energy, beyond what party_1's own image explains, at which the run stops; None: never.
         last: its state after the last product.
     """
 
@@ -197,7 +198,9 @@ class PrivateOperand:
                 integers = whole
             wanted = [(pairs[n][0] - start, pairs[n][1]) for n in numbers]
             self.link.at(self.link.level, self.link.iteration + 1)
-            exact = self.side.multiply(integers, wanted).cpu().double()
+            # A window of a random order says nothing by the time it takes; points chosen by their gradient would.
+            used = self.sample.positions if self.sample.weights is None else None
+            exact = self.side.multiply(integers, wanted, used).cpu().double()
             steps = scale[[row for row, _ in wanted]]
             results[numbers] = exact / steps * scales[[column for _, column in wanted]]
         if self.kept is not None:
@@ -219,10 +222,11 @@ class PrivateOperand:
                 whole[:, place] = equations
                 equations = whole
         kept.last = kept.ledger.record(equations, results, own)
-        if kept.most is not None and kept.last.beyond > kept.most:
+        added = kept.last.explained - kept.last.own
+        if kept.most is not None and added > kept.most:
             raise LedgerStop(
-                f"ledger: the opened values explain {kept.last.beyond:.1%} of the fixed image beyond the moving one, "
-                f"more than ledger.most = {kept.most:.1%}; the run stops here and keeps what it has"
+                f"ledger: the opened values explain {added:.2%} of the fixed image that the moving one does not, "
+                f"more than ledger.most = {kept.most:.2%}; the run stops here and keeps what it has"
             )
 
 
@@ -261,21 +265,29 @@ def take(values: Tensor, index: Tensor | None) -> Tensor:
     return values if index is None else values[index.to(values.device)]
 
 
+def row_norm(header: OperandHeader, limits: Limits) -> float:
+    """The largest |X|_2 of a quantised row, public: entries of 2^ROW_BITS (root mean square) where the ring has room.
+
+    Most rows come to within a factor of two of it, so party_2 can size its noise by it without knowing them.
+    """
+    return min(0.999 * limits.max_result / math.sqrt(max(header.energy, 1)), 2.0**ROW_BITS * math.sqrt(header.points))
+
+
 def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:
     """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), each s the largest power of two within the limits.
 
     A power of two, so that X / s is exact in the rows' dtype: the value of a loss is a small difference of large sums.
-    |X| <= max_row, and |X Y| <= max_result by Cauchy-Schwarz (|X|_2 |Y|_2) whatever J is; 0.1 % is kept as margin.
+    |X| <= max_row, |X|_2 <= `row_norm`; so |X Y| <= max_result by Cauchy-Schwarz (|X|_2 |Y|_2) whatever J is.
     """
     count = rows.shape[1]
     largest = rows.abs().amax(1).double()
     euclidean = torch.stack([torch.linalg.vector_norm(row.double()) for row in rows]).cpu()
     if not bool(torch.isfinite(euclidean).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
-    room = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1)) - 0.5 * math.sqrt(count)
+    room = row_norm(header, limits) - 0.5 * math.sqrt(count)
     if room < 1:
         raise RangeError(f"product: {count} points leave no room in results of at most {limits.max_result}")
-    most = 0.999 * min(limits.max_row, 2**ROW_BITS) - 0.5
+    most = 0.999 * limits.max_row - 0.5
     scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
     # No scale above 2^100, which float32 still holds: rows of less than 1e-30 are noise.
     scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(max=2.0**100).log2().floor()), 1.0)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import LinkError
 from ..link import Kind, Link, unpack
@@ -39,6 +40,12 @@ class Layout:
     def ciphertexts(self) -> int:
         """Of the whole operand; those of one column follow each other."""
         return self.blocks * self.columns
+
+    def used_blocks(self, positions: Tensor | None) -> list[int]:
+        """The blocks of a column that hold any of these positions; None: all."""
+        if positions is None:
+            return list(range(self.blocks))
+        return sorted(set((positions // self.block).tolist()))
 
     def position(self, slot: int) -> int:
         """The coefficient of the product polynomial that holds row `slot` of a group."""

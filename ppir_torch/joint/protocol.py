@@ -122,10 +122,11 @@ class MovingSide(ABC):
         """Receive the protocol's set-up messages of a new operand, which replaces the last one."""
 
     @abstractmethod
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
         """The products (pairs,) of int64 rows (rows, points), exactly; None: every row with every column, row by row.
 
-        Refuses (RangeError) before sending what could overflow.
+        `used` are the positions outside which all rows are zero, where that may be seen: encrypted products skip the
+        rest, and take visibly less time. Refuses (RangeError) before sending what could overflow.
         """
 
     def prefers_moments(self, points: int) -> bool:  # noqa: ARG002

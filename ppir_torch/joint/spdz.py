@@ -103,7 +103,7 @@ class SpdzMovingSide(MovingSide):
         """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
         self._party.set_operand(header, _read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The products (pairs,) of int64 rows (rows, points), int64 on the device of `rows`.
 
         Raises:

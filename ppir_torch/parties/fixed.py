@@ -17,7 +17,7 @@ from ..errors import ConfigError, LinkError
 from ..images import Image, Level, level_grid
 from ..joint.columns import Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
-from ..joint.operands import quantise_columns
+from ..joint.operands import quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
 from ..link import Kind, Link, Message, pack, unpack
 from ..registration import select_points
@@ -87,8 +87,9 @@ class FixedParty:
         self._spend(count, "products")
         if self.noise == 0:
             return torch.zeros(count, dtype=torch.int64)
-        # The rows' scale makes |X|_2 |Y|_2 between a half and all of max_result, so this is 1 to 2 times `noise`.
-        deviation = self.noise * side.limits.max_result / math.sqrt(header.points)
+        # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
+        largest = row_norm(header, side.limits) * math.sqrt(header.energy)
+        deviation = self.noise * largest / math.sqrt(header.points)
         if NOISE_REACH * deviation > side.limits.max_result / 32:
             raise ConfigError(f"budget.noise: {self.noise}, too large for {header.points} points")
         self._noisy += 1

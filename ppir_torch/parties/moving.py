@@ -26,6 +26,9 @@ from ..transforms import LinearTransform
 __all__ = ["PrivateFixed", "greet"]
 
 
+SKETCH = 16_384  # numbers that the ledger keeps of each equation: coarse levels are exact
+
+
 def greet(link: Link, protocol: str) -> None:
     """Both parties: say who one is and refuse another version or protocol.
 
@@ -136,7 +139,7 @@ class PrivateFixed:
             return None
         if columns.kind == "steepest_descent":  # its equations are on all points of the level
             points, of_sample = coarse.count, of_level
-        self.ledgers.append(KeptLedger(Ledger(points, of_sample * points), points, self._most))
+        self.ledgers.append(KeptLedger(Ledger(points, of_sample * points, SKETCH), points, self._most))
         return self.ledgers[-1]
 
     def ledger_rows(self) -> list[dict[str, Any]]:

@@ -23,14 +23,17 @@ def print_ledger(run: Path) -> None:
     entries = values.get("ledger")
     if not entries:
         raise ConfigError(f"{run}: no ledger; it is kept in private runs, with ledger.enabled (the default)")
-    head = ["level", "points", "values opened", "rank", "J explained", "by own image", "beyond it"]
+    head = ["level", "points", "values opened", "rank", "J explained", "by own image", "added", "of the rest"]
     rows = [
         [
             str(entry["operand"]),
             f"{entry['points']:,}",
             str(entry["opened"]),
             str(entry["rank"]),
-            *(f"{entry[key]:.3%}" for key in ("explained", "own", "beyond")),
+            f"{entry['explained']:.3%}",
+            f"{entry['own']:.3%}",
+            f"{max(entry['explained'] - entry['own'], 0):.3%}",
+            f"{entry['beyond']:.1%}",
         ]
         for entry in entries
     ]

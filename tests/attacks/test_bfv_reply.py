@@ -44,7 +44,7 @@ class Session:
         self.fixed.send_operand(self.header, values)
         self.moving.accept_operand(self.header)
         assert len(self.moving._work._ciphertexts) == columns
-        self.layout = self.moving._work._layout
+        self.layout = self.moving._work.layout
         self.scheme = bfv._scheme()
         self.secret = secret_key(self.fixed)
         # What party_2 sent, in coefficient form.
@@ -54,7 +54,7 @@ class Session:
 
     def product(self, rows: NDArray[np.int64]) -> Any:
         """The product with the operand's column, as party_1 computes it; nothing is hidden yet."""
-        return self.moving._work._products_with(rows, [0])[0]
+        return self.moving._work._products_with(rows, [0], range(self.layout.blocks))[0]
 
     def naive(self, rows: NDArray[np.int64]) -> Any:
         """The product and a uniform mask on every coefficient; neither re-randomised nor flooded."""

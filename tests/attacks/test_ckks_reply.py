@@ -54,7 +54,7 @@ class Session:
 
     def product(self, rows: Integers) -> Any:
         """As party_1 computes it; nothing is hidden yet."""
-        return self.moving._products_with(rows, [0])[0]
+        return self.moving._products_with(rows, [0], range(self.layout.blocks))[0]
 
     def multiply(self, rows: Integers) -> tuple[list[int], Message]:
         """A product as it is run: (R, what party_1 sent)."""

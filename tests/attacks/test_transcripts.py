@@ -8,7 +8,7 @@ a class, one for each protocol and party, and the tests check what of the proof 
    the same view of it again, byte for byte: the view carries its tape and nothing else.
 2. exactly: kinds, order and sizes of all messages are the same whatever the images are; so is every byte of the
    dealer's view. Two exceptions, both measured below: SEAL compresses what party_2 uploads, and how long party_1
-   computes under encryption depends on how many blocks of its rows are all zero.
+   computes under encryption does not depend on how many blocks of its rows are all zero.
 3. statistically: the tape is what the simulator draws, and the same for two images as different as can be (a blob on
    black, noise) where the party's own output is the same. Attackers try to tell: frequencies of bytes, distribution of
    values, correlation with the truth, and a trained classifier. Each of them succeeds where a defence is missing.
@@ -234,9 +234,7 @@ class Simulator(ABC):
 
     def draw(self, like: Tape) -> Tape:
         """A fresh tape of the same sizes (which are public)."""
-        return Tape(
-            [new_key() for _ in like.seeds], [{k: p.drawn() for k, p in parts.items()} for parts in like.parts]
-        )
+        return Tape([new_key() for _ in like.seeds], [{k: p.drawn() for k, p in parts.items()} for parts in like.parts])
 
     def clues(self, tape: Tape) -> list[Parts]:
         """What attackers look at: the parts, and what the party can compute from several of them."""
@@ -514,6 +512,7 @@ class EncryptedOne(Simulator):
         uploads = [payload for _, payload in upload(self.module, headers, zeros)]
         return Tape(uploads, super().draw(like).parts)
 
+
 class BfvOne(EncryptedOne):
     """The masked result is (R + mask) mod t: nothing on the tape."""
 
@@ -644,6 +643,7 @@ class EncryptedTwo(Simulator):
         head = struct.pack("<II", len(c0), len(c1))
         return head + self.ordered(words, places) + pack60(c1.view(np.uint64).reshape(-1)).tobytes()
 
+
 class BfvTwo(EncryptedTwo):
     """c0 + c1 s says the decrypted word, uniform mod t, and the noise: flood, and the rounding of the switch."""
 
@@ -725,9 +725,10 @@ def two_images(images: int, points: int, seed: int) -> tuple[Tensor, Tensor]:
         noise[number] = np.rint(shape * math.sqrt(0.8 * energy / (shape @ shape)))
         noise[number, : points // 16] = 0  # values that make the energies equal
         noise[number, 0] = -2047
+        left = energy - int((noise[number] ** 2).sum())
         for i in range(1, points // 16):
-            left = energy - int((noise[number] ** 2).sum())
             noise[number, i] = min(math.isqrt(left), 2047)
+            left -= int(noise[number, i]) ** 2
     assert np.array_equal((blob**2).sum(1), (noise**2).sum(1))
     assert np.abs(blob).max() == np.abs(noise).max() == 2047
     return torch.from_numpy(blob), torch.from_numpy(noise)
@@ -960,10 +961,10 @@ def trained(table: NDArray[np.float64], is_one: NDArray[np.bool_], unseen: NDArr
 
 
 def features(clue: dict[str, Words]) -> NDArray[np.float64]:
-    """Histograms of each half byte, and means by position of the value, its magnitude and two low bits."""
+    """Histograms of the upper half of each byte, and means by position of the value, its size and two low bits."""
     found = []
     for words in clue.values():
-        found += [np.bincount(words >> shift & 15, minlength=16) / words.size for shift in range(0, 64, 4)]
+        found += [np.bincount(words >> shift & 15, minlength=16) / words.size for shift in range(4, 64, 8)]
         values = words * 2.0**-63
         starts = np.linspace(0, words.size, min(words.size, 32), endpoint=False).astype(int)
         count = np.diff([*starts, words.size])
@@ -1112,13 +1113,9 @@ class Counting:
 
 
 @pytest.mark.parametrize("module", [bfv, ckks])
-def test_known_exception_time_under_encryption_tells_how_many_blocks_of_rows_are_black(
-    module: Any, monkeypatch: Patch
-) -> None:
-    """Sizes do not. SEAL refuses to multiply by zero, so such blocks are skipped, and party_2 has a clock.
-
-    Measured for 7 rows of 56,797 points: party_1 computes 14 ms (all black) to 62 ms (nothing black) under bfv, 15 to
-    102 ms under ckks, and in between in proportion.
+def test_work_under_encryption_does_not_tell_how_many_blocks_of_rows_are_black(module: Any, monkeypatch: Patch) -> None:
+    """SEAL refuses to multiply by zero; skipping such blocks told party_2, which has a clock, the share of black:
+    14 ms (all black) to 62 ms (nothing black) for 7 rows of 56,797 points under bfv. They are multiplied by one now.
     """
     (operand, _), rows = two_images(1, 4 * 2048, 7), torch.ones(3, 4 * 2048, dtype=torch.int64)
     header, work, shapes = header_of(operand, rows=3), [], []
@@ -1132,7 +1129,7 @@ def test_known_exception_time_under_encryption_tells_how_many_blocks_of_rows_are
             transcript = play(module.ENTRY.name, [Level(header, [Product(3, [(0, 0), (2, 0)], black)], operand)])
         work.append(counting.products)
         shapes.append(sizes(transcript.views[TWO][ONE]))
-    assert work == [0, 1, 3, 4]
+    assert len(set(work)) == 1
     assert all(shape == shapes[0] for shape in shapes)
 
 
@@ -1156,9 +1153,9 @@ def test_tape_is_not_told_from_the_simulators(protocol: str, party: str) -> None
         ("spdz", TWO, "one triple for all products", 16),
         ("bfv", TWO, "no flood", 20),
         ("bfv", TWO, "one mask for all products", 12),
-        ("bfv", TWO, "one zero for all replies", 8),
+        ("bfv", TWO, "one zero for all replies", 4),
         ("ckks", TWO, "one mask for all products", 12),
-        ("ckks", TWO, "one zero for all replies", 8),
+        ("ckks", TWO, "one zero for all replies", 4),
         ("ckks", ONE, "no flood", 16),
     ],
 )

@@ -88,7 +88,7 @@ def test_columns_agree_with_python_integers(parties: Parties, points: int, rows:
     chosen = torch.randperm(rows * columns, generator=g)[: max(1, rows * columns // 2)].tolist()
     before = parties.links[0].sent[Kind.REPLY_CIPHERTEXTS], parties.links[1].sent[Kind.MASKED_RESULT]
     assert parties.multiply(matrix, [divmod(n, columns) for n in chosen]) == [expected[n] for n in chosen]
-    polynomials = {(n // columns // parties.moving._work._layout.group, n % columns) for n in chosen}
+    polynomials = {(n // columns // parties.moving._work.layout.group, n % columns) for n in chosen}
     up, down = (
         link.sent[kind] - b
         for link, kind, b in zip(parties.links, (Kind.REPLY_CIPHERTEXTS, Kind.MASKED_RESULT), before, strict=True)
@@ -247,7 +247,7 @@ def test_malformed_replies_are_refused() -> None:
     # How many words, how many polynomials; the words; where each lies (polynomial, row in its group); the polynomials.
     places, start = 8 + 8 * 9, 8 + 12 * 9
     assert len(good) == start + bfv.DEGREE * 60 // 8
-    assert parties.moving._work._layout.group == 16
+    assert parties.moving._work.layout.group == 16
     bad = [
         b"",
         good[:3],

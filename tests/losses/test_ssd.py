@@ -71,8 +71,12 @@ class LocalExact(MovingSide):
     def accept_operand(self, header: OperandHeader) -> None:
         raise NotImplementedError
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
         assert pairs is not None
+        if used is not None:
+            others = torch.ones(rows.shape[1], dtype=torch.bool)
+            others[used] = False
+            assert not rows[:, others].any()
         return torch.tensor(python_products(rows, self.values, pairs))
 
 
@@ -343,9 +347,9 @@ def test_a_part_is_the_same_operand_with_rows_that_are_zero_elsewhere(
     seen = []
 
     class Watched(LocalExact):
-        def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+        def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
             seen.append(rows)
-            return super().multiply(rows, pairs)
+            return super().multiply(rows, pairs, used)
 
     watched = replace(private, side=Watched(private.side.values, LIMITS))  # type: ignore[attr-defined]
     part, clear_part = watched.part(positions, None), clear.part(positions, None)

@@ -24,6 +24,7 @@ import pytest
 
 from ppir_torch.config import RunConfig, load_config
 from ppir_torch.images import save_image
+from ppir_torch.joint import load_protocol
 from ppir_torch.link import Kind
 from ppir_torch.parties import launch
 from ppir_torch.transforms import save_transform
@@ -186,7 +187,7 @@ class Taps:
     def connect(self, backend: str) -> dict[str, dict[str, socket.socket]]:
         """As `launch._connect`, with a relay in each wire."""
         pairs = [("party_1", "party_2")]
-        if backend == "spdz":
+        if load_protocol(backend).dealer is not None:
             pairs += [("party_1", "dealer"), ("party_2", "dealer")]
         links: dict[str, dict[str, socket.socket]] = {}
         for one, two in pairs:

@@ -21,12 +21,23 @@ from ppir_torch.parties.launch import run_parties
 from ppir_torch.run import run
 from ppir_torch.transforms import Translation, load_transform
 
-BACKENDS = ("bfv", "spdz")
+BACKENDS = ("bfv", "ckks", "spdz", "beaver")
+WITH_DEALER = ("spdz", "beaver")
 SAMPLERS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
     "urs": {"kind": "urs", "fraction": 0.4, "seed": 5},
+    "chunks": {"kind": "chunks", "fraction": 0.4, "seed": 5},
     "gms": {"kind": "gms", "fraction": 0.4, "seed": 5},
+    "gms disclosed": {"kind": "gms", "fraction": 0.4, "seed": 5, "disclose_points": True},
 }
+# The default optimiser at every size and sampler that differ; the inverse-compositional one where it applies.
+RUNS = [
+    *((kind, d, sampler, "gauss_newton") for kind, d in (("rigid", 2), ("affine", 3)) for sampler in ("none", "gms")),
+    *(("affine", 2, sampler, "gauss_newton") for sampler in SAMPLERS),
+    ("affine", 3, "urs", "gauss_newton"),
+    ("affine", 3, "none", "inverse_compositional"),
+    ("rigid", 2, "urs", "inverse_compositional"),
+]
 KEYS = {
     "schema",
     "transform",
@@ -47,7 +58,7 @@ KEYS = {
 PARTY_KEYS = {"seconds", "bytes_sent", "set_up_bytes", "peak_memory_mb"}
 # Sent once a session or level, not once a product.
 SET_UP = {"HELLO", "GEOMETRY", "LEVEL", "OPERAND", "FINISH", "SAMPLE", "SEED", "ZERO_SEED", "PUBLIC_KEY"}
-SET_UP |= {"OPERAND_CIPHERTEXTS"}
+SET_UP |= {"OPERAND_CIPHERTEXTS", "OPENED_OPERAND"}
 
 
 def rmse_over_grid(first: Path, second: Path, fixed: Image) -> float:
@@ -56,23 +67,25 @@ def rmse_over_grid(first: Path, second: Path, fixed: Image) -> float:
     return displacement_rmse(a, b, fixed.grid.points(dtype=torch.float64))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("kind", "dimension"), [("rigid", 2), ("affine", 2), ("affine", 3)])
+@pytest.mark.parametrize(("kind", "dimension", "sampler", "optimizer"), RUNS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_private_run_equals_the_clear_run(
     backend: str,
     kind: str,
     dimension: int,
     sampler: str,
+    optimizer: str,
     site_files: Callable[..., Files],
     clear_run: Callable[..., Any],
     started: Started,
     tmp_path: Path,
 ) -> None:
     files = site_files(kind, dimension)
-    clear, clear_folder = clear_run(kind, dimension, sampler=SAMPLERS[sampler])
-    result = run(files.configuration(backend, kind, sampler=SAMPLERS[sampler]), tmp_path)
-    assert {party.role for party in started} == {"party_1", "party_2"} | ({"dealer"} if backend == "spdz" else set())
+    settings = {"sampler": SAMPLERS[sampler], "optimizer": {"kind": optimizer}}
+    clear, clear_folder = clear_run(kind, dimension, **settings)
+    result = run(files.configuration(backend, kind, **settings), tmp_path)
+    dealer = {"dealer"} if backend in WITH_DEALER else set()
+    assert {party.role for party in started} == {"party_1", "party_2"} | dealer
     fixed, moving = load_image(files.fixed), load_image(files.moving)
     assert rmse_over_grid(tmp_path, clear_folder, fixed) <= 0.01
     # It started far off (both start with the centres on each other): to end together is no accident.
@@ -181,13 +194,18 @@ def test_bytes_are_counted_where_they_are_sent(finished: tuple[Files, dict[str, 
         set_up = {kind: n for kind, n in account["messages"].items() if kind in SET_UP}
         assert sum(set_up.values()) == account["set_up_bytes"], role
         assert result.get(role) == account
-    if result["backend"] == "bfv":
+    if result["backend"] in ("bfv", "ckks"):
         assert set(reports) == {"party_1", "party_2"}
         assert reports["party_1"]["bytes_sent"] == reports["party_2"]["bytes_received"]
         assert reports["party_2"]["bytes_sent"] == reports["party_1"]["bytes_received"]
         # Keys and the encrypted image are far more than the answers: they must not be forgotten.
         assert reports["party_2"]["set_up_bytes"] > 0.99 * reports["party_2"]["bytes_sent"]
-    assert sum(a["bytes_sent"] for a in reports.values()) == sum(a["bytes_received"] for a in reports.values())
+    sent, received = (sum(a[way] for a in reports.values()) for way in ("bytes_sent", "bytes_received"))
+    if result["backend"] == "beaver":
+        # The dealer's part of the next product, which the run's end left unread.
+        assert 0 < sent - received < 200
+    else:
+        assert sent == received
 
 
 def test_no_party_is_told_of_the_others_file(finished: tuple[Files, dict[str, Any], Path, Started]) -> None:
@@ -272,11 +290,33 @@ def test_party_2_gets_the_transform_only_if_it_is_shared(
         assert report["transform"] is None
 
 
-def test_gms_says_what_it_disclosed(site_files: Callable[..., Files], started: Started, tmp_path: Path) -> None:
-    result = run(site_files("rigid", 2).configuration("bfv", "rigid", sampler=SAMPLERS["gms"]), tmp_path)
-    assert any("where the moving image has edges" in line for line in result["disclosed"]["party_2"])
-    assert result["party_1"]["messages"]["SAMPLE"] > 4 * result["history"][0]["points"]
+@pytest.mark.parametrize("disclosed", [False, True])
+def test_gms_says_what_it_disclosed(
+    disclosed: bool, site_files: Callable[..., Files], started: Started, tmp_path: Path
+) -> None:
+    sampler = SAMPLERS["gms disclosed" if disclosed else "gms"]
+    result = run(site_files("rigid", 2).configuration("bfv", "rigid", sampler=sampler), tmp_path)
+    lines = result["disclosed"]["party_2"]
+    assert any("where the moving image has edges" in line for line in lines) is disclosed
+    assert any("the chosen points stay with party_1" in line for line in lines) is not disclosed
+    assert (result["party_1"]["messages"].get("SAMPLE", 0) > 4 * result["history"][0]["points"]) is disclosed
+    assert ("SAMPLE" in result["party_1"]["messages"]) is disclosed
     assert len(started) == 2
+
+
+def test_inverse_compositional_sends_one_row_and_says_what_it_costs(
+    site_files: Callable[..., Files], started: Started, tmp_path: Path
+) -> None:
+    """A fourth of the rows that moments of a 3-D affine need, and of the bytes that follow them."""
+    results = {
+        kind: run(site_files("affine", 3).configuration("beaver", optimizer={"kind": kind}), tmp_path / kind)
+        for kind in ("gauss_newton", "inverse_compositional")
+    }
+    up = {kind: r["party_1"]["messages"]["MASKED_ROWS"] / r["iterations"] for kind, r in results.items()}
+    assert up["inverse_compositional"] < 0.3 * up["gauss_newton"]
+    told = [any("S^T S" in line for line in r["disclosed"]["party_1"]) for r in results.values()]
+    assert told == [False, True]
+    assert len(started) == 6
 
 
 def test_the_fixed_centre_of_mass_needs_consent(

@@ -71,7 +71,7 @@ class PlainMovingSide(MovingSide):
     def accept_operand(self, header: OperandHeader) -> None:
         self.headers.append(header)
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> Tensor:
+    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         pairs = all_pairs(len(rows), self.headers[-1].columns) if pairs is None else pairs
         self.link.send(Kind.PRODUCT, pack({}, [rows.numpy(), np.array(pairs)]))
         return torch.from_numpy(unpack(self.link.receive(Kind.RESULT_SHARE).payload)[1][0].copy())
