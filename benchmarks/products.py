@@ -8,6 +8,9 @@ Random dense rows (no zero block to skip) and a random fixed image, the same for
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import tempfile
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +75,50 @@ def measure(cases: dict[str, tuple[int, int]], ckks_points: int, threads: int, r
                         "relative_error": error,
                     }
                 )
+        entries += spu_entries(case, works["direct"], min(repeats, 3))
+    return entries
+
+
+def spu_entries(case: str, work: Any, repeats: int) -> list[dict[str, Any]]:
+    """SecretFlow SPU in its own environment (spu_env.sh), after the others; nothing where it is not installed."""
+    python = Path("outputs/benchmarks/spu-env/bin/python")
+    if not python.exists():
+        print("products: SecretFlow SPU is not installed (sh benchmarks/spu_env.sh); skipped")
+        return []
+    import numpy as np
+
+    entries = []
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "in.npz", X=work.rows.numpy(), Y=work.columns[0].numpy())
+        for protocol in ("semi2k", "cheetah"):
+            command = [
+                python,
+                Path(__file__).with_name("spu_worker.py"),
+                Path(folder) / "in.npz",
+                protocol,
+                str(repeats),
+            ]
+            done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                print(f"products: spu {protocol}: {done.stderr.strip().splitlines()[-1:]}; skipped")
+                continue
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            up, down = found["bytes_sent_per_product"] or (0.0, 0.0)
+            seconds = timing.median(found["seconds"])
+            entries.append(
+                {
+                    "case": case,
+                    "product": f"spu-{protocol}",
+                    "points": found["points"],
+                    "results": found["rows"],
+                    "processes": f"SPU {found['version']}, {found['run_as']}; after the others",
+                    "seconds": seconds,
+                    "seconds_all": found["seconds"],
+                    "ns_per_pixel": seconds / found["points"] * 1e9,
+                    "bytes": {"up": up, "down": down, "others": 0.0, "once": 0},
+                    "relative_error": found["relative_error"],
+                }
+            )
     return entries
 
 
@@ -81,7 +128,7 @@ def ratios(entries: list[dict[str, Any]]) -> dict[str, float]:
     found = {}
     for entry in entries:
         case, name = entry["case"], entry["product"]
-        if not name.startswith(("crypten", "ckks-v1")):
+        if not name.startswith(("crypten", "ckks-v1", "spu")):
             found[f"{case}: ckks-v1 / {name}, per pixel"] = ckks["ns_per_pixel"] / entry["ns_per_pixel"]
             stock = next(e for e in entries if e["case"] == case and e["product"] == "crypten-ttp")
             found[f"{case}: crypten-ttp / {name}, time"] = stock["seconds"] / entry["seconds"]

@@ -1,4 +1,4 @@
-"""The main job on a real image: one brain pair, registered in clear, with spdz and with bfv. Run by `make demo`."""
+"""The main job on a real image: one brain pair, registered in clear and privately. Run by `make demo`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ The table    .venv/bin/python experiments/affine_table.py
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backends", nargs="+", default=["clear", "spdz", "bfv"])
+    parser.add_argument("--backends", nargs="+", default=["clear", "beaver", "spdz", "bfv"])
     backends = parser.parse_args().backends
     print("The MNI152 T1 brain (2 mm, 902,629 voxels) and the same brain moved by a known affine, with 2 % noise.")
     pair = brain_pair()

@@ -164,7 +164,7 @@ class BeaverMovingSide(MovingSide):
         if self._ready is None or len(self._ready[0]) != count:
             self._ready = self._prepare(count)
         (a, known), self._ready = self._ready, None
-        masked = rows.to(self._device) - a
+        masked = torch.sub(rows.to(self._device), a, out=a)  # A is done with: no fresh memory
         head = pack({"product": self._products - 1, "rows": count}, [np.array(pairs, np.uint16)])
         self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
         self._ready = self._prepare(count)  # while party_2 computes

@@ -14,7 +14,7 @@ from ppir_torch.errors import LinkError, PeerLost, RangeError
 from ppir_torch.joint import PROTOCOL_NAMES
 from ppir_torch.joint.protocol import Limits, Pairs, all_pairs
 
-EXACT = ("spdz", "beaver", "bfv")
+EXACT = ("spdz", "beaver", "bfv", "ckks")
 CASES, PRODUCTS = 1000, 20  # in all, and with one operand
 MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
 

@@ -19,7 +19,7 @@ from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
-from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_columns, quantise_rows
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_columns, quantise_rows, row_norm
 from ppir_torch.joint.protocol import Limits, MovingSide, OperandHeader, Pairs, all_pairs, check_range
 from ppir_torch.link import link_pair, pack, unpack
 from ppir_torch.losses import SSD
@@ -387,12 +387,12 @@ def test_private_value_gradient_and_hessian_are_the_clear_ones(
         private, clear = (operand.part(by_gradient.index, by_gradient.weights) for operand in (private, clear))
     transform = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
     got, expected = (SSD(operand).linearise(transform, images.moving) for operand in (private, clear))
-    assert got.value == pytest.approx(expected.value, rel=1e-5)
+    assert got.value == pytest.approx(expected.value, rel=1e-4)
     scale = float(expected.gradient.abs().max())
     torch.testing.assert_close(got.gradient, expected.gradient, rtol=0, atol=1e-4 * scale)
     assert torch.equal(got.hessian, expected.hessian), "the Hessian is party_1's alone"
     with torch.no_grad():
-        assert SSD(private)(transform, images.moving).item() == pytest.approx(expected.value, rel=1e-5)
+        assert SSD(private)(transform, images.moving).item() == pytest.approx(expected.value, rel=1e-4)
 
 
 def quantise_image(values: Tensor) -> tuple[Tensor, float, float]:
@@ -447,16 +447,25 @@ def test_quantised_rows_are_always_within_the_limits(
     assert bool(((integers * step - exact.double()).abs() <= 0.5001 * step).all())
 
 
+LARGEST = 2**14  # of a typical entry: more precision than the residual needs would only widen the words
+
+
 def test_rows_are_quantised_as_finely_as_the_limits_allow() -> None:
     column = torch.full((100,), 2000)
     rows = torch.linspace(-1, 1, 100, dtype=torch.float64)[None]
-    for limits in (Limits(2**20, 2**62), Limits(2**62, 2**33)):
+    bound_by = set()
+    for limits in (Limits(2**11, 2**62), Limits(2**62, 2**30), Limits(2**62, 2**62)):
         integers, _ = quantise_rows(rows, header_of(column), limits)
-        used = max(
-            int(integers.abs().max()) / limits.max_row,
-            float(integers.double().norm() * column.double().norm()) / limits.max_result,
-        )
-        assert 0.4 < used <= 1
+        norm = float(integers.double().norm())
+        used = {
+            "row": int(integers.abs().max()) / limits.max_row,
+            "result": norm * float(column.double().norm()) / limits.max_result,
+            "bits": norm / (LARGEST * 10),
+        }
+        assert 0.4 < max(used.values()) <= 1
+        bound_by.add(max(used, key=lambda name: used[name]))
+        assert norm <= row_norm(header_of(column), limits)
+    assert bound_by == {"row", "result", "bits"}
 
 
 def test_limits_that_leave_no_room_are_refused() -> None:

@@ -146,12 +146,12 @@ def test_a_run_hears_that_party_2_cannot_go_on(pair: Make) -> None:
 def test_a_registration_with_a_little_noise_ends_near_the_clear_one(protocol: str, pair: Make) -> None:
     images = pair("rigid", 3)
     clear = register_images(images.moving, ClearFixed(images.fixed))
-    with private_fixed(protocol, FixedParty(images.fixed, noise=SHARE)) as fixed:
+    with private_fixed(protocol, FixedParty(images.fixed, noise=0.005)) as fixed:
         noisy = register_images(images.moving, fixed)
     points = images.fixed.grid.points(dtype=torch.float64)
     with torch.no_grad():
         apart = (noisy.transform(points) - clear.transform(points)).norm(dim=1).square().mean().sqrt()
-    assert 1e-4 < float(apart) < 0.5
+    assert 1e-4 < float(apart) < 0.25  # 0.03 is usual
 
 
 # --- the noise itself
