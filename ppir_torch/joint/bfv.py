@@ -279,6 +279,8 @@ class BfvProducts:
     def reply(self, matrix: NDArray[np.int64], pairs: Pairs, blocks: Sequence[int] | None = None) -> Reply:
         """The products of the pairs with rows (rows, points) in these blocks: masked, re-randomised, flooded."""
         count, group = len(pairs), self.layout.group
+        if count == 0:  # all of them are the helper's
+            return Reply(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros((0, 2), np.uint16), [])
         blocks = range(self.layout.blocks) if blocks is None else blocks
         self._products += 1
         masks = self._stream.words("mask", self._products, (count,)) & (_T - 1)

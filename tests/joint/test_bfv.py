@@ -155,6 +155,54 @@ def test_several_operands_one_key() -> None:
     assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
 
 
+@pytest.mark.parametrize(("points", "rows", "columns"), [(20_000, 1, 3), (20_000, 1, 2), (140_000, 3, 2)])
+def test_a_second_process_changes_nothing(
+    points: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes columns where there is one row, and rows where there are more; each pair is its or ours."""
+    monkeypatch.setattr(bfv, "_LARGE", 2)
+    monkeypatch.setattr(bfv, "cores", lambda: 2)
+    shared: list[int] = []
+    share_pairs = BfvMovingSide._share_pairs
+
+    def watched(side: BfvMovingSide, pairs: Pairs) -> list[int]:
+        shared.append(len(theirs := share_pairs(side, pairs)))
+        return theirs
+
+    monkeypatch.setattr(BfvMovingSide, "_share_pairs", watched)
+    parties, g = Parties(), torch.Generator().manual_seed(points)
+    for number in range(2):  # the second operand takes the first one's place in both processes
+        values, matrix = uniform(g, 1 << 9, columns, points), uniform(g, 1 << 10, rows, points)
+        matrix[:, 5_000:15_000] = 0  # a block of zeros, whatever the layout
+        parties.send(header_of(values, rows, number), values)
+        assert parties.moving._work.layout.group == 1
+        expected = (matrix @ values.T).flatten().tolist()
+        assert parties.multiply(matrix) == expected
+        assert 0 < shared[-1] < rows * columns
+        every = [divmod(n, columns) for n in range(rows * columns)]
+        for pairs in (every[::-1], every[:1], every[-1:], every[1:]):
+            result = parties.multiply(matrix, pairs)
+            assert result == [expected[row * columns + column] for row, column in pairs]
+    assert 0 in shared
+
+
+def test_a_second_process_that_ended_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfv, "_LARGE", 2)
+    monkeypatch.setattr(bfv, "cores", lambda: 2)
+    parties = Parties()
+    values, matrix = torch.arange(40_000).reshape(2, 20_000) % 100, torch.ones(1, 20_000, dtype=torch.int64)
+    parties.send(header_of(values, 1), values)
+    assert parties.multiply(matrix) == exact(matrix, values)
+    helper = parties.moving._helper
+    assert helper is not None
+    helper._process.kill()
+    helper._process.wait()
+    sent = parties.links[0].sent.copy()
+    with pytest.raises(LinkError, match="the second process of party_1 has ended"):
+        parties.moving.multiply(matrix)
+    assert parties.links[0].sent == sent
+
+
 def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
     g = torch.Generator().manual_seed(6)
     values, matrix = uniform(g, 1 << 11, 56_797), uniform(g, 1 << 14, 7, 56_797)
