@@ -487,7 +487,7 @@ def _switch_c1(product: Any) -> NDArray[np.uint64]:
     scheme = _scheme()
     small = scheme.seal.Ciphertext()
     scheme.evaluator.mod_switch_to(product, scheme.bottom, small)
-    return ciphertext_words(small)[DEGREE:]
+    return ciphertext_words(small, DEGREE, 2 * DEGREE)
 
 
 def _parse_reply(

@@ -396,7 +396,7 @@ def _rescaled(product: Any, positions: list[int]) -> tuple[Words, Words]:
 
 
 def _read(ciphertext: Any, start: int, stop: int) -> Words:
-    return ciphertext_words(ciphertext)[start:stop]
+    return ciphertext_words(ciphertext, start, stop)
 
 
 def _secret_coefficients(secret_key: Any) -> NDArray[np.int64]:

@@ -56,7 +56,7 @@ class KeyStream:
         size = 8 * math.prod(shape)
         out = bytearray(size + 15)
         encryptor = Cipher(algorithms.AES128(self._key), modes.CTR(nonce)).encryptor()
-        step = min(1 << 22, size)
+        step = max(1, min(1 << 22, size))
         zeros = bytes(step)
         for start in range(0, size, step):
             stop = min(start + step, size)

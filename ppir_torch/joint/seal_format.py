@@ -108,13 +108,9 @@ def load_seal(item: Any, context: Any, data: bytes | memoryview, what: str) -> N
         os.close(descriptor)
 
 
-def ciphertext_words(ciphertext: Any) -> NDArray[np.uint64]:
-    """All words of a ciphertext, in the order of its file."""
-    data = save_seal(ciphertext)
-    words = ciphertext.dyn_array()
-    if data[5] == 0:  # SEAL leaves a file that does not get smaller uncompressed
-        return np.frombuffer(data, np.uint64, words.size(), len(data) - 8 * words.size())
-    return np.fromiter(map(words.at, range(words.size())), np.uint64, words.size())
+def ciphertext_words(ciphertext: Any, start: int, stop: int) -> NDArray[np.uint64]:
+    """Words start to stop of a ciphertext, in the order of its file; one by one, since SEAL's files are compressed."""
+    return np.fromiter(map(ciphertext.dyn_array().at, range(start, stop)), np.uint64, stop - start)
 
 
 def pack60(words: NDArray[np.uint64]) -> NDArray[np.uint8]:

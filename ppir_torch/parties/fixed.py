@@ -137,7 +137,9 @@ class FixedParty:
             steps = torch.tensor(scales, dtype=torch.float64)
             exact = values.double()
             arrays = [((exact @ exact.T) * steps[:, None] * steps).numpy()]
-        self._spend(OPERAND_VALUES + sum(a.shape[0] * (a.shape[0] + 1) // 2 for a in arrays), "operand")
+        # Of steepest-descent columns also the sums of their products and the size of each; moments share J's scale.
+        sums = sum(a.shape[0] * (a.shape[0] + 1) // 2 + a.shape[0] - 1 for a in arrays)
+        self._spend(OPERAND_VALUES + sums, "operand")
         means = {
             "sample_mean_square": float(values[0].square().sum()) * scales[0] ** 2 / points,
             "level_mean_square": fixed.level_mean_square,

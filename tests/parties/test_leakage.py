@@ -38,7 +38,7 @@ def released(values: dict[str, Any], optimizer: str = "gauss_newton") -> int:
     """What a run with these values gave away, counted from its history: P + 1 a product, four an operand."""
     parameters = 6
     operands = 1 + max(h["level"] for h in values["history"])
-    gram = (parameters + 1) * (parameters + 2) // 2 if optimizer == "inverse_compositional" else 0
+    gram = (parameters + 1) * (parameters + 2) // 2 + parameters if optimizer == "inverse_compositional" else 0
     return (parameters + 1) * values["iterations"] + (4 + gram) * operands
 
 
