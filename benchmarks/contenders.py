@@ -205,7 +205,9 @@ def _serve(
     values, rows = pipe.recv()
     threading.Thread(target=_count, args=(pipe, [e for p, e in links.items() if p != "party_1"]), daemon=True).start()
     fixed = FixedColumns(torch.from_numpy(values), 0.0, 0.0)
-    columns, scales = quantise_columns(fixed, IMAGE)
+    link = links["party_1"]
+    side = entry.fixed_side(link, links.get("dealer"), "cpu")
+    columns, scales = quantise_columns(fixed, IMAGE, side.column_bits(values.shape[1]))
     energy = max(int(column.square().sum()) for column in columns)
     header = OperandHeader(
         number=0,
@@ -218,8 +220,6 @@ def _serve(
         columns=len(scales),
         further_scales=scales[1:],
     )
-    link = links["party_1"]
-    side = entry.fixed_side(link, links.get("dealer"), "cpu")
     link.send(Kind.OPERAND, pack(header.to_meta()))
     side.send_operand(header, columns)
     while (request := link.receive()).kind is not Kind.FINISH:

@@ -58,8 +58,30 @@ def _usable_path(path: Path) -> Path:
 File = Annotated[Path, Field(strict=False), AfterValidator(_usable_path)]
 
 
-class TransformConfig(_Settings):
+class LinearConfig(_Settings):
     kind: Literal["translation", "rigid", "similarity", "affine"] = "affine"
+
+    @property
+    def linear(self) -> str:
+        """The linear stage's transform."""
+        return self.kind
+
+
+class DeformableConfig(_Settings):
+    """A linear stage, then control points: free-form deformation, or a velocity field (diffeomorphic).
+
+    `spacing_mm` lies between control points at the finest level, twice that a level before, and so on; null: four of
+    the fixed image's voxels. `weight` of the regulariser is relative to the fixed image's variance.
+    """
+
+    kind: Literal["bspline", "velocity"]
+    linear: Literal["translation", "rigid", "similarity", "affine", "none"] = "affine"
+    spacing_mm: float | None = Field(default=None, gt=0, le=10_000)
+    regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
+    weight: float = Field(default=1.0, ge=0, le=1e9)
+    max_iterations: int = Field(default=15, ge=1, le=10_000)
+    step_voxels: float = Field(default=0.01, ge=0, le=1000)
+    decrease: float = Field(default=1e-3, ge=0, le=1)
 
 
 class LossConfig(_Settings):
@@ -240,6 +262,7 @@ class TransportConfig(_Settings):
     timeout_s: float = Field(default=600, ge=1, le=86_400)
 
 
+Transform = Annotated[LinearConfig | DeformableConfig, Field(discriminator="kind")]
 Optimizer = Annotated[GaussNewtonConfig | InverseCompositionalConfig | AdamConfig, Field(discriminator="kind")]
 PrivateKind = SpdzConfig | BeaverConfig | BfvConfig | CkksConfig | CkksV1Config
 Backend = Annotated[ClearConfig | AutoConfig | PrivateKind, Field(discriminator="kind")]
@@ -258,7 +281,7 @@ class _SharedConfig(_Settings):
 
 class _PublicConfig(_SharedConfig):
     # Everything of a run but the data.
-    transform: TransformConfig = TransformConfig()
+    transform: Transform = LinearConfig()
     loss: LossConfig = LossConfig()
     optimizer: Optimizer = GaussNewtonConfig()
     sampler: Sampler = NoSamplerConfig()
@@ -280,14 +303,33 @@ class _PublicConfig(_SharedConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_deformable(self) -> _PublicConfig:
+        lines = []
+        if isinstance(self.transform, DeformableConfig):
+            backend = getattr(self, "backend", None)
+            if backend is not None and backend.kind in ("ckks", "ckks-v1"):
+                lines.append(
+                    f"backend.kind: {backend.kind!r}, with transform {self.transform.kind!r} one of clear, beaver, "
+                    "spdz, bfv is needed"
+                )
+            if self.sampler.kind not in ("none", "urs"):
+                lines.append(
+                    f"sampler.kind: {self.sampler.kind!r}, with transform {self.transform.kind!r} one of none, urs is "
+                    "needed"
+                )
+        _raise(lines)
+        return self
+
+    @model_validator(mode="after")
     def _check_start(self) -> _PublicConfig:
         lines = []
         if self.start.kind == "file" and self.start.path is None:
             lines.append("start.path: missing, the path of an ITK transform is needed with start.kind 'file'")
         if self.start.kind != "file" and self.start.path is not None:
             lines.append(f"start.path: {show(self.start.path)}, goes with start.kind 'file' only")
-        if self.start.kind == "file" and self.transform.kind != "affine":
-            lines.append(f"transform.kind: {self.transform.kind!r}, only 'affine' goes with start.kind 'file'")
+        field = "transform.kind" if isinstance(self.transform, LinearConfig) else "transform.linear"
+        if self.start.kind == "file" and self.transform.linear not in ("affine", "none"):
+            lines.append(f"{field}: {self.transform.linear!r}, only 'affine' goes with start.kind 'file'")
         _raise(lines)
         return self
 
@@ -392,7 +434,7 @@ def build_plan(
     """The registration's plan; `start` is the loaded transform where start.kind is "file"."""
     from .images import Level
     from .optimizers import Adam, GaussNewton, InverseCompositional, Stopping
-    from .registration import Plan
+    from .registration import Deformable, Plan
 
     if (config.start.kind == "file") != (start is not None):
         raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
@@ -405,7 +447,25 @@ def build_plan(
         optimizer = Adam(config.optimizer.learning_rate_voxels)
     levels = tuple(Level(level.shrink, _smoothing_mm(level, min(fixed_spacing))) for level in config.pyramid.levels)
     stopping = Stopping(**config.optimizer.stopping.model_dump())
-    return Plan(config.transform.kind, levels, build_sampler(config), optimizer, stopping, start or config.start.kind)
+    wanted, deformable = config.transform, None
+    if isinstance(wanted, DeformableConfig):
+        deformable = Deformable(
+            kind=wanted.kind,
+            spacing_mm=4 * min(fixed_spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
+            regulariser=wanted.regulariser,
+            weight=wanted.weight,
+            levels=levels,
+            stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
+        )
+    return Plan(
+        transform="affine" if wanted.linear == "none" else wanted.linear,
+        levels=() if wanted.linear == "none" else levels,
+        sampler=build_sampler(config),
+        optimizer=optimizer,
+        stopping=stopping,
+        start=start or config.start.kind,
+        deformable=deformable,
+    )
 
 
 def build_sampler(config: RunConfig | MovingPartyConfig) -> sampling.Sampler:

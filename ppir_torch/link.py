@@ -60,6 +60,7 @@ class Kind(IntEnum):
     SEED = 22  # spdz and beaver, dealer -> party: the key of its share of the triples
     ZERO_SEED = 23  # spdz, party_2 -> party_1: the key of the sharings of zero
     OPENED_OPERAND = 24  # beaver, party_2 -> party_1: the operand less its mask
+    PUBLIC_MAP = 26  # party_1 -> dealer: the public linear map of an operand's products
     GALOIS_KEYS = 25  # ckks-v1, party_2 -> party_1: its public and rotation keys
     # protocol, every product
     PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product

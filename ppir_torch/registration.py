@@ -11,9 +11,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,19 +23,23 @@ from .grids import Grid
 from .images import Image, Level, check_content, level_grid
 from .joint.columns import IMAGE, Columns
 from .joint.operands import ClearOperand, Operand
-from .losses import SSD, InverseSSD, Linearisation
+from .joint.public_map import PublicMap
+from .losses import SSD, AnyLinearisation, DeformableSSD, InverseSSD, Smoothness
 from .optimizers import Adam, GaussNewton, InverseCompositional, Iteration, Stopping
+from .regularisers import Regulariser
 from .sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Sampler, Uniform
-from .transforms import LINEAR_TRANSFORMS, Affine, LinearTransform
+from .transforms import LINEAR_TRANSFORMS, Affine, BSpline, Composite, ControlLattice, LinearTransform, VelocityField
 from .warping import sample_with_gradient, warp
 
 __all__ = [
     "Choice",
     "ClearFixed",
+    "Deformable",
     "FixedSource",
     "LevelIteration",
     "Plan",
     "Result",
+    "map_of",
     "register_images",
     "select_points",
 ]
@@ -59,9 +63,15 @@ class FixedSource(Protocol):
         ...
 
     def operand(
-        self, level: Level, choice: Choice | None = None, number: int = 0, rows: int = 16, columns: Columns = IMAGE
+        self,
+        level: Level,
+        choice: Choice | None = None,
+        number: int = 0,
+        rows: int = 16,
+        columns: Columns = IMAGE,
+        lattice: ControlLattice | None = None,
     ) -> Operand:
-        """The operand of one level; `rows` is the largest product that is expected."""
+        """The operand of one level; `rows` is the largest product that is expected. With a lattice, its map's."""
         ...
 
 
@@ -106,10 +116,18 @@ class ClearFixed:
         number: int = 0,
         rows: int = 16,  # noqa: ARG002
         columns: Columns = IMAGE,
+        lattice: ControlLattice | None = None,
     ) -> Operand:
         """The fixed image at this level, restricted to the chosen points."""
         candidates, sample = select_points(self.grid, self.mask, level, choice or Full(), number)
-        return ClearOperand.of(self.image.at_level(level), candidates, sample, columns, self.grid)
+        image = self.image.at_level(level)
+        public_map = None if lattice is None else map_of(lattice, image.grid, sample, image.tensor.shape[0])
+        return ClearOperand.of(image, candidates, sample, columns, self.grid, public_map)
+
+
+def map_of(lattice: ControlLattice, grid: Grid, sample: Sample, channels: int = 1) -> PublicMap:
+    """The public linear map of a lattice at one level's grid and points."""
+    return PublicMap.of(grid.shape, lattice.matrices(grid)[::-1], sample.index, channels)
 
 
 def select_points(
@@ -133,6 +151,27 @@ def select_points(
 
 
 @dataclass(frozen=True)
+class Deformable:
+    """The deformable stage of a run, which follows the linear one; all of it public.
+
+    Args:
+        kind: "bspline" (free-form deformation) or "velocity" (diffeomorphic).
+        spacing_mm: between control points at the finest level; twice that a level before, and so on.
+        regulariser: "bending", "diffusion" or "elastic".
+        weight: of the regulariser in units of the fixed image's variance, see `Smoothness`.
+        levels: coarse to fine.
+        stopping: of each level.
+    """
+
+    kind: str = "bspline"
+    spacing_mm: float = 8.0
+    regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
+    weight: float = 1.0
+    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    stopping: Stopping = field(default_factory=lambda: Stopping(max_iterations=15, step_voxels=0.01, decrease=1e-3))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to run, all of it public.
 
@@ -143,6 +182,7 @@ class Plan:
         optimizer: `GaussNewton`, `InverseCompositional` or `Adam`.
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
+        deformable: what follows the linear stage, if anything does.
     """
 
     transform: str = "affine"
@@ -151,6 +191,7 @@ class Plan:
     optimizer: GaussNewton | InverseCompositional | Adam = field(default_factory=GaussNewton)
     stopping: Stopping = field(default_factory=Stopping)
     start: str | Affine = "centres"
+    deformable: Deformable | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +220,7 @@ class Result:
         metrics: figures of the whole run where a runner adds them (`ppir_torch.register`: those of result.json).
     """
 
-    transform: LinearTransform
+    transform: LinearTransform | Composite
     warped: Image
     value: float
     history: list[LevelIteration]
@@ -208,29 +249,91 @@ def register_images(
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
     transform = _start(plan, moving, fixed)
     _check_overlap(transform, moving, fixed.grid)
-    history: list[LevelIteration] = []
+    run = _Run(moving, fixed, plan, started, observer)
+    found: LinearTransform | Composite = transform
     complete, error = True, ""
     try:
-        for number, level in enumerate(plan.levels):
-            coarse = moving.at_level(level)
-            operand = _operand(plan, transform, coarse, fixed, level, number)
-            loss = InverseSSD(operand) if isinstance(plan.optimizer, InverseCompositional) else SSD(operand)
-            points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
-            voxel = min(operand.grid.spacing)
-
-            def linearise(loss: SSD | InverseSSD = loss, coarse: Image = coarse) -> Linearisation:
-                return loss.linearise(transform, coarse)
-
-            for iteration in plan.optimizer.minimise(transform, linearise, plan.stopping, voxel):
-                elapsed = time.perf_counter() - started
-                history.append(LevelIteration(number, len(plan.levels), level.shrink, points, iteration, elapsed))
-                if observer is not None:
-                    observer(history[-1])
+        run.fit_linear(transform)
+        if plan.deformable is not None:
+            for part in run.fit_deformable(transform, plan.deformable):
+                found = Composite([part, transform])
     except (LinkError, LedgerStop) as lost:
         complete, error = False, str(lost)
+    history = run.history
     value = next((h.iteration.value for h in reversed(history) if h.iteration.accepted), float("nan"))
     seconds = time.perf_counter() - started
-    return Result(transform, warp(moving, transform, fixed.grid), value, history, seconds, complete, error)
+    return Result(found, warp(moving, found, fixed.grid), value, history, seconds, complete, error)
+
+
+@dataclass
+class _Run:
+    """The state of a run: what it was given, and its history so far."""
+
+    moving: Image
+    fixed: FixedSource
+    plan: Plan
+    started: float
+    observer: Callable[[LevelIteration], None] | None
+    history: list[LevelIteration] = field(default_factory=list)
+
+    def fit_linear(self, transform: LinearTransform) -> None:
+        """The linear stage, coarse to fine."""
+        plan = self.plan
+        for number, level in enumerate(plan.levels):
+            coarse = self.moving.at_level(level)
+            operand = _operand(plan, transform, coarse, self.fixed, level, number)
+            loss = InverseSSD(operand) if isinstance(plan.optimizer, InverseCompositional) else SSD(operand)
+
+            def linearise(loss: SSD | InverseSSD = loss, coarse: Image = coarse) -> AnyLinearisation:
+                return loss.linearise(transform, coarse)
+
+            voxel = min(operand.grid.spacing)
+            self._follow(plan.optimizer.minimise(transform, linearise, plan.stopping, voxel), operand, number, level)
+
+    def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> Iterator[BSpline | VelocityField]:
+        """The deformable stage, coarse to fine; yields what is being fitted before each level."""
+        part: BSpline | VelocityField | None = None
+        for place, level in enumerate(wanted.levels):
+            number = len(self.plan.levels) + place
+            spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
+            part = _lattice_transform(wanted.kind, self.fixed.grid, spacing) if part is None else part.refined(spacing)
+            yield part
+            coarse = self.moving.at_level(level)
+            lattice, rows = part.lattice, 1 + self.fixed.grid.dimension
+            operand = self.fixed.operand(level, _choice(self.plan.sampler), number, rows, IMAGE, lattice)
+            regulariser = Regulariser.of(
+                wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
+            )
+            loss = DeformableSSD(operand, part, outer, Smoothness(regulariser, wanted.weight))
+
+            def linearise(loss: DeformableSSD = loss, coarse: Image = coarse) -> AnyLinearisation:
+                return loss.linearise(coarse)
+
+            voxel = min(operand.grid.spacing)
+            self._follow(GaussNewton().minimise(part, linearise, wanted.stopping, voxel), operand, number, level)
+
+    def _follow(self, iterations: Iterator[Iteration], operand: Operand, number: int, level: Level) -> None:
+        points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
+        later = 0 if self.plan.deformable is None else len(self.plan.deformable.levels)
+        for iteration in iterations:
+            elapsed = time.perf_counter() - self.started
+            levels = len(self.plan.levels) + later
+            self.history.append(LevelIteration(number, levels, level.shrink, points, iteration, elapsed))
+            if self.observer is not None:
+                self.observer(self.history[-1])
+
+
+def _lattice_transform(kind: str, grid: Grid, spacing_mm: float) -> BSpline | VelocityField:
+    kinds: dict[str, type[BSpline] | type[VelocityField]] = {"bspline": BSpline, "velocity": VelocityField}
+    if kind not in kinds:
+        raise ConfigError(f"deformable: {kind!r}, one of {', '.join(kinds)} is needed")
+    return kinds[kind](ControlLattice(grid, spacing_mm))
+
+
+def _choice(sampler: Sampler) -> Choice:
+    if not isinstance(sampler, Full | Uniform):
+        raise ConfigError(f"sampler: {type(sampler).__name__}, deformable runs take all points or Uniform (URS)")
+    return sampler
 
 
 def _start(plan: Plan, moving: Image, fixed: FixedSource) -> LinearTransform:

@@ -11,6 +11,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from .parties.launch import run_parties
 from .registration import ClearFixed, LevelIteration, Result, register_images
 from .reporting.files import save_result, summary
 from .reporting.progress import Progress
-from .transforms import LINEAR_TRANSFORMS, load_transform
+from .transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
 
 __all__ = ["register", "run"]
 
-FILES = ("result.json", "transform.tfm", "warped.nii.gz", "warped.png", "party_1.json", "party_2.json", "dealer.json")
+FILES = (
+    *("result.json", "transform.tfm", "transform.h5", "displacement.nii.gz", "warped.nii.gz", "warped.png"),
+    *("party_1.json", "party_2.json", "dealer.json"),
+)
 
 
 def run(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
 def register(
     moving: Image | str | Path,
     fixed: Image | str | Path,
-    transform: str = "affine",
+    transform: str | Mapping[str, Any] = "affine",
     backend: str = "clear",
     sampler: str = "none",
     fraction: float = 0.1,
@@ -99,7 +103,8 @@ def register(
     Args:
         moving: image or file of party_1.
         fixed: image or file of party_2. Give a file where this process should not hold it.
-        transform: "translation", "rigid", "similarity" or "affine".
+        transform: "translation", "rigid", "similarity", "affine"; "bspline" or "velocity" (a linear stage, then
+            deformable), or a mapping with the kind and its settings, see `DeformableConfig`.
         backend: "clear", "auto", "beaver", "spdz", "bfv", "ckks", or "ckks-v1" (with `allow_insecure`; a baseline).
         sampler: "none", "urs", "chunks" or "gms", with `fraction` of the points.
         seed: of the sampler.
@@ -133,7 +138,7 @@ def register(
         named = start in ("centres", "centre_of_mass", "identity")
         config = load_config(
             {
-                "transform": {"kind": transform},
+                "transform": {"kind": transform} if isinstance(transform, str) else dict(transform),
                 "optimizer": {"kind": optimizer},
                 "backend": {"kind": backend} | ({"allow_insecure": allow_insecure} if backend == "ckks-v1" else {}),
                 "sampler": {"kind": sampler}
@@ -167,7 +172,10 @@ def _choose_backend(config: RunConfig) -> tuple[RunConfig, str]:
     if not isinstance(chosen, AutoConfig):
         return config, ""
     size = image_size(config.data.fixed)
-    parameters = sum(p.numel() for p in LINEAR_TRANSFORMS[config.transform.kind](Grid(size)).parameters())
+    parameters = sum(
+        p.numel()
+        for p in LINEAR_TRANSFORMS.get(config.transform.linear, LINEAR_TRANSFORMS["affine"])(Grid(size)).parameters()
+    )
     choice = choose(math.prod(size), parameters, len(size), chosen.bandwidth_mbit, chosen.dealer)
     print(f"backend auto: {choice.reason}", file=sys.stderr, flush=True)
     settings = {"kind": choice.name} | ({} if choice.name == "bfv" else {"device": chosen.device})
@@ -263,11 +271,17 @@ def _evaluate(config: RunConfig, output: Path) -> dict[str, Any]:
     if any(path is not None for path in given.values()):
         fixed = load_image(config.data.fixed)
         points = foreground_points(fixed)
-        found = load_transform(output / "transform.tfm", fixed.grid)
+        found = _found(output, fixed.grid)
         for name, path in given.items():
             if path is not None:
-                values[name] = displacement_rmse(found, load_transform(path, fixed.grid), points)
+                values[name] = displacement_rmse(found, load_any_transform(path, fixed.grid), points)
     return values
+
+
+def _found(folder: Path, grid: Grid) -> Any:
+    """The transform of a run's folder."""
+    linear = folder / "transform.tfm"
+    return load_transform(linear, grid) if linear.exists() else load_any_transform(folder / "transform.h5", grid)
 
 
 def _as_file(image: Image | str | Path, path: Path) -> str:
@@ -290,5 +304,5 @@ def _result(values: dict[str, Any], folder: Path) -> Result:
         )
         for h in values["history"]
     ]
-    transform = load_transform(folder / "transform.tfm", warped.grid)
+    transform = _found(folder, warped.grid)
     return Result(transform, warped, values["ssd"], history, values["loop_seconds"], metrics=values)

@@ -31,6 +31,11 @@ class Sample:
     weights: Tensor | None
     positions: Tensor | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether party_2 knows which points count, all alike; only then can it say J's mean square over them."""
+        return self.weights is None and self.positions is None
+
     def at(self, positions: Tensor, weights: Tensor | None) -> Sample:
         """The part of a sample without weights at these positions; the operand keeps all its points."""
         index = positions if self.index is None else self.index[positions]

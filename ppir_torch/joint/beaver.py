@@ -21,9 +21,12 @@ the simulators):
   twice, party_2 would see X - X' (attack 5).
 - The dealer sees shapes.
 
-Words are 32, 40, 48 or 64 bits wide, the narrowest that carries the rows with at least `ROW_BITS` bits each; the
+Words are 32, 40, 48 or 64 bits wide, the narrowest that carries typical entries of the rows with `_row_bits` bits; the
 choice follows from the operand's public header, so that all agree on it, and a product that could leave the ring is
 refused before it is sent. A d^T + c1 and c2 do not depend on X: they are made while party_2 works on the last product.
+
+Rounding is averaged over the points: with 2^18 and more of them 8 bits of J and 4 of a typical entry of X move the
+result of a registration by about a thousandth of a voxel, and fit words of 32 bits, at half the time and bytes.
 """
 
 from __future__ import annotations
@@ -36,10 +39,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LinkError, PeerLost
+from ..errors import LinkError, PeerLost
 from ..link import Buffer, Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
+from .dealing import draw_words, read_key, with_dealer
 from .protocol import (
+    COLUMN_BITS,
     FixedSide,
     Limits,
     MovingSide,
@@ -48,15 +53,20 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_mapped,
     check_operand,
     check_pairs,
     check_range,
 )
-from .words import narrowest_width, pack_words, signed_words, unpack_words, word_products
+from .public_map import PublicMap
+from .words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
 
 __all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
 
 ROW_BITS = 12  # of a typical entry of a row; its rounding is multiplied by the small residual I - J only
+MANY_POINTS = 1 << 18  # from here on rounding averages out
+MANY_POINTS_ROW_BITS, MANY_POINTS_COLUMN_BITS = 4, 8
+MAPPED_ROW_BITS = 11  # of the largest entry of a row
 MAX_WORDS = 1 << 34
 
 
@@ -68,24 +78,41 @@ class _Shape:
     rows: int
     columns: int
     points: int
+    width: int
+    mapped: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of the words that are drawn."""
+        return 32 if self.width == 32 else 64
 
     def check(self, message: Message) -> _Shape:
         sizes = (self.rows, self.columns, self.points)
-        whole = all(type(n) is int for n in (self.operand, *sizes))
+        whole = all(type(n) is int for n in (self.operand, *sizes)) and self.width in WIDTHS
+        whole = whole and type(self.mapped) is bool
         if not whole or self.operand < 0 or min(sizes) < 1 or (self.rows + self.columns) * self.points > MAX_WORDS:
             raise LinkError(f"{message.kind.name}: {str(self)[:120]} is out of range; refused")
         return self
 
 
 def width_of(header: OperandHeader) -> int:
-    """Bits per word for an operand: rows of typical size 2^ROW_BITS give |R| <= |X|_2 |Y|_2 below 2^(width - 1)."""
+    """Bits per word for an operand: rows of typical size 2^_row_bits give |R| <= |X|_2 |Y|_2 below 2^(width - 1)."""
     largest = math.sqrt(header.points) * math.sqrt(max(header.energy, 1))
-    return narrowest_width(math.ceil(math.log2(largest)) + ROW_BITS + 2)
+    return narrowest_width(math.ceil(math.log2(largest)) + _row_bits(header.points) + 2)
 
 
-def _limits(header: OperandHeader) -> Limits:
+def mapped_width(header: OperandHeader, public_map: PublicMap) -> int:
+    """Bits per word where the products are mapped: rows with entries up to 2^MAPPED_ROW_BITS stay in the ring."""
+    needed = math.log2(max(header.max_abs, 1) * public_map.largest_sum) + MAPPED_ROW_BITS + 2
+    return narrowest_width(math.ceil(needed))
+
+
+def _row_bits(points: int) -> int:
+    return MANY_POINTS_ROW_BITS if points >= MANY_POINTS else ROW_BITS
+
+
+def _limits(width: int) -> Limits:
     # One sixteenth of the ring stays free, for the noise that party_2 may add.
-    width = width_of(header)
     return Limits(max_row=1 << (width - 2), max_result=(1 << (width - 1)) - (1 << (width - 5)))
 
 
@@ -102,17 +129,25 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
     key_1, key_2 = new_key(), new_key()
     stream_1, stream_2 = KeyStream(key_1), KeyStream(key_2)
     number, operand, b = 0, -1, torch.empty(0)
+    public_map: PublicMap | None = None
     try:
         link_1.send(Kind.SEED, key_1)
         link_2.send(Kind.SEED, key_2)
-        while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
+        while (request := link_1.receive(Kind.TRIPLE, Kind.PUBLIC_MAP, Kind.FINISH)).kind is not Kind.FINISH:
+            if request.kind is Kind.PUBLIC_MAP:
+                public_map = PublicMap.from_message(*unpack(request.payload))
+                continue
             shape = _read_shape(request)
+            if shape.mapped and (public_map is None or public_map.points != shape.points or shape.columns != 1):
+                raise LinkError(f"TRIPLE: {shape} does not go with the map before it; refused")
             if shape.operand != operand:
-                operand, b = shape.operand, _words(stream_2, "b", shape.operand, shape.columns, shape.points)
-            elif b.shape != (shape.columns, shape.points):
+                operand = shape.operand
+                b = draw_words(stream_2, "b", operand, shape.columns, shape.points, bits=shape.bits)
+            elif b.shape != (shape.columns, shape.points) or b.dtype != word_type(shape.width):
                 raise LinkError(f"TRIPLE: {shape} is not the operand's shape {tuple(b.shape)}; refused")
-            a = _words(stream_1, "A", number, shape.rows, shape.points)
-            c2 = word_products(a, b).sub_(_words(stream_1, "c", number, shape.rows, shape.columns))
+            a = draw_words(stream_1, "A", number, shape.rows, shape.points, bits=shape.bits)
+            c2 = _bilinear(a, b, public_map if shape.mapped else None)
+            c2.sub_(draw_words(stream_1, "c", number, *c2.shape, bits=shape.bits))
             link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
             number += 1
     except PeerLost:
@@ -133,16 +168,20 @@ class BeaverMovingSide(MovingSide):
         self._device = torch.device(device)
         self._stream: KeyStream | None = None
         self._header: OperandHeader | None = None
+        self._map: PublicMap | None = None
         self._products = 0
         self._ready: tuple[Tensor, Tensor] | None = None  # A and A d^T + c1 of the next product
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive d = Y - b; sets `limits`.
 
         Raises:
             LinkError: it is not as long as the header says.
         """
-        self._width, self.limits = width_of(header), _limits(header)
+        self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
+        self.limits, self._map = _limits(self._width), public_map
+        if public_map is not None:
+            self._dealer_link.send(Kind.PUBLIC_MAP, pack(*public_map.to_message()))
         count = header.columns * header.points
         words = unpack_words(self._link.receive(Kind.OPENED_OPERAND).payload, count, self._width)
         self._opened = words.reshape(header.columns, header.points).to(self._device)
@@ -158,32 +197,43 @@ class BeaverMovingSide(MovingSide):
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
         check_range(rows, self._header, self.limits)
+        pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
+        pairs = check_pairs(pairs, rows.shape[0], self._header)
+        return self._product(rows, pairs)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """See `MovingSide`; raises as `multiply`."""
+        if self._header is None or self._map is None:
+            raise RuntimeError("project before accept_operand with a map")
+        check_mapped(rows, self._header, self._map, self.limits)
+        return self._product(rows, None)
+
+    def _product(self, rows: Tensor, pairs: list[tuple[int, int]] | None) -> Tensor:
+        """Checked rows to results: of the pairs, or of the map where there are none."""
         count = rows.shape[0]
-        pairs = all_pairs(count, self._header.columns) if pairs is None else pairs
-        pairs = check_pairs(pairs, count, self._header)
         if self._ready is None or len(self._ready[0]) != count:
             self._ready = self._prepare(count)
         (a, known), self._ready = self._ready, None
-        masked = torch.sub(rows.to(self._device), a, out=a)  # A is done with: no fresh memory
-        head = pack({"product": self._products - 1, "rows": count}, [np.array(pairs, np.uint16)])
+        masked = torch.sub(rows.to(a), a, out=a)  # A is done with: no fresh memory
+        head = pack({"product": self._products - 1, "rows": count}, [np.array(pairs or [(0, 0)], np.uint16)])
         self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
         self._ready = self._prepare(count)  # while party_2 computes
-        z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, len(pairs), self._width)
-        wanted = torch.stack([known[row, column] for row, column in pairs])
+        wanted = known if pairs is None else torch.stack([known[row, column] for row, column in pairs])
+        z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, wanted.numel(), self._width)
         return signed_words(z + wanted, self._width)
 
     def _prepare(self, rows: int) -> tuple[Tensor, Tensor]:
         """A (rows, points) and A d^T + c1 (rows, columns) of the next product, which the dealer is asked for."""
         assert self._header is not None
         if self._stream is None:
-            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
+            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
         header, number = self._header, self._products
-        shape = _Shape(header.number, rows, header.columns, header.points)
+        shape = _Shape(header.number, rows, header.columns, header.points, self._width, self._map is not None)
         self._dealer_link.send(Kind.TRIPLE, pack(shape.__dict__))
         self._products += 1
-        a = _words(self._stream, "A", number, rows, header.points).to(self._device)
-        c1 = _words(self._stream, "c", number, rows, header.columns)
-        return a, word_products(a, self._opened).cpu() + c1
+        a = draw_words(self._stream, "A", number, rows, header.points, bits=shape.bits).to(self._device)
+        known = _bilinear(a, self._opened, self._map).cpu()
+        return a, known.add_(draw_words(self._stream, "c", number, *known.shape, bits=shape.bits))
 
 
 class BeaverFixedSide(FixedSide):
@@ -200,9 +250,10 @@ class BeaverFixedSide(FixedSide):
         self._device = torch.device(device)
         self._stream: KeyStream | None = None
         self._header: OperandHeader | None = None
+        self._map: PublicMap | None = None
         self._corrections = 0
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Send d = Y - b for values int64 (columns, points).
 
         Raises:
@@ -210,11 +261,17 @@ class BeaverFixedSide(FixedSide):
         """
         table = check_operand(values, header)
         if self._stream is None:
-            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
-        self._width, self.limits = width_of(header), _limits(header)
-        opened = table - _words(self._stream, "b", header.number, header.columns, header.points)
+            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
+        self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
+        self.limits, self._map = _limits(self._width), public_map
+        words, bits = table.to(word_type(self._width)), 32 if self._width == 32 else 64
+        opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
         self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
-        self._header, self._operand = header, table.to(self._device)
+        self._header, self._operand = header, words.to(self._device)
+
+    def column_bits(self, points: int) -> int:
+        """Fewer where rounding averages out over many points: then words of 32 bits will do."""
+        return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS else COLUMN_BITS
 
     def answer(self, request: Message, release: Release) -> None:
         """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.
@@ -228,16 +285,19 @@ class BeaverFixedSide(FixedSide):
         header = self._header
         number, rows, pairs, words = _read_request(request)
         pairs = check_pairs(pairs, rows, header)
+        if self._map is not None and rows != header.rows:
+            raise LinkError(f"product of {rows} rows, {header.rows} were agreed; refused")
         masked = unpack_words(words, rows * header.points, self._width).reshape(rows, header.points)
-        c2 = self._correction(number, rows)
-        noise = release(len(pairs))
-        products = word_products(masked.to(self._device), self._operand).cpu() + c2
-        wanted = torch.stack([products[row, column] for row, column in pairs]) + noise
-        self._link.send(Kind.RESULT_SHARE, pack_words(wanted, self._width))
+        size = (rows, header.columns) if self._map is None else (self._map.results(rows),)
+        c2 = self._correction(number, size)
+        noise = release(len(pairs) if self._map is None else size[0])
+        products = _bilinear(masked.to(self._device), self._operand, self._map).cpu() + c2
+        if self._map is None:
+            products = torch.stack([products[row, column] for row, column in pairs])
+        self._link.send(Kind.RESULT_SHARE, pack_words(products + noise.to(products), self._width))
 
-    def _correction(self, number: int, rows: int) -> Tensor:
-        """c2 (rows, columns) of product `number`; corrections that party_1 prepared and did not use are passed over."""
-        assert self._header is not None
+    def _correction(self, number: int, size: tuple[int, ...]) -> Tensor:
+        """c2 of product `number`; corrections that party_1 prepared and did not use are passed over."""
         if number < self._corrections:
             raise LinkError(f"MASKED_ROWS: product {number} was answered before; refused")
         while True:
@@ -245,11 +305,13 @@ class BeaverFixedSide(FixedSide):
             self._corrections += 1
             if self._corrections > number:
                 break
-        return unpack_words(payload, rows * self._header.columns, 64).reshape(rows, self._header.columns)
+        width = 32 if self._width == 32 else 64
+        return unpack_words(payload, math.prod(size), width).reshape(size)
 
 
-def _words(stream: KeyStream, purpose: str, number: int, *shape: int) -> Tensor:
-    return torch.from_numpy(stream.words(purpose, number, shape))
+def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tensor:
+    """Every row with every column (rows, columns); or, mapped, the results (count,). All of it is bilinear."""
+    return word_products(left, right) if public_map is None else public_map.forms(left, right)
 
 
 def _with_head(head: Sequence[Buffer], words: Sequence[Buffer]) -> list[Buffer]:
@@ -270,28 +332,16 @@ def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], me
 
 def _read_shape(message: Message) -> _Shape:
     meta, arrays = unpack(message.payload)
-    if set(meta) != {"operand", "rows", "columns", "points"} or arrays:
+    if set(meta) != set(_Shape.__dataclass_fields__) or arrays:
         raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
     return _Shape(**meta).check(message)
-
-
-def _read_key(message: Message) -> bytes:
-    if message.payload.nbytes != 16:
-        raise LinkError(f"{message.kind.name}: {message.payload.nbytes} bytes where a key of 16 is due; refused")
-    return bytes(message.payload)
-
-
-def _with_dealer(dealer_link: Link | None) -> Link:
-    if dealer_link is None:
-        raise ConfigError("backend beaver: no link to the dealer; it runs in a process of its own")
-    return dealer_link
 
 
 ENTRY = ProtocolEntry(
     name="beaver",
     party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
     party_2_learns="sizes and timing only; the dealer the same",
-    moving_side=lambda link, dealer_link, device: BeaverMovingSide(link, _with_dealer(dealer_link), device),
-    fixed_side=lambda link, dealer_link, device: BeaverFixedSide(link, _with_dealer(dealer_link), device),
+    moving_side=lambda link, dealer_link, device: BeaverMovingSide(link, with_dealer(dealer_link, "beaver"), device),
+    fixed_side=lambda link, dealer_link, device: BeaverFixedSide(link, with_dealer(dealer_link, "beaver"), device),
     dealer=serve_dealer,
 )

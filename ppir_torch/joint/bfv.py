@@ -10,14 +10,16 @@ a uniform mask modulo t on every released coefficient; a fresh public-key encryp
 known multiple of X; and a uniform flood on the released noise, which otherwise is a known multiple of X
 (noise flooding: Gentry, STOC 2009; Asharov et al., EUROCRYPT 2012). tests/attacks/test_bfv_reply.py runs both attacks.
 
-Numbers: n = 8192, q = 60+50+50 bits and a special prime of 20 (180 bits; SEAL's 128-bit table allows 218), t = 2^49
-(below every prime, or SEAL lifts plaintexts on its slow path).
-- flood: uniform over 2^109 values. The noise that depends on X is at most 22 group N max|X| (fresh errors of SEAL's
-  centred binomial are at most 21, rounding adds 1/2), so the statistical distance of all 2^18 words that a session may
-  release from words that do not depend on X is at most 2^18 noise / 2^109; `max_row` is chosen to keep it below 2^-40.
-- exactness: the flood is at most 2^8 after the switch to the 60-bit prime, where decryption is right up to
-  q1 / 2t = 2^10; the switch adds |sum_j r_j s_j| + 1, |r_j| <= 1/2 and s ternary, above 2^9.5 with probability below
-  2^-200 (Hoeffding).
+Numbers: n = 8192, q of two primes of 60 bits and a special one of 20 (140 bits; SEAL's 128-bit table allows 218),
+t = 2^37 (below every prime, or SEAL lifts plaintexts on its slow path). Both primes are 1 modulo t, so that SEAL's
+rounding of q m / t adds |Y| / t to a fresh error and no more.
+- flood: uniform over 2^82 values. The noise that depends on X is a sum of X_i e_i, e SEAL's centred binomial of 42
+  coins: above 30 |w|_2 with probability below 2^-60 (Hoeffding), |w|_2 <= sqrt(group) |X|_2 the rows side by side. The
+  statistical distance of all 2^18 words that a session may release from words that do not depend on X is at most
+  2^18 (2^-60 + noise / 2^82); `max_norm` is chosen to keep it below 2^-40.
+- exactness: the flood is at most 2^21 after the switch to one prime, where decryption is right up to q1 / 2t = 2^22;
+  the switch adds |sum_j r_j s_j| + 1, |r_j| <= 1/2 and s ternary, above 2^9.5 with probability below 2^-200
+  (Hoeffding).
 """
 
 from __future__ import annotations
@@ -48,10 +50,12 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_no_map,
     check_operand,
     check_pairs,
     check_range,
 )
+from .public_map import PublicMap
 from .seal_format import (
     ciphertext_file,
     ciphertext_words,
@@ -65,19 +69,20 @@ from .seal_format import (
 
 __all__ = ["ENTRY", "BfvFixedSide", "BfvMovingSide"]
 
-PRIME_BITS = (60, 50, 50, 20)  # the first survives to the reply; the last is SEAL's special prime
-PLAIN_BITS = 49
-FLOOD_BITS = 109
+# The two largest primes below 2^60 that are 1 modulo t, and the largest below 2^20 that is 1 modulo 2n.
+PRIMES = (0xFFFFFA000000001, 0xFFFFEE000000001, 0xFC001)  # the first survives to the reply; the last is special
+PLAIN_BITS = 37
+FLOOD_BITS = 82
 MAX_WORDS = 1 << 18  # released in a session: 2^14 products of 16 rows
-DISTANCE_BITS = 40
+DISTANCE_BITS = 41
 MAX_ROW = 1 << 20
-FRESH_NOISE = 22
+FRESH_NOISE = 30  # |sum X_i e_i| / |X|_2, passed with probability below 2^-60
 ZERO_NOISE = 1 << 19  # of a public-key encryption of zero, after SEAL divided it by the special prime: far less
 
 _T = 1 << PLAIN_BITS
 MAX_RESULT = _T // 2 - _T // 32  # what is left is room for noise that party_2 may add
 _C1_BYTES = DEGREE * 60 // 8
-_CIPHERTEXT_BYTES = 185_000  # a seeded ciphertext as SEAL writes it
+_CIPHERTEXT_BYTES = 123_500  # a seeded ciphertext as SEAL writes it
 _LARGE = 128  # ciphertexts of an operand, from which on a second process pays
 
 
@@ -110,13 +115,14 @@ class BfvMovingSide(MovingSide):
         self._helper_columns: range | None = None
         self._released = 0
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the public key (first operand only) and the operand's ciphertexts; sets `limits`.
 
         Raises:
             RangeError: the operand's public bounds do not fit the parameters.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
+        check_no_map(public_map, "bfv")
         layout, self.limits = _layout(header), _limits(header)
         self._header = None
         if not self._public_key:
@@ -374,12 +380,13 @@ class BfvFixedSide(FixedSide):
         self._decryptor: Any = None
         self._header: OperandHeader | None = None
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.
 
         Raises:
             RangeError: the values are not those of the header, or do not fit the parameters; nothing was sent.
         """
+        check_no_map(public_map, "bfv")
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         table = check_operand(values, header).detach().cpu().numpy()
         if self._encryptor is None:
@@ -444,14 +451,14 @@ def _scheme() -> _Scheme:
 
     parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
     parameters.set_poly_modulus_degree(DEGREE)
-    moduli = seal.CoeffModulus.Create(DEGREE, list(PRIME_BITS))
-    parameters.set_coeff_modulus(moduli)
+    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in PRIMES])
     parameters.set_plain_modulus(_T)
     context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
     if not context.parameters_set():
         raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
-    primes = tuple(m.value() for m in moduli[:-1])
-    return _Scheme(seal, context, seal.Evaluator(context), primes, context.first_parms_id(), context.last_parms_id())
+    return _Scheme(
+        seal, context, seal.Evaluator(context), PRIMES[:-1], context.first_parms_id(), context.last_parms_id()
+    )
 
 
 def _layout(header: OperandHeader) -> Layout:
@@ -463,10 +470,10 @@ def _limits(header: OperandHeader) -> Limits:
     if header.max_abs >= _T // 2:
         raise RangeError(f"operand: values up to {header.max_abs}, below 2^{PLAIN_BITS - 1} are needed")
     room = (1 << FLOOD_BITS) // (MAX_WORDS << DISTANCE_BITS) - ZERO_NOISE
-    largest = min(MAX_ROW, room // (FRESH_NOISE * _layout(header).group * header.points))
-    if largest < 1 << 10:
+    longest = room / (FRESH_NOISE * math.sqrt(_layout(header).group))
+    if longest < 4 * math.sqrt(header.points):
         raise RangeError(f"operand: {header.points} points are more than the noise flood can cover")
-    return Limits(max_row=1 << (largest.bit_length() - 1), max_result=MAX_RESULT)
+    return Limits(max_row=min(MAX_ROW, math.floor(longest)), max_result=MAX_RESULT, max_norm=longest)
 
 
 def _flood(low: int, high: int) -> int:

@@ -59,10 +59,12 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_no_map,
     check_operand,
     check_pairs,
     check_range,
 )
+from .public_map import PublicMap
 from .seal_format import (
     ciphertext_file,
     ciphertext_words,
@@ -135,13 +137,14 @@ class CkksMovingSide(MovingSide):
         self._products = 0
         self._released = 0
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the public key (first operand only) and the operand's ciphertexts; sets `limits`.
 
         Raises:
             RangeError: the operand's public bounds do not fit the parameters.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
+        check_no_map(public_map, "ckks")
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         if self._encryptor is None:
             self._encryptor = scheme.seal.Encryptor(scheme.context, _load_key(receive_key(self._link)))
@@ -254,12 +257,13 @@ class CkksFixedSide(FixedSide):
         self._answers = 0
         self._released = 0
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.
 
         Raises:
             RangeError: the values are not those of the header, or do not fit the parameters; nothing was sent.
         """
+        check_no_map(public_map, "ckks")
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         table = check_operand(values, header).detach().cpu().numpy()
         if self._encryptor is None:

@@ -40,10 +40,12 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_no_map,
     check_operand,
     check_pairs,
     check_range,
 )
+from .public_map import PublicMap
 
 __all__ = ["CHUNK", "ENTRY", "CkksV1FixedSide", "CkksV1MovingSide"]
 
@@ -75,13 +77,14 @@ class CkksV1MovingSide(MovingSide):
         self._vectors: list[Any] = []
         self.limits = LIMITS
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the public and rotation keys (first operand only) and the operand's vectors.
 
         Raises:
             RangeError: an operand that is too large.
             LinkError: what arrived is not a key or not the vectors of this header.
         """
+        check_no_map(public_map, "ckks-v1")
         _check_header(header)
         if self._context is None:
             self._context = _receive_context(self._link)
@@ -146,12 +149,13 @@ class CkksV1FixedSide(FixedSide):
         self._header: OperandHeader | None = None
         self.limits = LIMITS
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the keys go before the first one.
 
         Raises:
             RangeError: the values are not those of the header, or too many; nothing was sent.
         """
+        check_no_map(public_map, "ckks-v1")
         _check_header(header)
         table = check_operand(values, header).cpu().double() / max(header.max_abs, 1)
         import tenseal

@@ -76,26 +76,26 @@ class FixedColumns:
 def columns_of(
     image: Image, candidates: Tensor | None, index: Tensor | None, wanted: Columns, full: Grid | None = None
 ) -> FixedColumns:
-    """The columns of a one-channel image at one level.
+    """The columns of an image at one level; of several channels (features) the points follow each other.
 
     Args:
-        image: the fixed image at the level.
+        image: the fixed image at the level; one channel unless `wanted` is "image".
         candidates: flat indices of the level's points that count (a mask); None means all.
         index: flat indices of the operand's points, in its order; None means all.
         wanted: which columns.
         full: grid of the unshrunk image, which the transform's parameters refer to; default the level's.
     """
-    flat = image.tensor[0].flatten()
+    flat = image.tensor.flatten(1)
     level = _take(flat.double(), candidates)
     offset = float(torch.tensor(float(level.mean()), dtype=torch.float32))  # exact in either dtype
-    centred = (_take(flat.double(), index) - offset).to(flat.dtype)
+    centred = (_take(flat.double(), index) - offset).flatten().to(flat.dtype)
     if wanted.kind == "moments":
         values = homogeneous(image.grid, index, centred) * centred
     elif wanted.kind == "steepest_descent":
         points = image.grid.points(index, flat.dtype, flat.device)
         gradient = grid_gradient(image)
         transform = LINEAR_TRANSFORMS[wanted.transform](full or image.grid)
-        values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient, index))])
+        values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient.T, index).T)])
     else:
         values = centred[None]
     return FixedColumns(values, offset, float((level - offset).square().mean()))
@@ -155,4 +155,4 @@ def homogeneous(grid: Grid, index: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _take(values: Tensor, index: Tensor | None) -> Tensor:
-    return values if index is None else values[index.to(values.device)]
+    return values if index is None else values[..., index.to(values.device)]

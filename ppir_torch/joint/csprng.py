@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +43,8 @@ class KeyStream:
         self._key = key
         self._used: set[tuple[str, int]] = set()
 
-    def words(self, purpose: str, counter: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Uniform int64 words of the given shape.
+    def words(self, purpose: str, counter: int, shape: tuple[int, ...], bits: int = 64) -> NDArray[Any]:
+        """Uniform words of the given shape, int64 or (32 bits) int32.
 
         Raises:
             ValueError: this (purpose, counter) was drawn before; a mask used twice hides nothing.
@@ -53,7 +54,7 @@ class KeyStream:
         self._used.add((purpose, counter))
         # A 96-bit nonce leaves 2^32 blocks (64 GiB) to each draw.
         nonce = hashlib.sha256(f"{purpose}|{counter}".encode()).digest()[:12] + bytes(4)
-        size = 8 * math.prod(shape)
+        size = bits // 8 * math.prod(shape)
         out = bytearray(size + 15)
         encryptor = Cipher(algorithms.AES128(self._key), modes.CTR(nonce)).encryptor()
         step = max(1, min(1 << 22, size))
@@ -61,7 +62,7 @@ class KeyStream:
         for start in range(0, size, step):
             stop = min(start + step, size)
             encryptor.update_into(memoryview(zeros)[: stop - start], memoryview(out)[start : stop + 15])
-        return np.frombuffer(out, np.int64, size // 8).reshape(shape)
+        return np.frombuffer(out, f"i{bits // 8}", math.prod(shape)).reshape(shape)
 
 
 def gaussian_words(stream: KeyStream, number: int, count: int, deviation: float, reach: float) -> Tensor:

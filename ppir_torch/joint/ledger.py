@@ -108,7 +108,7 @@ class Ledger:
         # Results of unit rows in units of |J| / sqrt(n), which is what a row that has nothing to do with J gives.
         self._unit = math.sqrt(max(energy, 1e-300) / points)
         self._noise, self._error = noise, math.hypot(noise, _ACCURACY * math.sqrt(points))
-        self._opened = 0
+        self._opened, self._too_many = 0, False
         self._basis = torch.empty(0, self._size, dtype=torch.float64)
         self._solution = torch.empty(0, 2, dtype=torch.float64)  # coordinates of P J and P g
         self._covariance = torch.empty(0, 0, dtype=torch.float64)  # of the error of P J; the identity at first
@@ -141,9 +141,21 @@ class Ledger:
             self._compare(own)
         return self._entry()
 
+    def take_as_known(self, count: int) -> LedgerEntry:
+        """Count results whose equations are too many to keep (a fine control grid): everything counts as known."""
+        self._opened += count
+        self._too_many = True
+        rank = max(len(self._basis), min(self._opened, self._points))
+        return LedgerEntry(self._opened, rank, 1.0, 0.0, 1.0)
+
+    @property
+    def rank(self) -> int:
+        """Independent equations so far."""
+        return len(self._basis)
+
     @property
     def _full(self) -> bool:
-        return len(self._basis) > min(_FULL * self._size if self._sketched else self._size, _MOST)
+        return self._too_many or len(self._basis) > min(_FULL * self._size if self._sketched else self._size, _MOST)
 
     def _sketch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """S X (k, d), which is X itself where that is small, and the exact X g (k,); float64 on the CPU."""

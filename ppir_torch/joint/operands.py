@@ -24,7 +24,8 @@ from ..link import Link
 from ..sampling import Sample
 from .columns import IMAGE, Columns, FixedColumns, columns_of, functionals
 from .ledger import Ledger, LedgerEntry
-from .protocol import Limits, MovingSide, OperandHeader, Pairs
+from .protocol import COLUMN_BITS, PART, Limits, MovingSide, OperandHeader, Pairs, euclidean_norms
+from .public_map import PublicMap
 
 __all__ = [
     "ClearOperand",
@@ -33,14 +34,15 @@ __all__ = [
     "PrivateOperand",
     "exact_products",
     "quantise_columns",
+    "quantise_mapped_rows",
     "quantise_rows",
     "row_norm",
     "take",
 ]
 
-FIXED_BITS = 12
+MOST_EQUATIONS = 1200  # of mapped products, which the ledger keeps; more of them count as everything
+MAPPED_ROW_BITS = 11  # of the largest entry of a row whose product with J is mapped
 ROW_BITS = 14  # of a typical entry; its rounding is multiplied by the small residual I - J only
-_BLOCK = 1 << 15
 
 
 class Operand(Protocol):
@@ -77,6 +79,14 @@ class Operand(Protocol):
         """The same operand, of which only these positions are used; party_2 learns nothing of it."""
         ...
 
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+        """(rows as carried (D + 1, n), B^T (X[d] * J) (D, M) float64, X[-1] . J), where the operand has a map."""
+        ...
+
+    def adjoint(self, fields: Tensor) -> Tensor:
+        """B^T of fields (rows, n) of party_1 alone, with the map's weights: (rows, M) float64."""
+        ...
+
 
 @dataclass(frozen=True)
 class ClearOperand:
@@ -86,6 +96,7 @@ class ClearOperand:
     sample: Sample
     columns: Columns
     fixed: FixedColumns
+    public_map: PublicMap | None = None
 
     @classmethod
     def of(
@@ -95,9 +106,11 @@ class ClearOperand:
         sample: Sample,
         columns: Columns = IMAGE,
         full: Grid | None = None,
+        public_map: PublicMap | None = None,
     ) -> ClearOperand:
-        """The operand of a one-channel image at one level; see `columns_of`."""
-        return cls(image.grid, sample, columns, columns_of(image, candidates, sample.index, columns, full))
+        """The operand of an image at one level; see `columns_of`."""
+        fixed = columns_of(image, candidates, sample.index, columns, full)
+        return cls(image.grid, sample, columns, fixed, public_map)
 
     @property
     def offset(self) -> float:
@@ -107,7 +120,7 @@ class ClearOperand:
     @property
     def mean_square(self) -> float:
         """See `Operand`."""
-        if self.sample.weights is None and self.sample.positions is None:
+        if self.sample.known:
             return float(self.fixed.values[0].double().square().mean())
         return self.fixed.level_mean_square
 
@@ -126,6 +139,16 @@ class ClearOperand:
     def part(self, positions: Tensor, weights: Tensor | None) -> ClearOperand:
         """See `Operand`."""
         return replace(self, sample=self.sample.at(positions, weights))
+
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See `Operand`."""
+        values = self.fixed.values.to(rows)
+        return rows, self.adjoint(rows[:-1] * values), float(exact_products(rows[-1:], values))
+
+    def adjoint(self, fields: Tensor) -> Tensor:
+        """See `Operand`."""
+        assert self.public_map is not None
+        return self.public_map.adjoint(fields)
 
 
 @dataclass
@@ -160,6 +183,7 @@ class PrivateOperand:
     link: Link
     kept: KeptLedger | None = None
     full: Grid | None = None
+    public_map: PublicMap | None = None
 
     @property
     def offset(self) -> float:
@@ -169,8 +193,7 @@ class PrivateOperand:
     @property
     def mean_square(self) -> float:
         """See `Operand`."""
-        known = self.sample.weights is None and self.sample.positions is None
-        return self.sample_mean_square if known else self.level_mean_square
+        return self.sample_mean_square if self.sample.known else self.level_mean_square
 
     def part(self, positions: Tensor, weights: Tensor | None) -> PrivateOperand:
         """See `Operand`."""
@@ -207,6 +230,24 @@ class PrivateOperand:
             self._enter(self.kept, carried, pairs, results)
         return carried, results
 
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+        """See `Operand`; the rows are quantised to `MAPPED_ROW_BITS`, by a power of two for each."""
+        assert self.public_map is not None
+        integers, scale = quantise_mapped_rows(rows, self.side.limits)
+        self.link.at(self.link.level, self.link.iteration + 1)
+        exact = self.side.project(integers).cpu().double() * self.header.scale
+        fields = exact[:-1].reshape(rows.shape[0] - 1, -1) / (scale[:-1, None] * self.public_map.unit)
+        carried = integers.to(rows) / scale[:, None].to(rows)
+        total = float(exact[-1] / scale[-1])
+        if self.kept is not None:
+            self._enter_mapped(self.kept, carried, torch.cat([fields.flatten(), torch.tensor([total]).double()]))
+        return carried, fields, total
+
+    def adjoint(self, fields: Tensor) -> Tensor:
+        """See `Operand`."""
+        assert self.public_map is not None
+        return self.public_map.adjoint(fields)
+
     def _enter(self, kept: KeptLedger, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
         """Enter what was opened into the ledger, as equations on J; the last row is party_1's own warped image."""
         weights, positions = self.sample.weights, self.sample.positions
@@ -222,6 +263,12 @@ class PrivateOperand:
                 whole[:, place] = equations
                 equations = whole
         kept.last = kept.ledger.record(equations, results, own)
+        self._check(kept)
+
+    @staticmethod
+    def _check(kept: KeptLedger) -> None:
+        """Stop the run where the opened values say more than was agreed."""
+        assert kept.last is not None
         added = kept.last.explained - kept.last.own
         if kept.most is not None and added > kept.most:
             raise LedgerStop(
@@ -229,8 +276,19 @@ class PrivateOperand:
                 f"more than ledger.most = {kept.most:.2%}; the run stops here and keeps what it has"
             )
 
+    def _enter_mapped(self, kept: KeptLedger, rows: Tensor, results: Tensor) -> None:
+        """Enter what a mapped product opened; a fine control grid's equations are too many to keep."""
+        assert self.public_map is not None
+        if kept.ledger.rank + len(results) > MOST_EQUATIONS:
+            kept.last = kept.ledger.take_as_known(len(results))
+        else:
+            kept.last = kept.ledger.record(self.public_map.functionals(rows), results, rows[-1])
+        self._check(kept)
 
-def quantise_columns(fixed: FixedColumns, columns: Columns, bits: int = FIXED_BITS) -> tuple[Tensor, tuple[float, ...]]:
+
+def quantise_columns(
+    fixed: FixedColumns, columns: Columns, bits: int = COLUMN_BITS
+) -> tuple[Tensor, tuple[float, ...]]:
     """(Y int64 (C, n), scales) with columns about scale Y and |Y| < 2^(bits-1).
 
     Moments share the scale of J: that of their own would say more about J.
@@ -249,10 +307,10 @@ def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
     A float32 sum over a million points is off by 1e-5 and more, and a loss is a small difference of such sums.
     """
     total = torch.zeros(rows.shape[0], columns.shape[0], dtype=torch.float64, device=rows.device)
-    left = torch.empty(rows.shape[0], _BLOCK, dtype=torch.float64, device=rows.device)
-    right = left if columns is rows else left.new_empty(columns.shape[0], _BLOCK)
-    for start in range(0, rows.shape[1], _BLOCK):
-        size = min(_BLOCK, rows.shape[1] - start)
+    left = torch.empty(rows.shape[0], PART, dtype=torch.float64, device=rows.device)
+    right = left if columns is rows else left.new_empty(columns.shape[0], PART)
+    for start in range(0, rows.shape[1], PART):
+        size = min(PART, rows.shape[1] - start)
         left[:, :size].copy_(rows[:, start : start + size])
         if right is not left:
             right[:, :size].copy_(columns[:, start : start + size])
@@ -270,7 +328,21 @@ def row_norm(header: OperandHeader, limits: Limits) -> float:
 
     Most rows come to within a factor of two of it, so party_2 can size its noise by it without knowing them.
     """
-    return min(0.999 * limits.max_result / math.sqrt(max(header.energy, 1)), 2.0**ROW_BITS * math.sqrt(header.points))
+    by_result = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1))
+    return min(by_result, 0.999 * limits.max_norm, 2.0**ROW_BITS * math.sqrt(header.points))
+
+
+def quantise_mapped_rows(rows: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), s powers of two, |X| <= 2^MAPPED_ROW_BITS."""
+    largest = torch.stack([torch.stack(row.aminmax()).abs().max() for row in rows]).double().cpu()
+    if not bool(torch.isfinite(largest).all()):
+        raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
+    most = min(2.0**MAPPED_ROW_BITS, limits.max_row) - 0.5
+    if most < 16:
+        raise RangeError(f"product: rows of at most {limits.max_row} are too coarse; take a larger control spacing")
+    scale = torch.exp2((most / largest.clamp(min=1e-30)).log2().floor())
+    scale = torch.where(largest > 0, scale.clamp(max=2.0**100), 1.0)
+    return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale
 
 
 def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -280,8 +352,8 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     |X| <= max_row, |X|_2 <= `row_norm`; so |X Y| <= max_result by Cauchy-Schwarz (|X|_2 |Y|_2) whatever J is.
     """
     count = rows.shape[1]
-    largest = rows.abs().amax(1).double()
-    euclidean = torch.stack([torch.linalg.vector_norm(row.double()) for row in rows]).cpu()
+    largest = torch.stack([torch.stack(row.aminmax()).abs().max() for row in rows]).double()
+    euclidean = euclidean_norms(rows).cpu()
     if not bool(torch.isfinite(euclidean).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     room = row_norm(header, limits) - 0.5 * math.sqrt(count)

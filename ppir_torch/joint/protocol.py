@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, LinkError, RangeError
 from ..link import Link, Message
+from .public_map import PublicMap
 
 __all__ = [
+    "COLUMN_BITS",
+    "PART",
     "FixedSide",
     "Limits",
     "MovingSide",
@@ -31,12 +34,19 @@ __all__ = [
     "ProtocolEntry",
     "Release",
     "all_pairs",
+    "check_mapped",
+    "check_no_map",
     "check_operand",
     "check_pairs",
     "check_range",
     "compute_device",
+    "euclidean_norms",
     "release_all",
 ]
+
+COLUMN_BITS = 12
+_MAPPED = "backend beaver, spdz or bfv is needed for them"
+PART = 1 << 15
 
 Pairs = Sequence[tuple[int, int]]
 """(row, column) of each product that is opened."""
@@ -106,10 +116,11 @@ class OperandHeader:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one protocol can carry exactly: |X| <= max_row, |R| <= max_result."""
+    """What one protocol can carry exactly: |X| <= max_row, |R| <= max_result, and |X|_2 <= max_norm of each row."""
 
     max_row: int
     max_result: int
+    max_norm: float = math.inf
 
 
 class MovingSide(ABC):
@@ -118,8 +129,11 @@ class MovingSide(ABC):
     limits: Limits
 
     @abstractmethod
-    def accept_operand(self, header: OperandHeader) -> None:
-        """Receive the protocol's set-up messages of a new operand, which replaces the last one."""
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
+        """Receive the protocol's set-up messages of a new operand, which replaces the last one.
+
+        With a map its products are those of `project`, else those of `multiply`.
+        """
 
     @abstractmethod
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
@@ -128,6 +142,13 @@ class MovingSide(ABC):
         `used` are the positions outside which all rows are zero, where that may be seen: encrypted products skip the
         rest, and take visibly less time. Refuses (RangeError) before sending what could overflow.
         """
+
+    def project(self, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """B^T (X * Y) of all int64 rows (rows, points) but the last, and the last one's product: exactly, int64, flat.
+
+        See `PublicMap`. Refuses (RangeError) before sending what could overflow.
+        """
+        raise ConfigError(f"{type(self).__name__}: no deformable transforms; {_MAPPED}")
 
     def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
         """Whether an affine product of N points is cheaper as D + 1 rows with D + 1 columns than as P + 1 rows."""
@@ -139,8 +160,12 @@ class FixedSide(ABC):
 
     limits: Limits
 
+    def column_bits(self, points: int) -> int:  # noqa: ARG002
+        """Bits, sign included, to which the columns of an operand of N points are to be quantised."""
+        return COLUMN_BITS
+
     @abstractmethod
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Send the set-up messages of a new operand, values int64 (columns, points) or, of one column, (points,)."""
 
     @abstractmethod
@@ -221,11 +246,39 @@ def check_operand(values: Tensor, header: OperandHeader) -> Tensor:
     return table
 
 
+def check_no_map(public_map: PublicMap | None, name: str) -> None:
+    """For protocols without `project`.
+
+    Raises:
+        ConfigError: there is a map.
+    """
+    if public_map is not None:
+        raise ConfigError(f"backend {name}: no deformable transforms; {_MAPPED}")
+
+
+def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, limits: Limits) -> None:
+    """Refuse rows whose mapped product could leave the protocol's range: |R| <= max|X| max|Y| sum of weights.
+
+    Raises:
+        RangeError: wrong shape or type, an entry above `limits.max_row`, or a possible |R| above `limits.max_result`.
+    """
+    if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape != (header.rows, public_map.points):
+        raise RangeError(f"rows: {tuple(rows.shape)} {rows.dtype}, needed {header.rows, public_map.points} int64")
+    low, high = (int(v) for v in rows.aminmax())
+    largest = max(-low, high)
+    if largest > limits.max_row:
+        raise RangeError(f"rows: entry of magnitude {largest}, at most {limits.max_row} is allowed")
+    bound = largest * header.max_abs * public_map.largest_sum
+    if bound > limits.max_result:
+        raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
+
+
 def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:
     """Refuse rows whose product could leave the protocol's range (Cauchy-Schwarz and Hoelder bounds on |R|).
 
     Raises:
-        RangeError: wrong shape or type, an entry above `limits.max_row`, or a possible |R| above `limits.max_result`.
+        RangeError: wrong shape or type, an entry above `limits.max_row`, a row longer than `limits.max_norm`, or a
+            possible |R| above `limits.max_result`.
     """
     if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != header.points:
         raise RangeError(f"rows: {tuple(rows.shape)} {rows.dtype}, needed (rows, {header.points}) int64")
@@ -235,9 +288,21 @@ def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:
     largest = max(-low, high)
     if largest > limits.max_row:
         raise RangeError(f"rows: entry of magnitude {largest}, at most {limits.max_row} is allowed")
-    exact = rows.to(torch.float64)
-    euclidean = float(torch.linalg.vector_norm(exact, dim=1).max()) * math.sqrt(header.energy)
-    absolute = float(exact.abs_().sum(1).max()) * header.max_abs
-    bound = min(euclidean, absolute) * (1 + 1e-9)
+    longest = float(euclidean_norms(rows).max())
+    if longest > limits.max_norm:
+        raise RangeError(f"rows: a row of length {longest:.4g}, at most {limits.max_norm:.4g} is allowed")
+    bound = longest * math.sqrt(header.energy) * (1 + 1e-9)
+    if bound > limits.max_result:  # Hoelder's bound may be the smaller one
+        bound = min(bound, float(rows.to(torch.float64).abs_().sum(1).max()) * header.max_abs * (1 + 1e-9))
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
+
+
+def euclidean_norms(rows: Tensor) -> Tensor:
+    """|X|_2 (rows,) of rows (rows, points), float64; summed in parts that stay in the processor's cache."""
+    squares = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+    for number, row in enumerate(rows):
+        for part in torch.split(row, PART):
+            exact = part.to(torch.float64)
+            squares[number] += exact @ exact
+    return squares.sqrt()

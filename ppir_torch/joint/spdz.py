@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LinkError, PeerLost
+from ..errors import LinkError, PeerLost
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
+from .dealing import draw_words, read_key, with_dealer
 from .protocol import (
     FixedSide,
     Limits,
@@ -39,10 +40,12 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_no_map,
     check_operand,
     check_pairs,
     check_range,
 )
+from .public_map import PublicMap
 from .words import word_products
 
 __all__ = ["ENTRY", "SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
@@ -72,9 +75,9 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
             rows, points, columns = _read_shape(request)
             for start, stop in _chunks(rows + columns, points):
                 n = stop - start
-                a = _words(stream_1, "a", number, rows, n).add_(_words(stream_2, "a", number, rows, n))
-                b = _words(stream_1, "b", number, n, columns).add_(_words(stream_2, "b", number, n, columns))
-                c2 = word_products(a, b.T.contiguous()).sub_(_words(stream_1, "c", number, rows, columns))
+                a = draw_words(stream_1, "a", number, rows, n).add_(draw_words(stream_2, "a", number, rows, n))
+                b = draw_words(stream_1, "b", number, n, columns).add_(draw_words(stream_2, "b", number, n, columns))
+                c2 = word_products(a, b.T.contiguous()).sub_(draw_words(stream_1, "c", number, rows, columns))
                 link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
                 number += 1
     except PeerLost:
@@ -99,9 +102,10 @@ class SpdzMovingSide(MovingSide):
         self._dealer_link = dealer_link
         self._party = _Party(0, link, dealer_link, device)
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
-        self._party.set_operand(header, _read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
+        check_no_map(public_map, "spdz")
+        self._party.set_operand(header, read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The products (pairs,) of int64 rows (rows, points), int64 on the device of `rows`.
@@ -140,12 +144,13 @@ class SpdzFixedSide(FixedSide):
     def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
         self._party = _Party(1, link, dealer_link, device)
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Send the key of the operand's sharings of zero; values int64 (columns, points) stay here.
 
         Raises:
             RangeError: values do not fit the header.
         """
+        check_no_map(public_map, "spdz")
         values = check_operand(values, header)
         key = new_key()
         self._party.link.send(Kind.ZERO_SEED, key)
@@ -195,7 +200,7 @@ class _Party:
         self._header = header
         self._zeros = KeyStream(zero_key)
         self._chunk = 0
-        z = _words(self._zeros, "Y", 0, header.columns, header.points).to(self._device)
+        z = draw_words(self._zeros, "Y", 0, header.columns, header.points).to(self._device)
         self._operand = z if values is None else values.to(self._device) - z
 
     def product(self, rows: int, pairs: Pairs, x: Tensor | None, noise: Tensor | None) -> Any:
@@ -206,7 +211,7 @@ class _Party:
         total: Any = None
         with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
             for start, stop in _chunks(rows + self.header.columns, self.header.points):
-                z = _words(self._zeros, "X", self._chunk, rows, stop - start)
+                z = draw_words(self._zeros, "X", self._chunk, rows, stop - start)
                 self._chunk += 1
                 x_share = z if x is None else x[:, start:stop] - z.to(x.device)
                 y_share = self._operand[:, start:stop].T.contiguous()
@@ -221,29 +226,23 @@ class _Party:
     def _draw_triple(self, size_a: tuple[int, ...], size_b: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """This party's shares of the next triple: a, b and party_1's c from its seed, party_2's c from the dealer."""
         if self._stream is None:
-            self._stream = KeyStream(_read_key(self._dealer_link.receive(Kind.SEED)))
+            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
         number = self._triples
         self._triples += 1
-        a = _words(self._stream, "a", number, *size_a)
-        b = _words(self._stream, "b", number, *size_b)
+        a = draw_words(self._stream, "a", number, *size_a)
+        b = draw_words(self._stream, "b", number, *size_b)
         if self.rank == 0:
-            return a, b, _words(self._stream, "c", number, size_a[0], size_b[1])
+            return a, b, draw_words(self._stream, "c", number, size_a[0], size_b[1])
         correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
         return a, b, self.crypten.words_from(correction.payload, size_a[0] * size_b[1]).reshape(size_a[0], size_b[1])
-
-
-def _with_dealer(dealer_link: Link | None) -> Link:
-    if dealer_link is None:
-        raise ConfigError("backend spdz: no link to the dealer; it runs in a process of its own")
-    return dealer_link
 
 
 ENTRY = ProtocolEntry(
     name="spdz",
     party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
     party_2_learns="sizes and timing only; the dealer the same",
-    moving_side=lambda link, dealer_link, device: SpdzMovingSide(link, _with_dealer(dealer_link), device),
-    fixed_side=lambda link, dealer_link, device: SpdzFixedSide(link, _with_dealer(dealer_link), device),
+    moving_side=lambda link, dealer_link, device: SpdzMovingSide(link, with_dealer(dealer_link, "spdz"), device),
+    fixed_side=lambda link, dealer_link, device: SpdzFixedSide(link, with_dealer(dealer_link, "spdz"), device),
     dealer=serve_dealer,
 )
 
@@ -253,10 +252,6 @@ def _chunks(rows: int, points: int) -> Iterator[tuple[int, int]]:
     step = min(MAX_CHUNK_POINTS, max(1, MAX_CHUNK_WORDS // rows))
     for start in range(0, points, step):
         yield start, min(start + step, points)
-
-
-def _words(stream: KeyStream, purpose: str, number: int, *shape: int) -> Tensor:
-    return torch.from_numpy(stream.words(purpose, number, shape))
 
 
 def _read_shape(message: Message) -> tuple[int, int, int]:
@@ -284,9 +279,3 @@ def _check_shape(message: Message, *shape: object) -> None:
     sizes = [n for n in shape if type(n) is int and 1 <= n < 1 << 40]
     if len(sizes) != len(shape) or sizes[0] > MAX_CHUNK_WORDS or sizes[-1] > MAX_CHUNK_WORDS:
         raise LinkError(f"{message.kind.name}: shape {' x '.join(map(repr, shape))} is out of range; refused")
-
-
-def _read_key(message: Message) -> bytes:
-    if message.payload.nbytes != 16:
-        raise LinkError(f"{message.kind.name}: {message.payload.nbytes} bytes where a key of 16 is due; refused")
-    return bytes(message.payload)

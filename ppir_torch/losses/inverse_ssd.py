@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..images import Image
 from ..joint.operands import Operand, exact_products
 from ..warping import sample
-from .ssd import Linearisation
+from .linearisation import Linearisation
 
 __all__ = ["InverseSSD"]
 
@@ -42,8 +42,8 @@ class InverseSSD:
     """
 
     def __init__(self, operand: Operand) -> None:
-        gram, chosen = operand.gram, operand.sample
-        if gram is None or chosen.weights is not None or chosen.positions is not None:
+        gram = operand.gram
+        if gram is None or not operand.sample.known:
             raise ConfigError("inverse-compositional: an operand of steepest-descent images at known points is needed")
         self.operand = operand
         self._gram = gram

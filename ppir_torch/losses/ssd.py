@@ -9,7 +9,6 @@ Gauss-Newton for images: Lucas and Kanade 1981, Baker and Matthews 2004.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,29 +19,11 @@ from ..images import Image
 from ..joint.columns import homogeneous
 from ..joint.operands import Operand, exact_products
 from ..warping import affine_table, parameters_of, sample_with_gradient, steepest_descent
+from .linearisation import Linearisation
 
-__all__ = ["SSD", "Linearisation"]
+__all__ = ["SSD"]
 
 _CHUNK = 1 << 16  # points whose images stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Linearisation:
-    """Value, gradient (P,) and Gauss-Newton Hessian (P, P) of a loss at one transform; float64.
-
-    `floor` is the least size for relative stopping rules: with weighted points the value is known up to a constant
-    only, and may be negative.
-    """
-
-    value: float
-    gradient: Tensor
-    hessian: Tensor
-    floor: float = 0.0
-
-    @property
-    def size(self) -> float:
-        """What a relative stopping rule compares with: |value|, at least `floor`."""
-        return max(abs(self.value), self.floor)
 
 
 class SSD(nn.Module):
@@ -88,12 +69,8 @@ class SSD(nn.Module):
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
         value, gradient = self._by_moments(rows, transform) if by_moments else self._compare(rows)
-        floor = 0.0 if self._value_is_exact else 0.01 * self.operand.mean_square
+        floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
         return Linearisation(value, gradient, hessian, floor)
-
-    @property
-    def _value_is_exact(self) -> bool:
-        return self.operand.sample.weights is None and self.operand.sample.positions is None
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         return self._compare(self._rows(transform, moving, with_images=False, with_slopes=False)[0])[0]

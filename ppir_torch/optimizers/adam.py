@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..losses import Linearisation
+from ..losses import AnyLinearisation
 from .parameters import copies, restore
 from .stopping import Iteration, Stopping
 
@@ -29,7 +29,7 @@ class Adam:
     def minimise(
         self,
         transform: nn.Module,
-        linearise: Callable[[], Linearisation],
+        linearise: Callable[[], AnyLinearisation],
         stopping: Stopping,
         voxel_mm: float,
     ) -> Iterator[Iteration]:
@@ -37,7 +37,7 @@ class Adam:
         parameters = [p for p in transform.parameters() if p.requires_grad]
         rate = self.learning_rate_voxels * voxel_mm
         optimizer = _adam(parameters, rate)
-        best: Linearisation | None = None
+        best: AnyLinearisation | None = None
         best_position = copies(parameters)
         last_improved, step_mm = 0, 0.0
         try:
@@ -71,7 +71,7 @@ def _adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), eps=eps)
 
 
-def _give_gradient(parameters: list[nn.Parameter], at: Linearisation) -> None:
+def _give_gradient(parameters: list[nn.Parameter], at: AnyLinearisation) -> None:
     parts = torch.split(at.gradient, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.reshape(parameter.shape).to(parameter)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..losses import Linearisation
+from ..losses import AnyLinearisation
 from .parameters import copies, restore
 from .stopping import Iteration, Stopping
 
@@ -20,6 +20,8 @@ _MOST_REJECTIONS = 4
 @dataclass(frozen=True)
 class GaussNewton:
     """Solve (H + damping diag H) step = -g; keep the step when the loss falls (Marquardt, 1963).
+
+    The loss's linearisation solves: directly, or by conjugate gradients where the Hessian is an operator.
 
     Each iteration costs one joint product: the evaluation that judges a step is also the next linearisation.
 
@@ -33,7 +35,7 @@ class GaussNewton:
     def minimise(
         self,
         transform: nn.Module,
-        linearise: Callable[[], Linearisation],
+        linearise: Callable[[], AnyLinearisation],
         stopping: Stopping,
         voxel_mm: float,
         move: Callable[[Tensor], None] | None = None,
@@ -47,9 +49,9 @@ class GaussNewton:
         best = linearise()
         yield Iteration(1, best.value, True, 0.0, damping)
         for number in range(2, stopping.max_iterations + 1):
-            step = _solve(best, damping)
-            length = float(torch.linalg.vector_norm(step))
-            expected = float(-best.gradient @ step - 0.5 * step @ best.hessian @ step)
+            step = best.solve(damping)
+            length = best.length(step)
+            expected = float(-best.gradient @ step) - 0.5 * best.curvature(step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return
             before = copies(parameters)
@@ -71,15 +73,6 @@ class GaussNewton:
                 damping, rejected = max(damping * 10, 0.1), rejected + 1
                 if rejected == _MOST_REJECTIONS:
                     return
-
-
-def _solve(at: Linearisation, damping: float) -> Tensor:
-    diagonal = at.hessian.diagonal()
-    # A parameter without any effect (flat image direction) gets a unit entry and so a zero step.
-    floor = torch.where(diagonal > 1e-12 * diagonal.max(), diagonal, diagonal.max().clamp(min=1e-300))
-    damped = at.hessian + torch.diag(damping * floor + (floor - diagonal))
-    step: Tensor = torch.linalg.solve(damped, -at.gradient)
-    return step
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..losses import Linearisation
+from ..losses import AnyLinearisation
 from ..transforms import LinearTransform
 from .gauss_newton import GaussNewton
 from .stopping import Iteration, Stopping
@@ -28,7 +28,7 @@ class InverseCompositional:
     def minimise(
         self,
         transform: LinearTransform,
-        linearise: Callable[[], Linearisation],
+        linearise: Callable[[], AnyLinearisation],
         stopping: Stopping,
         voxel_mm: float,
     ) -> Iterator[Iteration]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..config import LARGEST_SEED
 from ..errors import ConfigError, LinkError
+from ..grids import Grid
 from ..images import Image, Level, level_grid
 from ..joint.columns import Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
-from ..joint.operands import quantise_columns, row_norm
+from ..joint.operands import MAPPED_ROW_BITS, quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
+from ..joint.public_map import PublicMap
 from ..link import Kind, Link, Message, pack, unpack
 from ..registration import select_points
 from ..sampling import Full, Permuted, Sample, Uniform
@@ -73,8 +75,9 @@ class FixedParty:
             message = link.receive(Kind.LEVEL, *PRODUCT_KINDS, Kind.FINISH)
             link.at(message.level, message.iteration)
             if message.kind is Kind.FINISH:
-                shared: dict[str, Any] | None = unpack(message.payload)[0].get("transform")
-                return shared
+                meta, arrays = unpack(message.payload)
+                shared: dict[str, Any] | None = meta.get("transform")
+                return shared if shared is None or not arrays else shared | {"coefficients": arrays[0]}
             if message.kind is Kind.LEVEL:
                 headers.append(self._prepare(link, side, message, len(headers)))
             elif not headers:
@@ -87,15 +90,20 @@ class FixedParty:
         self._spend(count, "products")
         if self.noise == 0:
             return torch.zeros(count, dtype=torch.int64)
-        # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
-        largest = row_norm(header, side.limits) * math.sqrt(header.energy)
-        deviation = self.noise * largest / math.sqrt(header.points)
+        if self._map is None:
+            # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
+            deviation = self.noise * row_norm(header, side.limits) * math.sqrt(header.energy / header.points)
+        else:
+            # A gradient's largest entry is some four times its typical one.
+            typical = min(2.0**MAPPED_ROW_BITS, side.limits.max_row) / 4
+            deviation = self.noise * typical * self._map.largest_length * math.sqrt(header.energy / header.points)
         if NOISE_REACH * deviation > side.limits.max_result / 32:
             raise ConfigError(f"budget.noise: {self.noise}, too large for {header.points} points")
         self._noisy += 1
         return gaussian_words(stream, self._noisy, count, deviation, NOISE_REACH)
 
     _noisy: int = field(default=0, init=False)
+    _map: PublicMap | None = field(default=None, init=False)
 
     def _spend(self, count: int, kind: str) -> None:
         if self.charge is not None:
@@ -107,7 +115,7 @@ class FixedParty:
         return pack(meta, [] if self.mask is None else [np.packbits(self.mask.flatten().numpy())])
 
     def _prepare(self, link: Link, side: FixedSide, request: Message, number: int) -> OperandHeader:
-        meta, _ = unpack(request.payload)
+        meta, weights = unpack(request.payload)
         level, rows, columns, public = _read_request(meta)
         if columns.kind == "steepest_descent" and not self.disclose_gram:
             raise LinkError(
@@ -116,11 +124,13 @@ class FixedParty:
             )
         choice = public or _read_indices(unpack(link.receive(Kind.SAMPLE).payload)[1])
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
-        points = level_grid(self.image.grid, level)[0].count if sample.index is None else sample.index.numel()
+        coarse = level_grid(self.image.grid, level)[0]
+        points = coarse.count if sample.index is None else sample.index.numel()
+        public_map = _read_map(meta, weights, coarse, sample, rows, columns)
         if number >= MAX_OPERANDS or points < MIN_POINTS:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
         fixed = columns_of(self.image.at_level(level), candidates, sample.index, columns, self.image.grid)
-        values, scales = quantise_columns(fixed, columns)
+        values, scales = quantise_columns(fixed, columns, side.column_bits(points))
         header = OperandHeader(
             number=number,
             points=points,
@@ -145,7 +155,8 @@ class FixedParty:
             "level_mean_square": fixed.level_mean_square,
         }
         link.send(Kind.OPERAND, pack({**header.to_meta(), **means}, arrays))
-        side.send_operand(header, values)
+        side.send_operand(header, values, public_map)
+        self._map = public_map
         return header
 
 
@@ -167,6 +178,18 @@ def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uni
         raise ValueError(kind)
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise LinkError(f"level request out of range: {error!r}") from None
+
+
+def _read_map(
+    meta: dict[str, Any], weights: list[Any], coarse: Grid, sample: Sample, rows: int, columns: Columns
+) -> PublicMap | None:
+    """The public map that the operand's products go through, where party_1 asks for one."""
+    if meta.get("map") is None:
+        return None
+    public_map = replace(PublicMap.from_message(meta["map"], weights), index=sample.index)
+    if public_map.shape != coarse.shape or columns.kind != "image" or rows != coarse.dimension + 1:
+        raise LinkError(f"map: of shape {public_map.shape} and {rows} rows, for a level of {coarse.shape}; refused")
+    return public_map
 
 
 def _seed(meta: dict[str, Any]) -> int:

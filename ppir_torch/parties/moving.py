@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from ..joint.ledger import Ledger
 from ..joint.operands import KeptLedger, PrivateOperand
 from ..joint.protocol import MovingSide, OperandHeader
 from ..link import Kind, Link, pack, unpack
-from ..registration import Choice, select_points
+from ..registration import Choice, map_of, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
-from ..transforms import LinearTransform
+from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
 
 __all__ = ["PrivateFixed", "greet"]
 
@@ -88,7 +88,13 @@ class PrivateFixed:
         return self._side.prefers_moments(points)
 
     def operand(
-        self, level: Level, choice: Choice | None = None, number: int = 0, rows: int = 16, columns: Columns = IMAGE
+        self,
+        level: Level,
+        choice: Choice | None = None,
+        number: int = 0,
+        rows: int = 16,
+        columns: Columns = IMAGE,
+        lattice: ControlLattice | None = None,
     ) -> PrivateOperand:
         """Have party_2 prepare the operand of one level.
 
@@ -98,17 +104,20 @@ class PrivateFixed:
             number: of the level.
             rows: most rows of one product; more are sent in several products.
             columns: what the operand is made of.
+            lattice: control points whose public map is applied to the element-wise products; `rows` is D + 1 then.
         """
         choice = choice or Full()
+        coarse, _ = level_grid(self.grid, level)
+        _, sample = select_points(self.grid, self.mask, level, choice, number)
+        public_map = None if lattice is None else map_of(lattice, coarse, sample)
         request = {"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}
+        about_map, weights = (None, []) if public_map is None else replace(public_map, index=None).to_message()
         self.link.at(number, -1)
-        self.link.send(Kind.LEVEL, pack(request | {"columns": asdict(columns)}))
+        self.link.send(Kind.LEVEL, pack(request | {"columns": asdict(columns), "map": about_map}, weights))
         if isinstance(choice, Sample):
             if choice.index is None:
                 raise ValueError("sample without indices; use Full()")
             self.link.send(Kind.SAMPLE, pack({}, [choice.index.numpy().astype(np.int32)]))
-        coarse, _ = level_grid(self.grid, level)
-        _, sample = select_points(self.grid, self.mask, level, choice, number)
         points = coarse.count if sample.index is None else sample.index.numel()
         wanted = (points, rows, columns.count(self.grid))
         meta, arrays = unpack(self.link.receive(Kind.OPERAND).payload)
@@ -117,7 +126,7 @@ class PrivateFixed:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
         of_sample, of_level = (_unpack_mean(meta, name) for name in ("sample_mean_square", "level_mean_square"))
         gram = _unpack_gram(arrays, header) if columns.kind == "steepest_descent" else None
-        self._side.accept_operand(header)
+        self._side.accept_operand(header, public_map)
         return PrivateOperand(
             grid=coarse,
             sample=sample,
@@ -130,6 +139,7 @@ class PrivateFixed:
             link=self.link,
             kept=self._open_ledger(columns, coarse, points, of_sample, of_level),
             full=self.grid,
+            public_map=public_map,
         )
 
     def _open_ledger(
@@ -150,13 +160,23 @@ class PrivateFixed:
             if kept.last is not None
         ]
 
-    def finish(self, shared: LinearTransform | None = None) -> None:
-        """End the session; `shared` is the final transform, where the configuration shares it with party_2."""
+    def finish(self, shared: LinearTransform | Composite | None = None) -> None:
+        """End the session; `shared` is the final transform, where the configuration shares it with party_2.
+
+        A deformation goes as its coefficients (party_2 knows the fixed grid) and its control spacing.
+        """
         meta: dict[str, Any] = {"transform": None}
-        if shared is not None:
-            matrix, offset = (part.detach().tolist() for part in shared.affine_map())
-            meta["transform"] = {"matrix": matrix, "offset_mm": offset}
-        self.link.send(Kind.FINISH, pack(meta))
+        arrays: list[Any] = []
+        parts = [shared] if isinstance(shared, LinearTransform) else [] if shared is None else list(shared.parts)
+        for part in parts:
+            if isinstance(part, LinearTransform):
+                matrix, offset = (entry.detach().tolist() for entry in part.affine_map())
+                meta["transform"] = {"matrix": matrix, "offset_mm": offset} | (meta["transform"] or {})
+            elif isinstance(part, BSpline | VelocityField):
+                kind = "bspline" if isinstance(part, BSpline) else "velocity"
+                meta["transform"] = {"deformation": kind, "control_spacing_mm": part.lattice.control_spacing}
+                arrays.append(part.coefficients.detach().double().numpy())
+        self.link.send(Kind.FINISH, pack(meta, arrays))
 
 
 def _level_meta(level: Level) -> dict[str, float]:

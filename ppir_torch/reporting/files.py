@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..images import save_image
+from ..metrics import folding_share, jacobian_determinant
 from ..registration import Result
-from ..transforms import save_transform
+from ..transforms import BSpline, Composite, LinearTransform, save_displacement, save_transform
 
-__all__ = ["save_result", "summary"]
+__all__ = ["save_result", "summary", "transform_file"]
 
 
 def save_result(result: Result, output: Path) -> None:
-    """Write `warped.nii.gz` (the moving image on the fixed grid; .png too where 2-D) and `transform.tfm`."""
+    """Write `warped.nii.gz` (the moving image on the fixed grid; .png too where 2-D) and the transform.
+
+    A linear one as `transform.tfm`; a deformable one as `transform.h5`, and on the fixed grid as `displacement.nii.gz`.
+    """
     save_image(result.warped, output / "warped.nii.gz")
     if result.warped.grid.dimension == 2:
         save_image(result.warped, output / "warped.png")
-    save_transform(result.transform, output / "transform.tfm")
+    save_transform(result.transform, output / transform_file(result.transform))
+    if isinstance(result.transform, Composite):
+        save_displacement(result.transform, result.warped.grid, output / "displacement.nii.gz")
+
+
+def transform_file(transform: LinearTransform | Composite) -> str:
+    """The name of its file in a run's folder."""
+    return "transform.h5" if isinstance(transform, Composite) else "transform.tfm"
 
 
 def summary(result: Result) -> dict[str, Any]:
     """The run as JSON values: transform (fixed to moving, mm LPS), loss value, iterations and their history."""
-    matrix, offset = (part.detach().tolist() for part in result.transform.affine_map())
     history = [
         {
             "level": h.level,
@@ -39,9 +49,34 @@ def summary(result: Result) -> dict[str, Any]:
         for h in result.history
     ]
     return {
-        "transform": {"kind": type(result.transform).__name__.lower(), "matrix": matrix, "offset_mm": offset},
+        "transform": _transform_meta(result),
         "ssd": result.value if math.isfinite(result.value) else None,  # none yet; NaN is not JSON
         "iterations": len(result.history),
         "loop_seconds": result.seconds,
         "history": history,
     }
+
+
+def _transform_meta(result: Result) -> dict[str, Any]:
+    found = result.transform
+    linear = next(part for part in (found.parts if isinstance(found, Composite) else [found]) if _is_linear(part))
+    matrix, offset = (part.detach().tolist() for part in linear.affine_map())
+    kind = type(linear).__name__.lower()
+    meta = {"kind": kind, "file": transform_file(found), "matrix": matrix, "offset_mm": offset}
+    if not isinstance(found, Composite):
+        return meta
+    deformation: Any = found.parts[0]
+    determinant = jacobian_determinant(found, result.warped.grid)
+    return meta | {
+        "kind": "bspline" if isinstance(deformation, BSpline) else "velocity",
+        "linear": kind,
+        "control_spacing_mm": deformation.lattice.control_spacing,
+        "control_points": deformation.lattice.size,
+        "jacobian_min": float(determinant.min()),
+        "jacobian_max": float(determinant.max()),
+        "folding_share": folding_share(determinant),
+    }
+
+
+def _is_linear(part: object) -> TypeGuard[LinearTransform]:
+    return isinstance(part, LinearTransform)

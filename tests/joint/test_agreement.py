@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -11,36 +12,41 @@ from joint.ends import Session, python_products, session
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, PeerLost, RangeError
-from ppir_torch.joint import PROTOCOL_NAMES
+from ppir_torch.joint import PROTOCOL_NAMES, load_protocol
 from ppir_torch.joint.protocol import Limits, Pairs, all_pairs
+from ppir_torch.link import link_pair
 
 EXACT = ("spdz", "beaver", "bfv", "ckks")
 OPERANDS, CASES = 50, 1000
 MULTIPLICATIONS = {"spdz": 20, "beaver": 20, "bfv": 8, "ckks": 8}  # with one operand; of several products each
 MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
+LARGEST_OPERAND = {"bfv": 35}  # bits; of results of 36 there is room for rows of one entry
+
+LONGEST_ROW = ("bfv",)  # where the length of a row is bounded, beside its entries
 
 every_protocol = pytest.mark.parametrize("protocol", EXACT)
 
 
-def draw_operand(draw: random.Random) -> Tensor:
-    """(columns, points) of any size, from one bit to 40; in one of four of one magnitude, which makes bounds tight."""
+def draw_operand(draw: random.Random, bits: int = 40) -> Tensor:
+    """(columns, points) of any size, from one bit to `bits`; in one of four of one magnitude, which makes bounds tight."""
     columns, points = draw.choice((1, 1, 1, 3)), draw.choice((1, 2, 3, 7, 20, 61))
-    largest = (1 << draw.choice((1, 2, 6, 11, 11, 20, 30, 40))) - 1
+    largest = (1 << draw.choice((1, 2, 6, 11, 11, 20, 30, bits))) - 1
     low = largest if draw.random() < 1 / 4 else 0
     rows = [[draw.choice((-1, 1)) * draw.randint(low, largest) for _ in range(points)] for _ in range(columns)]
     rows[draw.randrange(columns)][draw.randrange(points)] = largest
     return torch.tensor(rows)
 
 
-def largest_entry(limits: Limits, total: int) -> int:
-    """Of a row whose entries have this size, where the operand's are at most `total` in sum."""
-    return min(limits.max_row, int(limits.max_result * MARGIN) // total)
+def largest_entry(limits: Limits, total: int, entries: int = 1) -> int:
+    """Of a row with so many entries of this size, where the operand's are at most `total` in sum."""
+    by_length = limits.max_row if math.isinf(limits.max_norm) else math.floor(limits.max_norm / math.sqrt(entries))
+    return min(limits.max_row, by_length, int(limits.max_result * MARGIN) // total)
 
 
 def draw_rows(draw: random.Random, y: Tensor, limits: Limits, most: int) -> Tensor:
     """(1 to `most` rows, points) in range, each of any size; in one of three at the edge of the range."""
     largest, points = int(y.abs().max()), y.shape[1]
-    one, every = largest_entry(limits, largest), largest_entry(limits, largest * points)
+    one, every = largest_entry(limits, largest), largest_entry(limits, largest * points, points)
     rows = []
     for _ in range(draw.randint(1, most)):
         sign, kind = draw.choice((-1, 1)), draw.choice(("one", "every", "any", "any", "any", "any"))
@@ -63,7 +69,7 @@ def draw_pairs(draw: random.Random, rows: int, columns: int) -> Pairs | None:
 
 def running(protocol: str, draw: random.Random, count: int, rows: int) -> Iterator[tuple[Session, Tensor]]:
     """Operand after operand of one session, with one key."""
-    operands = [draw_operand(draw) for _ in range(count)]
+    operands = [draw_operand(draw, LARGEST_OPERAND.get(protocol, 40)) for _ in range(count)]
     with session(protocol, *operands, rows=rows) as run:
         for number, y in enumerate(operands):
             if number:
@@ -77,7 +83,7 @@ def test_the_protocols_exist() -> None:
 
 @every_protocol
 def test_a_thousand_products_are_pythons(protocol: str) -> None:
-    draw, done, at_the_edge = random.Random(protocol), 0, {"result": 0, "row": 0}
+    draw, done, at_the_edge = random.Random(protocol), 0, {"result": 0, "row": 0, "length": 0}
     for rows in (1, 8):
         for run, y in running(protocol, draw, OPERANDS // 2, rows):
             limits = run.moving.limits
@@ -90,8 +96,12 @@ def test_a_thousand_products_are_pythons(protocol: str) -> None:
                 size = max(map(abs, result.tolist()))
                 at_the_edge["result"] += size > 0.99 * limits.max_result
                 at_the_edge["row"] += int(x.abs().max()) > 0.99 * limits.max_row
+                several = x[(x != 0).sum(1) > 1].double().norm(dim=1)
+                at_the_edge["length"] += bool((several > 0.99 * limits.max_norm).any())
                 done += len(result)
     assert done >= CASES
+    if protocol not in LONGEST_ROW:
+        assert at_the_edge.pop("length") == 0
     assert min(at_the_edge.values()) > 20, "the cases reach the edges of the range"
 
 
@@ -107,8 +117,8 @@ def test_what_is_out_of_range_is_refused_before_anything_is_sent(protocol: str) 
         bad = [torch.where(edge != 0, other * (limits.max_row + 1), 0)]
         if beyond <= limits.max_row:
             bad.append(torch.where(edge != 0, other * beyond, 0))
-        if entry < limits.max_row and points > 1:
-            bad.append(torch.full_like(edge, entry))  # by Cauchy and Schwarz, and by Hoelder
+        if (entry < limits.max_row or protocol in LONGEST_ROW) and points > 1:
+            bad.append(torch.full_like(edge, entry))  # by Cauchy and Schwarz, and by Hoelder; or by its length
         bad += [edge[:, :-1], torch.cat([edge, edge[:, :1]], 1), edge.expand(5, -1), edge[0], edge[:0], edge.double()]
         sent = [link.bytes_sent for link in run.trio.links]
         for rows in bad:
@@ -121,6 +131,34 @@ def test_what_is_out_of_range_is_refused_before_anything_is_sent(protocol: str) 
         # The session goes on, and the row at the edge is in range.
         assert run.moving.multiply(edge).tolist() == python_products(edge, y)
     assert refused > 250
+
+
+@every_protocol
+def test_a_row_too_long_is_refused_before_anything_is_sent_where_there_is_a_limit(protocol: str) -> None:
+    """Its entries and its results are in range. Where there is no limit the same row is multiplied."""
+    y = torch.tensor([[1, 0, -1, 0, 1, 0]])
+    with session(protocol, y) as run:
+        limits, side = run.moving.limits, run.moving
+        assert math.isinf(limits.max_norm) == (protocol not in LONGEST_ROW)
+        entry = min(limits.max_row, 1 << 20, int(limits.max_result * MARGIN) // 8)
+        within = torch.full((1, 6), largest_entry(limits, 8, 6) if protocol in LONGEST_ROW else entry)
+        sent = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
+        if protocol in LONGEST_ROW:
+            for bad in (within + 1, torch.full_like(within, entry), torch.cat([within, within + 1])):
+                assert int(bad.max()) <= limits.max_row
+                with pytest.raises(RangeError, match="a row of length"):
+                    side.multiply(bad)
+        assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == sent
+        assert side.multiply(within).tolist() == python_products(within, y)
+
+
+@every_protocol
+def test_bits_of_the_columns(protocol: str) -> None:
+    """12, but where rounding averages out and fewer make words smaller."""
+    entry, (link, _) = load_protocol(protocol), link_pair("party_2", "party_1")
+    side = entry.fixed_side(link, link, "cpu")
+    assert [side.column_bits(n) for n in (1, (1 << 18) - 1)] == [12, 12]
+    assert {side.column_bits(n) for n in (1 << 18, 1 << 27)} == {8 if protocol == "beaver" else 12}
 
 
 @every_protocol
@@ -157,7 +195,7 @@ def test_rows_that_are_zero_outside_some_positions(protocol: str, used: Tensor |
 @every_protocol
 def test_release_is_asked_once_a_product_before_anything_is_sent(protocol: str) -> None:
     """And its noise is added exactly, for results at both ends of the range, too."""
-    y, asked, sent = torch.tensor([[1 << 11, 0, 3], [5, 1, -2]]), [], []
+    y, asked, sent = torch.tensor([[1 << 21, 0, 3], [5, 1, -2]]), [], []
     noise = torch.tensor([0])
 
     def release(count: int) -> Tensor:
@@ -169,7 +207,9 @@ def test_release_is_asked_once_a_product_before_anything_is_sent(protocol: str) 
         # Nothing was released with the operand.
         assert asked == []
         limits, before = run.moving.limits, run.trio.two_one.bytes_sent
-        edge = largest_entry(limits, 1 << 11)
+        edge = largest_entry(limits, 1 << 21)
+        assert edge == limits.max_row or edge << 21 > 0.99 * limits.max_result
+        assert edge < limits.max_row or protocol not in LONGEST_ROW
         x = torch.tensor([[edge, 0, 0], [-edge, 0, 0], [1, 2, 3]])
         pairs = [(2, 1), (0, 0), (1, 0)]
         most = limits.max_result // 32

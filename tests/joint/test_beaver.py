@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, python_products, session
+from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, private_fixed, python_products, session
 from torch import Tensor
 
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, RangeError
+from ppir_torch.grids import Grid
+from ppir_torch.images import Image, Level
 from ppir_torch.joint import load_protocol
 from ppir_torch.joint.beaver import BeaverFixedSide, BeaverMovingSide, serve_dealer, width_of
 from ppir_torch.joint.csprng import KeyStream
 from ppir_torch.joint.protocol import OperandHeader, Pairs, all_pairs, release_all
-from ppir_torch.joint.words import WIDTHS
+from ppir_torch.joint.words import WIDTHS, signed_words, unpack_words, word_type
 from ppir_torch.link import Kind, Link, Message, link_pair, pack
+from ppir_torch.parties.fixed import FixedParty
 
-SHAPE = {"operand": 0, "rows": 2, "columns": 3, "points": 5}  # of a product, as the dealer hears it
+# Of a product, as the dealer hears it.
+SHAPE = {"operand": 0, "rows": 2, "columns": 3, "points": 5, "width": 40, "mapped": False}
 # The largest entry of an operand of two points whose words are this wide.
 ENTRIES = {32: 1 << 17, 40: 1 << 25, 48: 1 << 33, 64: 1 << 45}
 every_width = pytest.mark.parametrize(("width", "entry"), ENTRIES.items())
@@ -34,26 +39,76 @@ def random_table(draw: random.Random, bits: int, *shape: int) -> Tensor:
 # --- width
 
 
+def one_value(entry: int, points: int) -> OperandHeader:
+    """Of an operand that is zero but for one entry."""
+    return OperandHeader(0, points, 8, 1.0, 0.0, entry, entry**2)
+
+
+# From 2^18 points on the rows have eight bits less: sqrt(2) 2^12 and sqrt(2^18) 2^4 are about the same.
 @every_width
-def test_the_width_is_the_narrowest_with_twelve_bits_for_the_rows(width: int, entry: int) -> None:
-    header = header_of(torch.tensor([entry, 0]))
+@pytest.mark.parametrize(("points", "row_bits"), [(2, 12), (1 << 18, 4)])
+def test_the_width_is_the_narrowest_with_its_bits_for_the_rows(
+    points: int, row_bits: int, width: int, entry: int
+) -> None:
+    header = one_value(entry, points)
     assert width_of(header) == width
-    # Rows of typical size 2^12: |X|_2 |Y|_2 stays below half of the ring.
-    typical = 2**12 * (header.points * header.energy) ** 0.5
+    # Rows of this typical size: |X|_2 |Y|_2 stays below half of the ring.
+    typical = 2**row_bits * (header.points * header.energy) ** 0.5
     assert typical < 2 ** (width - 1)
     if width > 32:
         narrower = WIDTHS[WIDTHS.index(width) - 1]
         assert 2 * typical > 2 ** (narrower - 2)
-    larger = header_of(torch.tensor([2 * entry, 0]))
-    assert width_of(larger) > width or width == 64
+    assert width_of(one_value(2 * entry, points)) > width or width == 64
+
+
+def column_bits(points: int) -> int:
+    link, _ = link_pair("party_2", "party_1")
+    return BeaverFixedSide(link, link).column_bits(points)
 
 
 @pytest.mark.parametrize(
-    ("points", "width"), [(1_500, 40), (56_797, 40), (902_629, 48), (10_000_000, 48), (200_000_000, 64)]
+    ("points", "bits", "width"),
+    [
+        (1_500, 12, 40),
+        (56_797, 12, 40),
+        ((1 << 18) - 1, 12, 40),
+        (1 << 18, 8, 32),
+        (902_629, 8, 32),
+        (5_000_000, 8, 32),
+        (10_000_000, 8, 40),
+        (200_000_000, 8, 40),
+    ],
 )
-def test_the_width_of_an_image(points: int, width: int) -> None:
-    """12 bits of J with a tenth of the largest value as its root mean square."""
-    assert width_of(OperandHeader(0, points, 13, 1.0, 0.0, 2047, points * 205**2)) == width
+def test_the_width_of_an_image(points: int, bits: int, width: int) -> None:
+    """A tenth of the largest value of J as its root mean square."""
+    assert column_bits(points) == bits
+    largest = 2 ** (bits - 1) - 1
+    assert width_of(OperandHeader(0, points, 13, 1.0, 0.0, largest, points * round(largest / 10) ** 2)) == width
+
+
+@pytest.mark.parametrize(("height", "bits", "width"), [(511, 12, 40), (512, 8, 32)])
+def test_an_operand_of_2_to_18_points_takes_8_bits_and_words_of_32(height: int, bits: int, width: int) -> None:
+    """Between real parties, from the image to the bytes on the wire; of one row less 12 bits and 40."""
+    grid = Grid((512, height))
+    points = grid.count
+    draw = torch.Generator().manual_seed(height)
+    image = Image(torch.randn(1, *grid.shape, generator=draw, dtype=torch.float64), grid)
+    image.tensor[0, 0, 0] = 10  # of which the root mean square is a tenth
+    with private_fixed("beaver", FixedParty(image)) as fixed:
+        operand = fixed.operand(Level(1, 0.0), rows=2)
+        header, limits = operand.header, operand.side.limits
+        assert (header.points, header.max_abs) == (points, 2 ** (bits - 1) - 1)
+        assert width_of(header) == width
+        assert fixed.link.received[Kind.OPENED_OPERAND] == OVERHEAD + points * width // 8
+        # Entries of the typical size that the width was chosen for are in range.
+        row = (2 << row_bits_of(points)) * torch.randint(0, 2, (2, points), generator=draw) - (1 << row_bits_of(points))
+        values = (image.tensor.reshape(-1) - header.offset) / header.scale
+        assert operand.side.multiply(row).tolist() == (row @ values.round().to(torch.int64)).tolist()
+        assert row_bits_of(points) + math.log2(points * header.energy) / 2 < math.log2(limits.max_result)
+
+
+def row_bits_of(points: int) -> int:
+    return 4 if points >= 1 << 18 else 12
 
 
 @every_width
@@ -171,11 +226,13 @@ def test_messages_go_only_where_the_protocol_sends_them(width: int, entry: int) 
     assert 0 < head < 2 * 150
     # The dealer hears sizes from party_1 and nothing from party_2; party_1 hears a key from it.
     assert set(trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
-    assert trio.dealer_one.received[Kind.TRIPLE] < 3 * 180
+    shape = SHAPE | {"points": 50, "width": width}
+    assert trio.dealer_one.received[Kind.TRIPLE] == 3 * (OVERHEAD + len(b"".join(pack(shape))))
     assert not trio.dealer_two.received
     assert trio.one_dealer.received == {Kind.SEED: OVERHEAD + 16}
     assert set(trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
-    assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + 8 * 2 * 3)
+    drawn = 4 if width == 32 else 8  # bytes of what the masks are drawn in
+    assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + drawn * 2 * 3)
 
 
 def test_the_shape_is_all_that_the_dealer_hears() -> None:
@@ -263,18 +320,24 @@ def test_equal_rows_and_operands_look_different_each_time(monkeypatch: pytest.Mo
     assert len(set(corrections)) == len(corrections) >= 9
 
 
-def test_words_are_drawn_once_and_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A and c1 in party_1 and the dealer, one number for each product; b in party_2 and the dealer, one per operand."""
+@pytest.mark.parametrize(("factor", "width"), [(1, 32), (1 << 20, 40), (1 << 40, 64)])
+def test_words_are_drawn_once_and_where_they_belong(factor: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A and c1 in party_1 and the dealer, one number for each product; b in party_2 and the dealer, one per operand.
+
+    Words of 32 bits in 32 bits, all others in 64.
+    """
     drawn: dict[bytes, list[tuple[str, int, tuple[int, ...]]]] = {}
     words = KeyStream.words
 
-    def record(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...]) -> Any:
+    def record(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...], bits: int) -> Any:
         drawn.setdefault(stream._key, []).append((purpose, counter, tuple(shape)))
-        return words(stream, purpose, counter, shape)
+        assert bits == (32 if width == 32 else 64)
+        return words(stream, purpose, counter, shape, bits)
 
     monkeypatch.setattr(KeyStream, "words", record)
-    first, second = torch.arange(10).reshape(2, 5), torch.arange(7)
+    first, second = factor * torch.arange(10).reshape(2, 5), factor * torch.arange(7)
     with session("beaver", first, second) as run:
+        assert [width_of(header) for header in run.headers] == [width, width]
         run.moving.multiply(torch.ones(3, 5, dtype=torch.int64))
         run.moving.multiply(torch.ones(3, 5, dtype=torch.int64), [(1, 0)])
         run.next_operand()
@@ -296,7 +359,8 @@ def test_words_are_drawn_once_and_where_they_belong(monkeypatch: pytest.MonkeyPa
 
 def triples(run: Session) -> float:
     """How many were asked for."""
-    return run.trio.one_dealer.sent[Kind.TRIPLE] / (OVERHEAD + len(b"".join(pack(SHAPE | {"points": 12}))))
+    shape = SHAPE | {"points": 12, "width": 32}
+    return run.trio.one_dealer.sent[Kind.TRIPLE] / (OVERHEAD + len(b"".join(pack(shape))))
 
 
 def test_the_next_product_is_made_ready_and_given_up_when_rows_change() -> None:
@@ -325,13 +389,14 @@ def test_the_next_product_is_made_ready_and_given_up_when_rows_change() -> None:
 class Alone:
     """party_2 with an operand of two columns and three points, for products of at most eight rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         self.one, self.two = link_pair("party_1", "party_2")
         dealer, mine = link_pair("dealer", "party_2")
         self.dealer = dealer
         dealer.send(Kind.SEED, bytes(16))
         self.side = BeaverFixedSide(self.two, mine)
-        values = torch.tensor([[3, -3, 1], [0, 2, 5]])
+        values = torch.tensor([[3, -3, 1], [0, 2, 5]]) * (ENTRIES[width] // 8)
+        assert width_of(header_of(values)) == width
         self.side.send_operand(header_of(values), values)
         self.sent = self.two.bytes_sent
         self.released: list[int] = []
@@ -400,15 +465,17 @@ def test_malformed_requests_are_refused(name: str) -> None:
     Alone().refuses(MALFORMED[name])
 
 
-def test_the_request_that_the_malformed_ones_are_made_of_is_answered() -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_request_that_the_malformed_ones_are_made_of_is_answered(width: int) -> None:
     """Control; and z = E Y^T + c2 with E = 0."""
-    alone = Alone()
-    c2 = np.array([[1, 2], [3, -4]])
-    alone.dealer.send(Kind.TRIPLE_CORRECTION, c2.data)
-    alone.ask(asking())
+    alone = Alone(width)
+    c2 = torch.tensor([[1, 2], [3, -4]], dtype=word_type(width))
+    alone.dealer.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+    alone.ask(asking(words=2 * 3 * width // 8))
     assert alone.released == [2]
     alone.one.receive(Kind.OPENED_OPERAND)
-    assert np.frombuffer(alone.one.receive(Kind.RESULT_SHARE).payload, np.int32).tolist() == [1, -4]
+    answer = unpack_words(alone.one.receive(Kind.RESULT_SHARE).payload, 2, width)
+    assert signed_words(answer, width).tolist() == [1, -4]
 
 
 @pytest.mark.parametrize("kind", [Kind.PRODUCT, Kind.REPLY_CIPHERTEXTS, Kind.OPENING, Kind.TRIPLE])
@@ -420,7 +487,7 @@ def test_a_product_is_answered_once() -> None:
     """With one c2 for two products party_1 would have the difference of two shares, and R of an A of its own choice."""
     alone = Alone()
     for _ in range(4):
-        alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(8 * 4))
+        alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(4 * 4))
     alone.ask(asking())
     alone.refuses(asking(), match="product 0 was answered before")
     alone.ask(asking(product=2))  # product 1 was made ready and not used
@@ -430,10 +497,21 @@ def test_a_product_is_answered_once() -> None:
     assert alone.released == [2, 2, 2]
 
 
-def test_a_product_of_other_rows_than_the_dealers_is_refused() -> None:
-    alone = Alone()
-    alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(8 * 2 * 2))
-    alone.refuses(asking(rows=3, words=36), match="32 bytes where 6 words of 64 bits are due")
+@pytest.mark.parametrize(("width", "bits"), [(32, 32), (40, 64), (48, 64), (64, 64)])
+def test_a_product_of_other_rows_than_the_dealers_is_refused(width: int, bits: int) -> None:
+    alone = Alone(width)
+    alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(bits // 8 * 2 * 2))
+    match = f"{bits // 2} bytes where 6 words of {bits} bits are due"
+    alone.refuses(asking(rows=3, words=9 * width // 8), match=match)
+
+
+@pytest.mark.parametrize(("width", "drawn", "due"), [(32, 64, 32), (40, 32, 64), (64, 32, 64)])
+def test_a_correction_of_another_ring_than_the_operands_is_refused(width: int, drawn: int, due: int) -> None:
+    """Where party_1 told the dealer another width than the operand's header has."""
+    alone = Alone(width)
+    alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(drawn // 8 * 2 * 2))
+    match = f"{drawn // 2} bytes where 4 words of {due} bits are due"
+    alone.refuses(asking(words=6 * width // 8), match=match)
 
 
 def test_products_before_an_operand_are_refused() -> None:
@@ -453,6 +531,7 @@ def test_products_before_an_operand_are_refused() -> None:
     "meta",
     [
         *(SHAPE | {name: value} for name in SHAPE for value in (-1, None, True, 2.0, "2")),
+        *(SHAPE | {"width": width} for width in (1, 8, 16, 31, 33, 36, 44, 56, 63, 65, 128, "40", [40], -40)),
         *(SHAPE | {name: value} for name in SHAPE if name != "operand" for value in (0, 1 << 40)),
         *({k: v for k, v in SHAPE.items() if k != name} for name in SHAPE),
         SHAPE | {"seed": 1},
@@ -468,11 +547,19 @@ def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
     assert set(trio.dealer_two.sent) == {Kind.SEED}
 
 
-@pytest.mark.parametrize("change", [{"columns": 2}, {"points": 6}])
-def test_the_dealer_keeps_to_the_operands_shape(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "change"),
+    [
+        (SHAPE, {"columns": 2}),
+        (SHAPE, {"points": 6}),
+        *((SHAPE | {"width": width}, {"width": 32}) for width in (40, 48, 64)),
+        *((SHAPE | {"width": 32}, {"width": width}) for width in (40, 48, 64)),
+    ],
+)
+def test_the_dealer_keeps_to_the_operands_shape(shape: dict[str, int], change: dict[str, int]) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE))
-    trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE | change))
+    trio.one_dealer.send(Kind.TRIPLE, pack(shape))
+    trio.one_dealer.send(Kind.TRIPLE, pack(shape | change))
     with pytest.raises(LinkError, match="is not the operand's shape"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
 
@@ -579,10 +666,12 @@ def test_a_lost_party_2_ends_party_1() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("on", [lambda x: x, lambda x: x.cuda()], ids=["rows on the CPU", "rows on the GPU"])
-def test_exact_on_cuda(on: Callable[[Tensor], Tensor]) -> None:
-    y = torch.stack([torch.arange(-3000, 3000), torch.arange(6000) % 7])
-    x = (torch.arange(18_000) * 1_000_003 % 2**20 - 2**19).reshape(3, 6000)
+@pytest.mark.parametrize(("largest", "row_bits", "width"), [(3000, 20, 40), (30, 12, 32)])
+def test_exact_on_cuda(largest: int, row_bits: int, width: int, on: Callable[[Tensor], Tensor]) -> None:
+    y = torch.stack([torch.arange(-3000, 3000) % (2 * largest) - largest, torch.arange(6000) % 7])
+    x = (torch.arange(18_000) * 1_000_003 % 2**row_bits - 2 ** (row_bits - 1)).reshape(3, 6000)
     with session("beaver", y, device="cuda") as run:
+        assert width_of(run.headers[0]) == width
         for pairs in (None, [(2, 1), (0, 0)]):
             result = run.moving.multiply(on(x), pairs)
             assert not result.is_cuda

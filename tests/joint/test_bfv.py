@@ -17,10 +17,11 @@ from torch import Tensor
 from ppir_torch.errors import LinkError, PpirError, RangeError
 from ppir_torch.joint import bfv
 from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.protocol import OperandHeader, Pairs, release_all
+from ppir_torch.joint.protocol import Limits, OperandHeader, Pairs, release_all
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 
 MAX_RESULT = bfv.MAX_RESULT
+MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
 
 
 @dataclass
@@ -56,6 +57,11 @@ def uniform(generator: torch.Generator, bound: int, *shape: int) -> Tensor:
     return torch.randint(-bound, bound + 1, shape, generator=generator)
 
 
+def largest_entry(limits: Limits, points: int, most: int = 1 << 20) -> int:
+    """Of rows with all of whose entries the row is no longer than it may be."""
+    return min(most, limits.max_row, math.floor(limits.max_norm / math.sqrt(points)))
+
+
 @pytest.fixture(scope="module")
 def parties() -> Parties:
     return Parties()
@@ -70,7 +76,7 @@ def test_agrees_with_python_integers(parties: Parties, points: int, rows: int) -
     values = uniform(g, 1 << 11, points)
     parties.send(header_of(values, rows), values)
     for count, bits in ((rows, 14), (1, 20), (max(1, rows // 2), 1)):
-        matrix = uniform(g, 1 << bits, count, points)
+        matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << bits), count, points)
         assert parties.multiply(matrix) == exact(matrix, values)
 
 
@@ -80,8 +86,9 @@ def test_agrees_with_python_integers(parties: Parties, points: int, rows: int) -
 )
 def test_columns_agree_with_python_integers(parties: Parties, points: int, rows: int, columns: int) -> None:
     g = torch.Generator().manual_seed(points + rows)
-    values, matrix = uniform(g, 1 << 11, columns, points), uniform(g, 1 << 14, rows, points)
+    values = uniform(g, 1 << 11, columns, points)
     parties.send(header_of(values, rows), values)
+    matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << 14), rows, points)
     expected = exact(matrix, values)
     assert parties.multiply(matrix) == expected
     # Some of the products, in another order: only these are sent, and only the polynomials that they lie in.
@@ -105,24 +112,47 @@ def test_many_random_sizes(parties: Parties) -> None:
         values = uniform(g, 1 << bits, points)
         if not values.any():
             values[0] = 1
-        matrix = uniform(g, 1 << (20 - bits), rows, points)
         parties.send(header_of(values, rows, number), values)
+        matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << (20 - bits)), rows, points)
         assert parties.multiply(matrix) == exact(matrix, values)
 
 
 @pytest.mark.parametrize("points", [1, 900, 2500])
 def test_edges_of_the_range(parties: Parties, points: int) -> None:
-    largest = int(MAX_RESULT * (1 - 2e-9))  # check_range keeps a margin of 1e-9
+    """Of the operand's entries, of the rows' length, and of the result, with each of these as large as it can be."""
+    largest = int(MAX_RESULT * MARGIN)
     values = torch.full((points,), largest // points)
     parties.send(header_of(values, 2), values)
     matrix = torch.stack([torch.ones(points, dtype=torch.int64), -torch.ones(points, dtype=torch.int64)])
     assert parties.multiply(matrix) == [points * (largest // points), -points * (largest // points)]
-    step = largest // points // bfv.MAX_ROW
+    entry = largest_entry(parties.moving.limits, points)
+    assert (entry + 1) * math.sqrt(points) > parties.moving.limits.max_norm
+    step = largest // points // entry
     values = torch.full((points,), step)
     parties.send(header_of(values, 2), values)
-    assert parties.moving.limits.max_row == bfv.MAX_ROW
-    matrix *= bfv.MAX_ROW
-    assert parties.multiply(matrix) == [points * step * bfv.MAX_ROW, -points * step * bfv.MAX_ROW]
+    matrix *= entry
+    assert parties.multiply(matrix) == [points * step * entry, -points * step * entry]
+    assert points * step * entry > 0.999 * MAX_RESULT
+    alone = torch.zeros(2, points, dtype=torch.int64)
+    alone[0, -1], alone[1, 0] = parties.moving.limits.max_row, -parties.moving.limits.max_row
+    values = torch.full((points,), largest // parties.moving.limits.max_row // math.isqrt(points))
+    parties.send(header_of(values, 2), values)
+    assert parties.multiply(alone) == exact(alone, values)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_largest_operand(parties: Parties, sign: int) -> None:
+    values = torch.tensor([sign * int(MAX_RESULT * MARGIN), 0])
+    parties.send(header_of(values, 2), values)
+    assert parties.multiply(torch.tensor([[1, 0], [-1, 0]])) == [int(values[0]), -int(values[0])]
+    # Entries just below half of t are encrypted; zero is the only row that their products have room for.
+    values[0] = sign * ((1 << 36) - 1)
+    parties.send(header_of(values, 2), values)
+    assert parties.multiply(torch.zeros(1, 2, dtype=torch.int64)) == [0]
+    with pytest.raises(RangeError, match="product: up to"):
+        parties.moving.multiply(torch.tensor([[1, 0]]))
+    with pytest.raises(RangeError, match=r"below 2\^36 are needed"):
+        parties.fixed.send_operand(header_of(values + sign, 2), values + sign)
 
 
 def test_zero_rows_blocks_and_operands(parties: Parties) -> None:
@@ -155,7 +185,7 @@ def test_several_operands_one_key() -> None:
     assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
 
 
-@pytest.mark.parametrize(("points", "rows", "columns"), [(20_000, 1, 3), (20_000, 1, 2), (140_000, 3, 2)])
+@pytest.mark.parametrize(("points", "rows", "columns"), [(20_000, 1, 3), (20_000, 1, 2), (210_000, 3, 2)])
 def test_a_second_process_changes_nothing(
     points: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +202,7 @@ def test_a_second_process_changes_nothing(
     monkeypatch.setattr(BfvMovingSide, "_share_pairs", watched)
     parties, g = Parties(), torch.Generator().manual_seed(points)
     for number in range(2):  # the second operand takes the first one's place in both processes
-        values, matrix = uniform(g, 1 << 9, columns, points), uniform(g, 1 << 10, rows, points)
+        values, matrix = uniform(g, 1 << 9, columns, points), uniform(g, 1 << 9, rows, points)
         matrix[:, 5_000:15_000] = 0  # a block of zeros, whatever the layout
         parties.send(header_of(values, rows, number), values)
         assert parties.moving._work.layout.group == 1
@@ -205,8 +235,9 @@ def test_a_second_process_that_ended_is_one_clear_line(monkeypatch: pytest.Monke
 
 def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
     g = torch.Generator().manual_seed(6)
-    values, matrix = uniform(g, 1 << 11, 56_797), uniform(g, 1 << 14, 7, 56_797)
+    values = uniform(g, 1 << 11, 56_797)
     parties.send(header_of(values, 7), values)
+    matrix = uniform(g, largest_entry(parties.moving.limits, 56_797), 7, 56_797)
     before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
     assert parties.multiply(matrix) == exact(matrix, values)
     up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
@@ -216,28 +247,49 @@ def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
     assert down.total() <= 128
 
 
-@pytest.mark.parametrize("case", ["row", "result", "shape", "type", "count", "released"])
+@pytest.mark.parametrize("case", ["row", "norm", "result", "shape", "type", "count", "released"])
 def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
-    parties, values = Parties(), torch.full((100,), 1 << 30)
+    parties, values = Parties(), torch.full((100,), 1 << 28)
     parties.send(header_of(values, 2), values)
-    rows = torch.ones(2, 100, dtype=torch.int64)
+    rows, limits = torch.ones(2, 100, dtype=torch.int64), parties.moving.limits
     if case == "released":
         parties.moving._released = bfv.MAX_WORDS - 1
-    bad = {
-        "row": rows * (bfv.MAX_ROW + 1),
-        "result": rows * (1 << 12),
-        "shape": rows[:, :99],
-        "type": rows.to(torch.int32),
-        "count": rows[[0, 0, 0]],
-        "released": rows,
+    bad, match = {
+        "row": (rows * (limits.max_row + 1), "entry of magnitude"),
+        "norm": (rows * (math.floor(limits.max_norm / 10) + 1), "a row of length"),
+        "result": (rows * 4, "product: up to"),
+        "shape": (rows[:, :99], "needed"),
+        "type": (rows.to(torch.int32), "needed"),
+        "count": (rows[[0, 0, 0]], "at once"),
+        "released": (rows, "results per session"),
     }[case]
     sent = parties.links[0].sent.copy()
-    with pytest.raises(RangeError):
+    with pytest.raises(RangeError, match=match):
         parties.moving.multiply(bad)
     assert parties.links[0].sent == sent
 
 
-@pytest.mark.parametrize("case", ["shape", "max_abs", "energy", "modulus", "points"])
+@pytest.mark.parametrize("points", [2, 100, 40_000])
+def test_a_row_longer_than_the_flood_covers_is_refused_before_anything_is_sent(points: int) -> None:
+    """However small its entries and results are; one of the largest length is multiplied."""
+    parties, values = Parties(), torch.arange(points) % 3 - 1
+    parties.send(header_of(values, 2), values)
+    limits, sent = parties.moving.limits, parties.links[0].sent.copy()
+    entry = largest_entry(limits, points)
+    within = torch.full((2, points), entry)
+    # The first entry as large as the length allows, exactly.
+    within[1, 0] = math.isqrt(math.floor(limits.max_norm**2) - (points - 1) * entry**2)
+    longer = within.clone()
+    longer[1, 0] += 1
+    for bad in (longer, longer.flip(1), longer.flip(0), -longer, torch.full((1, points), entry + 1)):
+        assert int(bad.abs().max()) <= limits.max_row
+        with pytest.raises(RangeError, match="a row of length .*, at most .* is allowed"):
+            parties.moving.multiply(bad)
+    assert parties.links[0].sent == sent
+    assert parties.multiply(within) == exact(within, values)
+
+
+@pytest.mark.parametrize("case", ["shape", "max_abs", "energy", "modulus", "half of the modulus", "points"])
 def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str) -> None:
     parties, values = Parties(), torch.full((100,), 1000)
     header = header_of(values, 2)
@@ -246,6 +298,7 @@ def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str)
         "max_abs": (replace(header, max_abs=999), values),
         "energy": (replace(header, energy=header.energy // 2), values),
         "modulus": (header_of(values << 40, 2), values << 40),
+        "half of the modulus": (replace(header, max_abs=1 << 36), values),
         "points": (replace(header, points=1 << 42), values),
     }[case]
     with pytest.raises(RangeError):
@@ -253,22 +306,120 @@ def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str)
     assert not parties.links[1].sent
 
 
-def test_security_and_noise_budget() -> None:
+def is_prime(number: int) -> bool:
+    """Miller and Rabin; with these bases exact below 2^64 (Jaeschke, 1993; Sorenson and Webster, 2015)."""
+    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+    if number < 2 or any(number % base == 0 for base in bases):
+        return number in bases
+    twos = ((number - 1) & -(number - 1)).bit_length() - 1
+    powers = [[pow(base, number - 1 >> twos - k, number) for k in range(twos)] for base in bases]
+    return all(first == 1 or number - 1 in (first, *later) for first, *later in powers)
+
+
+def largest_primes(below: int, one_modulo: int, count: int) -> list[int]:
+    found: list[int] = []
+    candidate = (below - 1) // one_modulo * one_modulo + 1
+    while len(found) < count:
+        candidate -= one_modulo if candidate >= below else 0
+        found += [candidate] * is_prime(candidate)
+        candidate -= one_modulo
+    return found
+
+
+def test_the_primes_are_the_largest_that_are_one_modulo_t_and_2n() -> None:
+    t, n = 1 << bfv.PLAIN_BITS, bfv.DEGREE
+    assert [p for p in range(100) if is_prime(p)] == [
+        *(2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
+    ]
+    assert not is_prime(3_215_031_751)  # a strong pseudoprime to the bases 2, 3, 5 and 7
+    *data, special = bfv.PRIMES
+    assert data == largest_primes(1 << 60, t, 2)
+    assert [special] == largest_primes(1 << 20, 2 * n, 1)
+    seal = bfv._scheme().seal
+    for prime in bfv.PRIMES:
+        assert is_prime(prime)
+        assert seal.Modulus(prime).is_prime()
+        assert prime % (2 * n) == 1  # NTTs of degree n
+    assert [prime % t for prime in data] == [1, 1]
+    assert math.prod(data) % t == 1
+    assert [prime.bit_length() for prime in bfv.PRIMES] == [60, 60, 20]
+
+
+def accepted(primes: list[int]) -> bool:
+    """Whether SEAL takes these primes at 128 bits, with our degree and plaintext modulus."""
+    seal = bfv._scheme().seal
+    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
+    parameters.set_poly_modulus_degree(bfv.DEGREE)
+    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
+    parameters.set_plain_modulus(1 << bfv.PLAIN_BITS)
+    return bool(seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128).parameters_set())
+
+
+def test_seal_accepts_the_parameters_at_128_bits() -> None:
     scheme = bfv._scheme()
     limit = scheme.seal.CoeffModulus.MaxBitCount(bfv.DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
-    assert sum(bfv.PRIME_BITS) <= limit == 218
-    for points in (1, 1000, 56_797, 902_629, 10**7, 10**8):
-        for rows in (1, 7, 13, 64, 1000):
-            header = OperandHeader(0, points, rows, 1.0, 0.0, 1 << 12, points << 24)
-            limits, group = bfv._limits(header), bfv._layout(header).group
-            noise = bfv.FRESH_NOISE * group * points * limits.max_row + bfv.ZERO_NOISE
-            assert math.log2(bfv.MAX_WORDS * noise) - bfv.FLOOD_BITS <= -40
-            assert limits.max_row >= 1 << 15
-            # Right decryption after the switch: flood, noise and rounding (Hoeffding, 2^-200) below q1 / 2t.
-            first, *rest = scheme.primes
-            before = (noise + 2 ** (bfv.FLOOD_BITS - 1)) / math.prod(rest)
-            rounding = math.sqrt((bfv.DEGREE + 1) / 2 * 201 * math.log(2)) + 1
-            assert before + rounding < first / (2 << bfv.PLAIN_BITS)
+    assert sum(prime.bit_length() for prime in bfv.PRIMES) == 140 <= limit == 218
+    assert accepted(list(bfv.PRIMES))
+    assert not accepted(largest_primes(1 << 60, 1 << bfv.PLAIN_BITS, 4))  # 240 bits
+    assert not accepted([bfv.PRIMES[0] - 2, *bfv.PRIMES[1:]])  # no prime
+    top = scheme.context.first_context_data()
+    assert top.qualifiers().sec_level == scheme.seal.SEC_LEVEL_TYPE.TC128
+    assert top.qualifiers().using_fast_plain_lift
+    assert 1 << bfv.PLAIN_BITS < min(scheme.primes)
+    assert top.total_coeff_modulus_bit_count() == 120
+    assert scheme.primes == bfv.PRIMES[:2]
+    assert bfv._scheme().context.last_context_data().total_coeff_modulus_bit_count() == 60
+
+
+def rounding_of_fresh_ciphertexts(modulus: int, values: list[int]) -> float:
+    """The largest |t round(q m / t) / q - m| q / t: what SEAL's rounding adds to a fresh error."""
+    t = 1 << bfv.PLAIN_BITS
+    left = [modulus * value % t for value in values]
+    return max(min(r, t - r) for r in left) / t
+
+
+def test_rounding_of_a_fresh_ciphertext_is_y_over_t_and_no_more() -> None:
+    """On real ciphertexts: tests/attacks/test_bfv_reply.py. SEAL's own choice of primes adds a half."""
+    scheme, t = bfv._scheme(), 1 << bfv.PLAIN_BITS
+    values = [0, 1, -1, 2047, -2048, 123_456, t // 2 - 1, 1 - t // 2]
+    for value in values:
+        assert rounding_of_fresh_ciphertexts(math.prod(scheme.primes), [value]) == abs(value) / t
+    usual = [m.value() for m in scheme.seal.CoeffModulus.Create(bfv.DEGREE, [60, 60, 20])[:-1]]
+    assert rounding_of_fresh_ciphertexts(math.prod(usual), list(range(2048))) > 0.49
+
+
+@pytest.mark.parametrize("points", [1, 1000, 56_797, 902_629, 10**7, 10**8])
+@pytest.mark.parametrize("rows", [1, 7, 13, 64, 1000])
+def test_security_and_noise_budget(points: int, rows: int) -> None:
+    """From the published constants: the flood hides every row that is in range, and decryption is right."""
+    header = OperandHeader(0, points, rows, 1.0, 0.0, 1 << 12, points << 24)
+    limits, group = bfv._limits(header), bfv._layout(header).group
+    # |sum w_i e_i| <= s |w|_2 with e_i of 42 coins of a half each: Hoeffding's 2 exp(-2 s^2 / 42).
+    beyond = 2 * math.exp(-2 * bfv.FRESH_NOISE**2 / 42)
+    assert beyond < 2**-60
+    together = math.sqrt(group) * limits.max_norm  # |w|_2 of `group` rows side by side
+    noise = bfv.FRESH_NOISE * together + bfv.ZERO_NOISE + 1  # SEAL's rounding adds |R| / t below 1/2
+    assert bfv.MAX_WORDS * (beyond + noise / 2**bfv.FLOOD_BITS) < 2**-40
+    # No tighter than it need be: entries of the size that J's rounding asks for, four, remain at the very least.
+    assert bfv.MAX_WORDS * (beyond + 2 * noise / 2**bfv.FLOOD_BITS) > 2**-40
+    assert limits.max_norm == pytest.approx(2**18 / math.sqrt(group), rel=1e-9)
+    assert limits.max_row == min(1 << 20, math.floor(limits.max_norm))
+    assert limits.max_norm >= 4 * math.sqrt(points)
+    # Right decryption after the switch: flood, noise and rounding (Hoeffding, 2^-200) below q1 / 2t.
+    first, *rest = bfv._scheme().primes
+    before = (noise + 2 ** (bfv.FLOOD_BITS - 1)) / math.prod(rest)
+    rounding = math.sqrt((bfv.DEGREE + 1) / 2 * 201 * math.log(2)) + 1
+    assert before + rounding < first / (2 << bfv.PLAIN_BITS)
+    # Noise of party_2 and the largest result stay within half of t.
+    assert limits.max_result + limits.max_result // 32 < 1 << bfv.PLAIN_BITS - 1
+
+
+def test_more_points_than_the_flood_covers_are_refused() -> None:
+    """Rows whose typical entry is below four would be rounding more than anything else."""
+    most = 1 << 32
+    assert bfv._limits(OperandHeader(0, most, 1, 1.0, 0.0, 1, most)).max_norm == 4 * math.sqrt(most)
+    with pytest.raises(RangeError, match=f"{most + 1} points are more than the noise flood can cover"):
+        bfv._limits(OperandHeader(0, most + 1, 1, 1.0, 0.0, 1, most))
 
 
 def test_flood_is_centred_and_full_width() -> None:

@@ -16,6 +16,7 @@ from ppir_torch.joint.words import (
     signed_words,
     unpack_words,
     word_products,
+    word_type,
 )
 
 POWERS = (0, 31, 32, 39, 40, 47, 48)
@@ -29,8 +30,25 @@ def as_int64(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
+def as_int32(value: int) -> int:
+    """The int32 that stands for an integer modulo 2^32."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
 def joined(words: Tensor, width: int) -> bytearray:
     return bytearray(b"".join(pack_words(words, width)))
+
+
+def in_int32(words: list[int]) -> Tensor:
+    return torch.tensor([as_int32(word) for word in words], dtype=torch.int32)
+
+
+RING = {32: as_int32, 64: as_int64}
+
+
+def python_ring(left: list[list[int]], right: list[list[int]], bits: int) -> list[list[int]]:
+    """Every row with every column, exactly, and then cut to the ring."""
+    return [[RING[bits](sum(x * y for x, y in zip(a, b, strict=True))) for b in right] for a in left]
 
 
 def random_words(*shape: int, seed: int = 0) -> Tensor:
@@ -40,9 +58,18 @@ def random_words(*shape: int, seed: int = 0) -> Tensor:
 @every_width
 @given(words=st.lists(WORDS, min_size=1, max_size=20))
 def test_words_come_back_modulo_the_width(width: int, words: list[int]) -> None:
+    """In what they are computed in: int32 for 32 bits, which is signed as int64 is for 64."""
     back = unpack_words(memoryview(joined(torch.tensor(words), width)), len(words), width)
-    assert back.dtype == torch.int64
-    assert back.tolist() == [as_int64(word % 2**width) for word in words]
+    assert back.dtype == word_type(width) == (torch.int32 if width == 32 else torch.int64)
+    assert back.tolist() == [as_int32(word) if width == 32 else as_int64(word % 2**width) for word in words]
+
+
+@given(words=st.lists(WORDS, min_size=1, max_size=20))
+def test_int32_words_are_sent_as_int64_words_cut_to_32_bits(words: list[int]) -> None:
+    assert joined(in_int32(words), 32) == joined(torch.tensor(words), 32)
+    back = unpack_words(memoryview(joined(in_int32(words), 32)), len(words), 32)
+    assert torch.equal(back, in_int32(words))
+    assert torch.equal(back, torch.tensor(words).to(word_type(32)))  # torch's cast cuts, too
 
 
 @every_width
@@ -69,8 +96,11 @@ def test_a_matrix_is_packed_row_by_row_whatever_its_strides(width: int) -> None:
 def test_signed_words_are_the_nearest_to_zero(width: int, words: list[int]) -> None:
     half = 2 ** (width - 1)
     expected = [(word + half) % 2**width - half for word in words]
-    for raw in (torch.tensor(words), torch.tensor([as_int64(word % 2**width) for word in words])):
-        assert signed_words(raw, width).tolist() == expected
+    raws = [torch.tensor(words), torch.tensor([as_int64(word % 2**width) for word in words])]
+    for raw in raws + [in_int32(words)] * (width == 32):
+        signed = signed_words(raw, width)
+        assert signed.dtype == torch.int64
+        assert signed.tolist() == expected
 
 
 @every_width
@@ -82,36 +112,55 @@ def test_sums_and_differences_survive_the_cut(width: int, sums: list[tuple[int, 
     half = 2 ** (width - 1)
     expected = [(x + half) % 2**width - half for x in left.tolist()]
     assert signed_words(cut + right, width).tolist() == expected
+    if width == 32:  # and so it is in int32 all the way
+        left, right = in_int32(left.tolist()), in_int32(right.tolist())
+        cut = unpack_words(memoryview(joined(left - right, 32)), len(sums), 32)
+        assert (cut + right).dtype == torch.int32
+        assert signed_words(cut + right, 32).tolist() == expected
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @given(data=st.data(), rows=st.integers(1, 4), columns=st.integers(1, 4), points=st.integers(1, 9))
-def test_products_are_pythons_modulo_2_to_64(data: st.DataObject, rows: int, columns: int, points: int) -> None:
+def test_products_are_pythons_modulo_the_ring(
+    bits: int, data: st.DataObject, rows: int, columns: int, points: int
+) -> None:
     def matrix(height: int) -> list[list[int]]:
         row = st.lists(WORDS, min_size=points, max_size=points)
-        return data.draw(st.lists(row, min_size=height, max_size=height))
+        return [[RING[bits](word) for word in row] for row in data.draw(st.lists(row, min_size=height, max_size=height))]
 
     left, right = matrix(rows), matrix(columns)
-    expected = [[as_int64(sum(x * y for x, y in zip(a, b, strict=True))) for b in right] for a in left]
-    assert word_products(torch.tensor(left), torch.tensor(right)).tolist() == expected
+    result = word_products(torch.tensor(left, dtype=word_type(bits)), torch.tensor(right, dtype=word_type(bits)))
+    assert result.dtype == word_type(bits)
+    assert result.tolist() == python_ring(left, right, bits)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("points", [1, 1000, 70_001])
-def test_products_of_many_points_and_other_strides(points: int) -> None:
-    left, right = random_words(points, 3, seed=1).T, random_words(2 * points, 2, seed=2)[::2].T
-    expected = [
-        [as_int64(sum(x * y for x, y in zip(a, b, strict=True))) for b in right.tolist()] for a in left.tolist()
-    ]
+def test_products_of_many_points_and_other_strides(points: int, bits: int) -> None:
+    left = random_words(points, 3, seed=1).to(word_type(bits)).T
+    right = random_words(2 * points, 2, seed=2).to(word_type(bits))[::2].T
     result = word_products(left, right)
-    assert result.dtype == torch.int64
-    assert result.tolist() == expected
+    assert result.dtype == word_type(bits)
+    assert result.tolist() == python_ring(left.tolist(), right.tolist(), bits)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_products_at_the_edge_of_the_ring(bits: int) -> None:
+    """The smallest word squared, the largest, and sums that wrap many times over."""
+    least, most = -(1 << bits - 1), (1 << bits - 1) - 1
+    left, right = [[least] * 5, [most] * 5, [least, most, -1, 1, 0]], [[least] * 5, [most, least, most, least, most]]
+    result = word_products(torch.tensor(left, dtype=word_type(bits)), torch.tensor(right, dtype=word_type(bits)))
+    assert result.tolist() == python_ring(left, right, bits)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_products_on_cuda_are_those_on_the_cpu() -> None:
-    left, right = random_words(5, 40_000, seed=1), random_words(4, 40_000, seed=2)
+@pytest.mark.parametrize("bits", [32, 64])
+def test_products_on_cuda_are_those_on_the_cpu(bits: int) -> None:
+    left, right = (random_words(n, 40_000, seed=n).to(word_type(bits)) for n in (5, 4))
     on_cuda = word_products(left.cuda(), right.cuda())
     assert on_cuda.is_cuda
+    assert on_cuda.dtype == word_type(bits)
     assert torch.equal(on_cuda.cpu(), word_products(left, right))
 
 
