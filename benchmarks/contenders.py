@@ -30,9 +30,12 @@ from ppir_torch.joint import load_protocol
 from ppir_torch.joint.columns import IMAGE, FixedColumns
 from ppir_torch.joint.operands import PrivateOperand, quantise_columns
 from ppir_torch.joint.protocol import OperandHeader, Pairs, all_pairs, release_all
+from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.link import Kind, Link, pack, unpack
 from ppir_torch.parties.launch import link_keys
+from ppir_torch.registration import map_of
 from ppir_torch.sampling import Sample
+from ppir_torch.transforms import ControlLattice
 
 __all__ = ["CKKS_CHUNK", "Contender", "Traffic", "Work", "ckks_v1", "private", "stock_crypten"]
 
@@ -76,9 +79,13 @@ class Work:
     rows: Tensor
     columns: Tensor
     pairs: Pairs
+    public_map: PublicMap | None = None  # then the product is that of a control lattice, all rows with one column
 
     def exact(self) -> Tensor:
         """In float64."""
+        if self.public_map is not None:
+            fields = self.public_map.adjoint(self.rows[:-1] * self.columns)
+            return torch.cat([fields.flatten(), (self.rows[-1:].double() @ self.columns[0].double())])
         return torch.stack([self.rows[r].double() @ self.columns[c].double() for r, c in self.pairs])
 
     def part(self, points: int) -> Work:
@@ -100,6 +107,15 @@ class Work:
             "moments": Work("moments", torch.cat([slopes, moving]), fixed * place, by_moments),
             "inverse": Work("inverse", moving, inverse, all_pairs(1, len(inverse))),
         }
+
+    @staticmethod
+    def of_lattice(grid: Grid, spacing_mm: float, seed: int) -> Work:
+        """One iteration of a free-form deformation: the gradient's D rows and the warped image, mapped."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(grid.dimension + 1, grid.count, generator=generator)
+        fixed = torch.randn(1, grid.count, generator=generator)
+        public_map = map_of(ControlLattice(grid, spacing_mm), grid, Sample(None, None))
+        return Work("lattice", rows, fixed, [], public_map)
 
 
 @contextmanager
@@ -135,10 +151,11 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
     }
     link, dealer = links["party_2"], links.get("dealer")
     try:
-        pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0]))
+        about_map = None if work.public_map is None else work.public_map.to_message()
+        pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0], about_map))
         side = entry.moving_side(link, dealer, "cpu")
         header = OperandHeader.from_meta(unpack(link.receive(Kind.OPERAND).payload)[0])
-        side.accept_operand(header)
+        side.accept_operand(header, work.public_map)
         operand = PrivateOperand(
             grid=Grid((header.points, 1)),
             sample=Sample(None, None),
@@ -149,6 +166,7 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
             gram=None,
             side=side,
             link=link,
+            public_map=work.public_map,
         )
         count = 0
 
@@ -156,7 +174,11 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
             nonlocal count
             count += 1
             started = time.perf_counter()
-            _, result = operand.multiply(work.rows, work.pairs)
+            if work.public_map is None:
+                _, result = operand.multiply(work.rows, work.pairs)
+            else:
+                _, fields, total = operand.project(work.rows)
+                result = torch.cat([fields.flatten(), torch.tensor([total], dtype=torch.float64)])
             return time.perf_counter() - started, result
 
         def traffic() -> Traffic:
@@ -172,7 +194,8 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
             return Traffic(up / count, down / count, others / count, once)
 
         where = f"{1 + len(roles)} processes: party_1, {', '.join(roles)}"
-        yield Contender(f"{name} {work.name}", where, header.points, len(work.pairs), product, traffic)
+        results = len(work.pairs) if work.public_map is None else work.public_map.results(len(work.rows))
+        yield Contender(f"{name} {work.name}", where, header.points, results, product, traffic)
         for end in links.values():
             end.send(Kind.FINISH)
     finally:
@@ -202,12 +225,13 @@ def _serve(
         threading.Thread(target=_count, args=(pipe, [links["party_2"]]), daemon=True).start()
         entry.dealer(*ends)
         return
-    values, rows = pipe.recv()
+    values, rows, about_map = pipe.recv()
+    public_map = None if about_map is None else PublicMap.from_message(*about_map)
     threading.Thread(target=_count, args=(pipe, [e for p, e in links.items() if p != "party_1"]), daemon=True).start()
     fixed = FixedColumns(torch.from_numpy(values), 0.0, 0.0)
     link = links["party_1"]
     side = entry.fixed_side(link, links.get("dealer"), "cpu")
-    columns, scales = quantise_columns(fixed, IMAGE, side.column_bits(values.shape[1]))
+    columns, scales = quantise_columns(fixed, IMAGE, side.column_bits(values.shape[1], public_map))
     energy = max(int(column.square().sum()) for column in columns)
     header = OperandHeader(
         number=0,
@@ -221,7 +245,7 @@ def _serve(
         further_scales=scales[1:],
     )
     link.send(Kind.OPERAND, pack(header.to_meta()))
-    side.send_operand(header, columns)
+    side.send_operand(header, columns, public_map)
     while (request := link.receive()).kind is not Kind.FINISH:
         side.answer(request, release_all)
 

@@ -39,10 +39,10 @@ CASES = {"noise in the moving image": False, "noise in both images": True}
 NOISE = 0.02
 
 
-def available(python: Path) -> list[str]:
-    """The peers that import in that environment; one line for each that does not."""
+def available(python: Path, peers: dict[str, str]) -> list[str]:
+    """The names of the peers whose module imports in that environment; one line for each that does not."""
     found = []
-    for name, module in PEERS.items():
+    for name, module in peers.items():
         check = [str(python), "-c", f"import {module}"]
         if python.exists() and subprocess.run(check, capture_output=True, check=False).returncode == 0:
             found.append(name)
@@ -168,7 +168,7 @@ def main() -> None:
     repeats = arguments.repeats or (1 if arguments.quick else 3)
     timing.set_threads(arguments.threads)
     python = arguments.peers_env / "bin" / "python"
-    peers = available(python)
+    peers = available(python, PEERS)
     facts = timing.machine(arguments.threads, ("torch",))
     facts |= {"repeats": repeats, "skipped": [name for name in PEERS if name not in peers]}
     facts["versions"] |= _versions(python)

@@ -11,7 +11,7 @@ if [ -n "$uv" ]; then
 else
     "$python" -m venv "$folder"
 fi
-for package in antspyx==0.6.3 picsl-greedy==1.4.0.3 SimpleITK==2.5.7; do
+for package in antspyx==0.6.3 picsl-greedy==1.4.0.3 SimpleITK==2.5.7 itk-elastix==0.25.4; do
     if [ -n "$uv" ]; then
         # uv does not read pip's configuration.
         UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} \

@@ -25,12 +25,13 @@ _HOMES = {
     ),
     "warping": ("warp",),
     "sampling": ("Full", "GradientMagnitude", "Uniform"),
-    "losses": ("SSD",),
+    "losses": ("NCC", "SSD", "Correlation", "LocalCorrelation", "Mind", "ModuleFeatures", "SquaredDifference"),
     "optimizers": ("Adam", "GaussNewton", "Stopping"),
     "registration": ("ClearFixed", "Plan", "Result", "register_images"),
     "metrics": ("displacement_rmse",),
     "parties.launch": ("open_private",),
     "run": ("register",),
+    "run_points": ("align_points",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

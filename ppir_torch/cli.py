@@ -1,4 +1,4 @@
-"""The command line: `ppir run` (YAML groups and overrides), `ppir register` (two files), `ppir info`.
+"""The command line: `ppir run` (YAML groups and overrides), `ppir register` (two files), `ppir points`, `ppir info`.
 
 Only typer is imported here; torch, hydra and pydantic are loaded by the command that needs them.
 """
@@ -20,6 +20,7 @@ from .errors import ConfigError, PpirError
 
 if TYPE_CHECKING:
     from .config import RunConfig
+    from .config_points import PointsConfig
 
 __all__ = ["app", "main"]
 
@@ -97,6 +98,7 @@ def register(
     fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1] (default 0.1).")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv, ckks)")] = None,
+    loss: Annotated[str, typer.Option(help="ssd, ncc, local_ncc or mind")] = "ssd",
     optimizer: Annotated[str, typer.Option(help="gauss_newton, inverse_compositional or adam")] = "gauss_newton",
     levels: Annotated[str, typer.Option(help="Shrink factors, coarse to fine.")] = "4,2,1",
     start: Annotated[str, typer.Option(help="centres, centre_of_mass, identity or an ITK transform file")] = "centres",
@@ -130,6 +132,7 @@ def register(
                 "transform": {"kind": transform},
                 "backend": backend_settings,
                 "sampler": sampler_settings,
+                "loss": {"kind": loss},
                 "optimizer": {"kind": optimizer},
                 "pyramid": {"levels": [{"shrink": int(n) if n.isdecimal() else n} for n in shrinks]},
                 "data": data | consent,
@@ -141,6 +144,66 @@ def register(
             }
         )
         _run_one(config, None)
+
+
+@app.command()
+def points(
+    moving: Annotated[Path, typer.Option(help="party_1's points, mm: .csv, .txt, .fcsv, .mrk.json or .npy.")],
+    fixed: Annotated[Path, typer.Option(help="party_2's points, in the same order.")],
+    backend: Annotated[str, typer.Option(help="clear, beaver, spdz, bfv or ckks")] = "clear",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
+    scale: Annotated[bool, typer.Option("--scale", help="A similarity, not a rigid transform.")] = False,
+    columns: Annotated[str | None, typer.Option(help="Columns x, y[, z] of both .csv files: col,row")] = None,
+    fixed_columns: Annotated[str | None, typer.Option(help="The same of party_2's file, where it differs.")] = None,
+    closest: Annotated[
+        bool, typer.Option("--closest", help="No common order: iterative closest points, in clear only.")
+    ] = False,
+    residual: Annotated[
+        bool, typer.Option("--residual/--no-residual", help="party_2 discloses its sum of squares, for the residual.")
+    ] = True,
+    share_transform: Annotated[bool, typer.Option("--share-transform", help="party_2 learns the transform.")] = False,
+    truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with (an experiment).")] = None,
+    figure: Annotated[
+        bool, typer.Option("--figure", help="Draw both sets of a private run, too (an experiment: it reads both).")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv, ckks)")] = None,
+    releases: Annotated[
+        Path | None, typer.Option(help="party_2's SQLite file of released values; default: the site's own.")
+    ] = None,
+    max_values: Annotated[
+        int | None, typer.Option(help="Cap on released values, over all runs; default: a quarter of the coordinates.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of each process.")] = 1,
+) -> None:
+    """Align two point sets, rigid or similarity: only the cross-covariance of the two is computed together."""
+    with _error_lines():
+        from .config_points import load_points_config
+
+        config = load_points_config(
+            {
+                "moving": moving,
+                "fixed": fixed,
+                "moving_columns": columns,
+                "fixed_columns": columns if fixed_columns is None else fixed_columns,
+                "transform": "similarity" if scale else "rigid",
+                "correspondence": "closest" if closest else "known",
+                "backend": {"kind": backend} | ({} if device is None else {"device": device}),
+                "disclose_spread": residual,
+                "share_transform": share_transform,
+                "budget": {"file": releases, "max_values": max_values},
+                "truth": truth,
+                "figure": figure,
+                "threads": threads,
+                "output": output,
+            }
+        )
+        folder = _new_folder(output, _dated_folder(f"points-{backend}"))
+        config = config.model_copy(update={"output": folder})
+        from .run_points import run_points
+
+        result = run_points(config, folder)
+        (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
+        _print_result(result, folder)
 
 
 @app.command()
@@ -230,14 +293,17 @@ def _run_all(runs: Sequence[tuple[list[str], RunConfig]]) -> None:
 
 def _run_one(config: RunConfig, folder: Path | None) -> None:
     """Run in `folder` (null: the configuration's, or a new one), with the configuration saved beside the results."""
-    now = datetime.now()
-    default = Path("outputs") / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}-{config.backend.kind}"
-    folder = _new_folder(folder or config.output, default)
+    folder = _new_folder(folder or config.output, _dated_folder(config.backend.kind))
     config = config.model_copy(update={"output": folder})
     (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
     from .run import run as run_registration
 
     _print_result(run_registration(config, folder), folder)
+
+
+def _dated_folder(name: str) -> Path:
+    now = datetime.now()
+    return Path("outputs") / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}-{name}"
 
 
 def _new_folder(wanted: Path | None, default: Path) -> Path:
@@ -254,7 +320,7 @@ def _new_folder(wanted: Path | None, default: Path) -> Path:
         raise ConfigError(f"output: {shown}, a folder that can be written is needed ({error.strerror})") from None
 
 
-def _yaml(config: RunConfig) -> str:
+def _yaml(config: RunConfig | PointsConfig) -> str:
     from omegaconf import OmegaConf
 
     return str(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))))
@@ -268,11 +334,12 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key in ("transform", "loss", "backend", "iterations"):
+    for key in ("transform", "loss", "backend", "iterations", "points"):
         if result.get(key) is not None:
             table.add_row(key, _transform_line(result[key]) if isinstance(result[key], Mapping) else str(result[key]))
     for key, name, unit in (
-        ("ssd", "SSD", ""),
+        ("value", "loss value", ""),
+        ("residual_rms_mm", "RMS distance left", " mm"),
         ("rmse_to_truth_mm", "RMSE to the truth", " mm"),
         ("rmse_to_clear_mm", "RMSE to the clear run", " mm"),
         ("seconds", "time", " s"),

@@ -14,16 +14,28 @@ ppir_torch.errors.ConfigError: threads: 0, an integer >= 1 and <= 1024 is needed
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .config_lines import kinds, problem_line, show
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from . import sampling
+    from .images import Image, Level
+    from .losses import Measure
     from .registration import Plan
     from .transforms import Affine
 
@@ -31,11 +43,13 @@ __all__ = [
     "FixedPartyConfig",
     "MovingPartyConfig",
     "RunConfig",
+    "build_measure",
     "build_plan",
     "build_sampler",
     "fixed_party",
     "load_config",
     "moving_party",
+    "preprocessed",
 ]
 
 LARGEST_SEED = 2**32 - 1
@@ -70,22 +84,47 @@ class LinearConfig(_Settings):
 class DeformableConfig(_Settings):
     """A linear stage, then control points: free-form deformation, or a velocity field (diffeomorphic).
 
-    `spacing_mm` lies between control points at the finest level, twice that a level before, and so on; null: four of
-    the fixed image's voxels. `weight` of the regulariser is relative to the fixed image's variance.
+    `spacing_mm` lies between control points at the finest level, twice that a level before, and so on; null: five of
+    the fixed image's voxels. At shrink 1 both images are smoothed by a voxel unless the level says otherwise: between
+    voxels linear interpolation averages noise away, and a free deformation would follow that. `weight` of the regulariser is relative to the fixed image's variance.
     """
 
     kind: Literal["bspline", "velocity"]
     linear: Literal["translation", "rigid", "similarity", "affine", "none"] = "affine"
     spacing_mm: float | None = Field(default=None, gt=0, le=10_000)
     regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
-    weight: float = Field(default=1.0, ge=0, le=1e9)
+    weight: float = Field(default=0.3, ge=0, le=1e9)
     max_iterations: int = Field(default=15, ge=1, le=10_000)
     step_voxels: float = Field(default=0.01, ge=0, le=1000)
     decrease: float = Field(default=1e-3, ge=0, le=1)
 
 
-class LossConfig(_Settings):
+class SsdConfig(_Settings):
+    """Mean squared difference of the intensities."""
+
     kind: Literal["ssd"] = "ssd"
+
+
+class NccConfig(_Settings):
+    """1 - correlation of the intensities over the points in use."""
+
+    kind: Literal["ncc"] = "ncc"
+
+
+class LocalNccConfig(_Settings):
+    """Of locally normalised images; see `ppir_torch.LocalCorrelation`. `radius_mm` null: four voxels of the level."""
+
+    kind: Literal["local_ncc"] = "local_ncc"
+    radius_mm: float | None = Field(default=None, gt=0, le=1000)
+    floor: float = Field(default=0.1, ge=1e-3, le=10)
+
+
+class MindConfig(_Settings):
+    """Of MIND-SSC descriptors; see `ppir_torch.Mind`. Both in voxels of the level."""
+
+    kind: Literal["mind"] = "mind"
+    radius: int = Field(default=2, ge=0, le=16)
+    dilation: int = Field(default=2, ge=1, le=16)
 
 
 class StoppingConfig(_Settings):
@@ -217,6 +256,53 @@ class PyramidConfig(_Settings):
         return levels
 
 
+class PreprocessConfig(_Settings):
+    """What a party does to the intensities of its own image, first of all; the other is not told.
+
+    Values are held within the percentiles `clip`, then mapped to the range `rescale`; both taken over the voxels of
+    the file `mask`, on the image's grid.
+    """
+
+    rescale: tuple[float, float] | None = Field(default=None, strict=False)
+    clip: tuple[float, float] | None = Field(default=None, strict=False)
+    mask: File | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done."""
+        return self.rescale is not None or self.clip is not None
+
+    @field_validator("rescale", "clip", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: object, info: ValidationInfo) -> object:
+        percentiles = info.field_name == "clip"
+        if value is None:
+            return None
+        words = (
+            "two percentiles [low, high] with 0 <= low < high <= 100 are"
+            if percentiles
+            else ("two numbers [low, high] with low < high, of magnitude 1e9 at most, are")
+        )
+        least, most = (0, 100) if percentiles else (-1e9, 1e9)
+        pair = tuple(value) if isinstance(value, list | tuple) else ()
+        if len(pair) != 2 or any(type(v) not in (int, float) for v in pair) or not least <= pair[0] < pair[1] <= most:
+            raise ValueError(f"{words} needed (or null)")
+        return tuple(float(v) for v in pair)
+
+    @model_validator(mode="after")
+    def _check_mask(self) -> PreprocessConfig:
+        if self.mask is not None and not self.changes:
+            raise ValueError("mask goes with rescale or clip, whose values are taken over its voxels")
+        return self
+
+
+class PairPreprocessConfig(_Settings):
+    """Each party is given its own part only."""
+
+    moving: PreprocessConfig = PreprocessConfig()
+    fixed: PreprocessConfig = PreprocessConfig()
+
+
 class DataConfig(_Settings):
     """Files. `truth` and `reference` are ITK transforms to compare with: the known one, and that of the clear run."""
 
@@ -227,6 +313,7 @@ class DataConfig(_Settings):
     disclose_centre_of_mass: bool = False
     truth: File | None = None
     reference: File | None = None
+    preprocess: PairPreprocessConfig = PairPreprocessConfig()
 
 
 class BudgetConfig(_Settings):
@@ -263,6 +350,7 @@ class TransportConfig(_Settings):
 
 
 Transform = Annotated[LinearConfig | DeformableConfig, Field(discriminator="kind")]
+Loss = Annotated[SsdConfig | NccConfig | LocalNccConfig | MindConfig, Field(discriminator="kind")]
 Optimizer = Annotated[GaussNewtonConfig | InverseCompositionalConfig | AdamConfig, Field(discriminator="kind")]
 PrivateKind = SpdzConfig | BeaverConfig | BfvConfig | CkksConfig | CkksV1Config
 Backend = Annotated[ClearConfig | AutoConfig | PrivateKind, Field(discriminator="kind")]
@@ -274,6 +362,7 @@ Sampler = Annotated[
 
 class _SharedConfig(_Settings):
     # What every party's process needs, beside the backend.
+    loss: Loss = SsdConfig()
     transport: TransportConfig = TransportConfig()
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=2, ge=1, le=1024)
@@ -282,7 +371,6 @@ class _SharedConfig(_Settings):
 class _PublicConfig(_SharedConfig):
     # Everything of a run but the data.
     transform: Transform = LinearConfig()
-    loss: LossConfig = LossConfig()
     optimizer: Optimizer = GaussNewtonConfig()
     sampler: Sampler = NoSamplerConfig()
     pyramid: PyramidConfig = PyramidConfig()
@@ -300,6 +388,20 @@ class _PublicConfig(_SharedConfig):
                     "needed: party_2 sums over the points itself and must know them"
                 ]
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> _PublicConfig:
+        if self.optimizer.kind == "inverse_compositional" and self.loss.kind != "ssd":
+            _raise(
+                [
+                    f"optimizer.kind: 'inverse_compositional', with loss {self.loss.kind!r} one of gauss_newton, adam "
+                    "is needed: party_2's steepest-descent images are those of ssd"
+                ]
+            )
+        backend = getattr(self, "backend", None)
+        if backend is not None and backend.kind == "ckks-v1" and self.loss.kind != "ssd":
+            _raise([f"loss.kind: {self.loss.kind!r}, with backend 'ckks-v1' (the published protocol) ssd is needed"])
         return self
 
     @model_validator(mode="after")
@@ -366,6 +468,7 @@ class MovingPartyConfig(_PublicConfig):
 
     backend: PrivateBackend
     moving: File
+    preprocess: PreprocessConfig = PreprocessConfig()
 
 
 class FixedPartyConfig(_SharedConfig):
@@ -377,6 +480,7 @@ class FixedPartyConfig(_SharedConfig):
     disclose_mask: bool = False
     disclose_centre_of_mass: bool = False
     disclose_gram: bool = False
+    preprocess: PreprocessConfig = PreprocessConfig()
     budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
@@ -402,7 +506,8 @@ def load_config(mapping: Mapping[str, object]) -> RunConfig:
 def moving_party(config: RunConfig) -> MovingPartyConfig:
     """party_1's part of a private run."""
     public = {name: getattr(config, name) for name in _PublicConfig.model_fields}
-    return MovingPartyConfig(backend=_private_backend(config), moving=config.data.moving, **public)
+    own: dict[str, Any] = {"moving": config.data.moving, "preprocess": config.data.preprocess.moving}
+    return MovingPartyConfig(backend=_private_backend(config), **own, **public)
 
 
 def fixed_party(config: RunConfig) -> FixedPartyConfig:
@@ -411,6 +516,7 @@ def fixed_party(config: RunConfig) -> FixedPartyConfig:
     own = {
         name: getattr(config.data, name) for name in FixedPartyConfig.model_fields if name in DataConfig.model_fields
     }
+    own["preprocess"] = config.data.preprocess.fixed
     by_inverse = config.optimizer.kind == "inverse_compositional"
     return FixedPartyConfig(
         backend=_private_backend(config), disclose_gram=by_inverse, budget=config.budget, **shared, **own
@@ -451,10 +557,13 @@ def build_plan(
     if isinstance(wanted, DeformableConfig):
         deformable = Deformable(
             kind=wanted.kind,
-            spacing_mm=4 * min(fixed_spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
+            spacing_mm=5 * min(fixed_spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
             regulariser=wanted.regulariser,
             weight=wanted.weight,
-            levels=levels,
+            levels=tuple(
+                _smoother(level, chosen, min(fixed_spacing))
+                for level, chosen in zip(levels, config.pyramid.levels, strict=True)
+            ),
             stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
         )
     return Plan(
@@ -465,7 +574,34 @@ def build_plan(
         stopping=stopping,
         start=start or config.start.kind,
         deformable=deformable,
+        loss=build_measure(config.loss),
     )
+
+
+def build_measure(loss: SsdConfig | NccConfig | LocalNccConfig | MindConfig) -> Measure:
+    """The measure of similarity that the configuration describes."""
+    from .losses import Correlation, LocalCorrelation, Mind, SquaredDifference
+
+    if isinstance(loss, MindConfig):
+        return Mind(loss.radius, loss.dilation)
+    if isinstance(loss, LocalNccConfig):
+        return LocalCorrelation(loss.radius_mm, loss.floor)
+    return Correlation() if isinstance(loss, NccConfig) else SquaredDifference()
+
+
+def preprocessed(image: Image, settings: PreprocessConfig) -> Image:
+    """A party's own image after its own settings; where they ask for nothing, the image itself.
+
+    Raises:
+        ImageError: a mask that cannot be used, or percentiles that coincide.
+    """
+    from .features import preprocess
+    from .images import load_mask
+
+    if not settings.changes:
+        return image
+    mask = None if settings.mask is None else load_mask(settings.mask, image.grid)
+    return preprocess(image, settings.rescale, settings.clip, mask)
 
 
 def build_sampler(config: RunConfig | MovingPartyConfig) -> sampling.Sampler:
@@ -481,6 +617,12 @@ def build_sampler(config: RunConfig | MovingPartyConfig) -> sampling.Sampler:
     if isinstance(chosen, ChunksSamplerConfig):
         return Chunks(chosen.fraction, seed)
     return GradientMagnitude(chosen.fraction, seed, chosen.floor, chosen.disclose_points)
+
+
+def _smoother(level: Level, chosen: LevelConfig, spacing: float) -> Level:
+    """The level of a deformable stage; see `DeformableConfig`."""
+    unsaid = level.shrink == 1 and chosen.smoothing_mm is None
+    return replace(level, smoothing_mm=spacing) if unsaid else level
 
 
 def _smoothing_mm(level: LevelConfig, spacing: float) -> float:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import permutations, product
 from typing import TypeAlias
 
 import torch
@@ -39,7 +39,7 @@ from .errors import ConfigError, ImageError
 from .grids import Grid
 from .images import Image, check_content
 
-__all__ = ["FeatureExtractor", "apply_module", "local_normalised", "mind_ssc", "preprocess"]
+__all__ = ["FeatureExtractor", "apply_module", "local_normalised", "mind_ssc", "preprocess", "turned_towards"]
 
 FeatureExtractor: TypeAlias = Callable[[Image], Image]
 
@@ -199,6 +199,47 @@ def apply_module(module: nn.Module, image: Image) -> Image:
         what = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise ImageError(f"feature module: returned {what}, a tensor (1, C, {image.grid.shape}) is needed")
     return Image(made[0].to(image.tensor.dtype), image.grid)
+
+
+def turned_towards(image: Image, grid: Grid) -> Image:
+    """The same image in space, its tensor's axes permuted and flipped to run most nearly along those of `grid`.
+
+    Channels of descriptors and networks follow the tensor's axes: those of two images correspond only where the axes
+    do, and scanners and file formats store the same anatomy in any of 48 ways (8 in 2-D).
+
+    Args:
+        image: any number of channels.
+        grid: of the same dimension; only its direction counts.
+
+    Returns:
+        Image of the same voxels at the same physical points; itself where the axes agree.
+
+    >>> image = Image(torch.rand(1, 2, 3), Grid((3, 2), (1.0, 2.0), (5.0, 0.0), (0.0, -1.0, 1.0, 0.0)))
+    >>> turned = turned_towards(image, Grid((8, 8)))
+    >>> turned.grid.size, turned.grid.origin, turned.grid.direction
+    ((2, 3), (3.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    """
+    d = image.grid.dimension
+    own, wanted = (torch.tensor(g.direction, dtype=torch.float64).reshape(d, d) for g in (image.grid, grid))
+    cosines = (wanted.T @ own).tolist()  # [axis of grid][axis of image]
+    # The first of equals, and that is the order as it is.
+    order = max(permutations(range(d)), key=lambda p: round(sum(abs(cosines[i][p[i]]) for i in range(d)), 6))
+    flipped = [cosines[i][order[i]] < 0 for i in range(d)]
+    if list(order) == list(range(d)) and not any(flipped):
+        return image
+    matrix, origin = image.grid.index_to_physical()
+    first = [(image.grid.size[axis] - 1) * flip for axis, flip in sorted(zip(order, flipped, strict=True))]
+    turned = Grid(
+        size=tuple(image.grid.size[axis] for axis in order),
+        spacing=tuple(image.grid.spacing[axis] for axis in order),
+        origin=tuple((matrix @ torch.tensor(first, dtype=torch.float64) + origin).tolist()),
+        direction=tuple(
+            (torch.where(torch.tensor(flipped), -1.0, 1.0).double() * own[:, list(order)]).add(0.0).flatten().tolist()
+        ),
+    )
+    # Tensor axes are the reverse of x, y, z.
+    tensor = image.tensor.permute(0, *(d - axis for axis in reversed(order)))
+    return Image(tensor.flip([d - i for i in range(d) if flipped[i]]).contiguous(), turned)
 
 
 def _unit_range(values: Tensor) -> tuple[Tensor, Tensor]:

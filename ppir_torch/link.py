@@ -49,7 +49,7 @@ class Kind(IntEnum):
     # session
     HELLO = 1  # both ways: version, protocol, public configuration
     GEOMETRY = 2  # party_2 -> party_1: size, spacing, origin, direction of the fixed grid
-    LEVEL = 3  # party_1 -> party_2: prepare the operand of this resolution level
+    LEVEL = 3  # party_1 -> party_2: prepare the operand of this resolution level, or of a point set
     OPERAND = 4  # party_2 -> party_1: the operand's public header
     FINISH = 5  # party_1 -> party_2: the run is over
     ABORT = 6  # any: a clear line saying why this party stops

@@ -17,9 +17,17 @@ from torch import Tensor
 from .errors import MissingExtra
 from .grids import Grid
 from .images import Image, from_simpleitk, save_image, simpleitk, to_simpleitk
-from .transforms import Affine, affine_from_map, save_transform, to_simpleitk_transform
+from .transforms import (
+    Affine,
+    Composite,
+    Displacement,
+    affine_from_map,
+    save_transform,
+    to_simpleitk_transform,
+)
+from .warping import warp
 
-__all__ = ["BrainPair", "brain_pair", "known_affine", "save_pair"]
+__all__ = ["BrainPair", "DeformedPair", "brain_pair", "deformed_pair", "known_affine", "save_pair"]
 
 MNI_GRID = Grid(
     size=(91, 109, 91),
@@ -79,6 +87,45 @@ def save_pair(pair: BrainPair, folder: Path) -> tuple[Path, Path, Path]:
     save_image(pair.fixed, paths[1])
     save_transform(pair.truth, paths[2])
     return paths
+
+
+@dataclass(frozen=True)
+class DeformedPair:
+    """Two images and the map from fixed points to moving points: a smooth displacement, then `known_affine`."""
+
+    moving: Image
+    fixed: Image
+    truth: Composite
+
+
+def deformed_pair(
+    largest_mm: float = 6.0, smoothness_mm: float = 16.0, noise: float = 0.02, seed: int = 1
+) -> DeformedPair:
+    """The brain of `brain_pair`, moved by the known affine and a random smooth displacement.
+
+    Args:
+        largest_mm: of the displacement inside the brain (its root mean square there is about 2.4 mm of 6).
+        smoothness_mm: standard deviation of the Gaussian that makes it smooth; it vanishes at the volume's border.
+        noise: as in `brain_pair`.
+        seed: of displacement and noise.
+
+    Raises:
+        MissingExtra: as `brain_pair`.
+        ConfigError: the displacement folds; a smaller or smoother one is needed.
+    """
+    fixed = brain_pair(noise=0.0).fixed
+    generator = torch.Generator().manual_seed(seed)
+    field = torch.randn(3, *MNI_GRID.shape, generator=generator, dtype=torch.float64)
+    field = Image(field, MNI_GRID).smoothed(smoothness_mm).tensor
+    for axis, n in enumerate(MNI_GRID.shape):
+        window = torch.sin(math.pi * torch.arange(n, dtype=torch.float64) / (n - 1))
+        field = field * window.reshape([-1 if a == axis else 1 for a in range(3)])
+    inside = fixed.tensor[0] > fixed.outside + 0.1 * (float(fixed.tensor.max()) - fixed.outside)
+    field = field * (largest_mm / float(torch.linalg.vector_norm(field, dim=0)[inside].max()))
+    truth = Composite([Displacement(MNI_GRID, field), known_affine(MNI_GRID)])
+    moved = warp(fixed, truth.inverse(), MNI_GRID).tensor
+    noisy = moved + noise * float(moved.max()) * torch.randn(moved.shape, generator=generator)
+    return DeformedPair(Image(noisy, MNI_GRID), fixed, truth)
 
 
 def _turn(axis: int, degrees: float) -> Tensor:

@@ -24,12 +24,12 @@ from .images import Image, Level, check_content, level_grid
 from .joint.columns import IMAGE, Columns
 from .joint.operands import ClearOperand, Operand
 from .joint.public_map import PublicMap
-from .losses import SSD, AnyLinearisation, DeformableSSD, InverseSSD, Smoothness
+from .losses import SSD, AnyLinearisation, DeformableSSD, InverseSSD, Measure, Smoothness, SquaredDifference
 from .optimizers import Adam, GaussNewton, InverseCompositional, Iteration, Stopping
 from .regularisers import Regulariser
 from .sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Sampler, Uniform
 from .transforms import LINEAR_TRANSFORMS, Affine, BSpline, Composite, ControlLattice, LinearTransform, VelocityField
-from .warping import sample_with_gradient, warp
+from .warping import channels_above_outside, resampled_along, sample_with_gradient, warp
 
 __all__ = [
     "Choice",
@@ -47,6 +47,7 @@ __all__ = [
 Choice = Full | Uniform | Permuted | Sample
 """Which points an operand has, and in which order; a Sample's are told to party_2."""
 
+SSD_MEASURE = SquaredDifference()
 DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
 
 
@@ -70,8 +71,12 @@ class FixedSource(Protocol):
         rows: int = 16,
         columns: Columns = IMAGE,
         lattice: ControlLattice | None = None,
+        measure: Measure = SSD_MEASURE,
     ) -> Operand:
-        """The operand of one level; `rows` is the largest product that is expected. With a lattice, its map's."""
+        """The operand of one level; `rows` is the largest product that is expected. With a lattice, its map's.
+
+        It is made of the measure's features of the fixed image; the choice is one of voxels, the same for each channel.
+        """
         ...
 
 
@@ -117,12 +122,14 @@ class ClearFixed:
         rows: int = 16,  # noqa: ARG002
         columns: Columns = IMAGE,
         lattice: ControlLattice | None = None,
+        measure: Measure = SSD_MEASURE,
     ) -> Operand:
-        """The fixed image at this level, restricted to the chosen points."""
+        """The fixed image's features at this level, restricted to the chosen points."""
         candidates, sample = select_points(self.grid, self.mask, level, choice or Full(), number)
-        image = self.image.at_level(level)
+        coarse = self.image.at_level(level)
+        image = measure.features(coarse, coarse.grid)
         public_map = None if lattice is None else map_of(lattice, image.grid, sample, image.tensor.shape[0])
-        return ClearOperand.of(image, candidates, sample, columns, self.grid, public_map)
+        return ClearOperand.of(image, candidates, sample, columns, self.grid, public_map, measure.normalised)
 
 
 def map_of(lattice: ControlLattice, grid: Grid, sample: Sample, channels: int = 1) -> PublicMap:
@@ -135,7 +142,8 @@ def select_points(
 ) -> tuple[Tensor | None, Sample]:
     """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
 
-    Both parties run this on public values and get the same points.
+    Both parties run this on public values and get the same points. They are voxels: of features every channel is used
+    at each of them.
     """
     coarse, keep = level_grid(grid, level)
     candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten()
@@ -166,7 +174,7 @@ class Deformable:
     kind: str = "bspline"
     spacing_mm: float = 8.0
     regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
-    weight: float = 1.0
+    weight: float = 0.3
     levels: tuple[Level, ...] = DEFAULT_LEVELS
     stopping: Stopping = field(default_factory=lambda: Stopping(max_iterations=15, step_voxels=0.01, decrease=1e-3))
 
@@ -183,6 +191,8 @@ class Plan:
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
         deformable: what follows the linear stage, if anything does.
+        loss: the measure of similarity: `SquaredDifference`, `Correlation`, `LocalCorrelation`, `Mind`, or
+            `ModuleFeatures` of any network.
     """
 
     transform: str = "affine"
@@ -192,6 +202,7 @@ class Plan:
     stopping: Stopping = field(default_factory=Stopping)
     start: str | Affine = "centres"
     deformable: Deformable | None = None
+    loss: Measure = field(default_factory=SquaredDifference)
 
 
 @dataclass(frozen=True)
@@ -213,11 +224,12 @@ class Result:
     Attributes:
         transform: fixed points to moving points, mm LPS; the best so far where `complete` is False.
         warped: the moving image on the fixed grid.
-        value: the loss at the last accepted iteration (mean squared difference at the last level's smoothing).
+        value: the loss at the last accepted iteration (at the last level's smoothing).
         history: every iteration.
         seconds: of the loop.
         complete: False where the other party was lost; `error` says how.
         metrics: figures of the whole run where a runner adds them (`ppir_torch.register`: those of result.json).
+        loss: the measure's kind.
     """
 
     transform: LinearTransform | Composite
@@ -228,6 +240,7 @@ class Result:
     complete: bool = True
     error: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    loss: str = "ssd"
 
 
 def register_images(
@@ -240,10 +253,12 @@ def register_images(
 
     Raises:
         ImageError: different dimensions, constant image, no overlap at the start.
-        ConfigError: an unknown transform or start.
+        ConfigError: an unknown transform or start, or an optimiser that does not go with the loss.
     """
     plan = plan or Plan()
     started = time.perf_counter()
+    if isinstance(plan.optimizer, InverseCompositional) and plan.loss.kind != "ssd":
+        raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {plan.loss.kind!r}")
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
@@ -262,7 +277,8 @@ def register_images(
     history = run.history
     value = next((h.iteration.value for h in reversed(history) if h.iteration.accepted), float("nan"))
     seconds = time.perf_counter() - started
-    return Result(found, warp(moving, found, fixed.grid), value, history, seconds, complete, error)
+    warped = warp(moving, found, fixed.grid)
+    return Result(found, warped, value, history, seconds, complete, error, loss=plan.loss.kind)
 
 
 @dataclass
@@ -280,9 +296,10 @@ class _Run:
         """The linear stage, coarse to fine."""
         plan = self.plan
         for number, level in enumerate(plan.levels):
-            coarse = self.moving.at_level(level)
+            coarse = self._features(level, transform)
             operand = _operand(plan, transform, coarse, self.fixed, level, number)
-            loss = InverseSSD(operand) if isinstance(plan.optimizer, InverseCompositional) else SSD(operand)
+            inverse = isinstance(plan.optimizer, InverseCompositional)
+            loss = InverseSSD(operand) if inverse else plan.loss.loss(operand)
 
             def linearise(loss: SSD | InverseSSD = loss, coarse: Image = coarse) -> AnyLinearisation:
                 return loss.linearise(transform, coarse)
@@ -298,19 +315,30 @@ class _Run:
             spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
             part = _lattice_transform(wanted.kind, self.fixed.grid, spacing) if part is None else part.refined(spacing)
             yield part
-            coarse = self.moving.at_level(level)
-            lattice, rows = part.lattice, 1 + self.fixed.grid.dimension
-            operand = self.fixed.operand(level, _choice(self.plan.sampler), number, rows, IMAGE, lattice)
+            coarse = self._features(level, outer)
+            lattice, rows, measure = part.lattice, 1 + self.fixed.grid.dimension, self.plan.loss
+            operand = self.fixed.operand(level, _choice(self.plan.sampler), number, rows, IMAGE, lattice, measure)
             regulariser = Regulariser.of(
                 wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
             )
-            loss = DeformableSSD(operand, part, outer, Smoothness(regulariser, wanted.weight))
+            loss = measure.deformable_loss(operand, part, outer, Smoothness(regulariser, wanted.weight))
 
             def linearise(loss: DeformableSSD = loss, coarse: Image = coarse) -> AnyLinearisation:
                 return loss.linearise(coarse)
 
             voxel = min(operand.grid.spacing)
             self._follow(GaussNewton().minimise(part, linearise, wanted.stopping, voxel), operand, number, level)
+
+    def _features(self, level: Level, transform: LinearTransform) -> Image:
+        """The moving image's own at the level; of the fixed image only the public grid counts.
+
+        Those that depend on axes and voxels are made along the transform that the level starts from.
+        """
+        measure, grid = self.plan.loss, level_grid(self.fixed.grid, level)[0]
+        if not measure.follows_axes:
+            return measure.features(self.moving.at_level(level), grid)
+        smooth = self.moving.at_level(Level(1, level.smoothing_mm))
+        return measure.features(resampled_along(smooth, transform.affine_map()[0], grid), grid)
 
     def _follow(self, iterations: Iterator[Iteration], operand: Operand, number: int, level: Level) -> None:
         points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
@@ -360,37 +388,38 @@ def _operand(
     plan: Plan, transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
 ) -> Operand:
     """The operand that the plan's optimiser and sampler need at this level."""
-    sampler = plan.sampler
-    count = level_grid(fixed.grid, level)[0].count
+    sampler, measure = plan.sampler, plan.loss
+    count = level_grid(fixed.grid, level)[0].count * measure.channels(fixed.grid.dimension)
+    some_points = isinstance(sampler, Chunks | GradientMagnitude)
     rows, columns = 1 + sum(p.numel() for p in transform.parameters()), IMAGE
     if isinstance(plan.optimizer, InverseCompositional):
         rows, columns = 1, Columns("steepest_descent", plan.transform)
-    elif isinstance(transform, Affine) and fixed.prefers_moments(count):
+    elif isinstance(transform, Affine) and fixed.prefers_moments(count) and not (measure.normalised and some_points):
         rows, columns = 1 + fixed.grid.dimension, Columns("moments")
     if isinstance(sampler, Chunks):
-        operand = fixed.operand(level, Permuted(sampler.seed), number, rows, columns)
+        operand = fixed.operand(level, Permuted(sampler.seed), number, rows, columns, measure=measure)
         assert operand.sample.index is not None
         return operand.part(sampler.window(operand.sample.index.numel(), number), None)
     if not isinstance(sampler, GradientMagnitude):
-        return fixed.operand(level, sampler, number, rows, columns)
+        return fixed.operand(level, sampler, number, rows, columns, measure=measure)
     chosen = sampler.draw(_gradient_magnitude(transform, moving, fixed, level, number), number)
     if sampler.disclose_points:
-        return fixed.operand(level, chosen, number, rows, columns)
+        return fixed.operand(level, chosen, number, rows, columns, measure=measure)
     assert chosen.index is not None
-    return fixed.operand(level, Full(), number, rows, columns).part(chosen.index, chosen.weights)
+    return fixed.operand(level, Full(), number, rows, columns, measure=measure).part(chosen.index, chosen.weights)
 
 
 def _gradient_magnitude(
     transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
 ) -> Tensor:
-    """Of the warped moving image at the level's candidate points (N,)."""
+    """Of the warped moving image (of its features: of all channels) at the level's candidate points (N,)."""
     candidates, _ = select_points(fixed.grid, fixed.mask, level, Full(), number)
     coarse, _ = level_grid(fixed.grid, level)
     points = coarse.points(candidates, moving.tensor.dtype, moving.tensor.device)
     with torch.no_grad():
         mapped = transform(points)
-    _, gradient = sample_with_gradient(moving, moving.outside, mapped)
-    magnitude: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+    gradients = [sample_with_gradient(above, 0.0, mapped)[1] for above, _ in channels_above_outside(moving)]
+    magnitude: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
     return magnitude
 
 

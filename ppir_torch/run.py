@@ -12,12 +12,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .config import AutoConfig, RunConfig, build_plan, build_sampler, fixed_party, load_config, moving_party
+from .config import (
+    AutoConfig,
+    RunConfig,
+    build_measure,
+    build_plan,
+    build_sampler,
+    fixed_party,
+    load_config,
+    moving_party,
+    preprocessed,
+)
 from .errors import ConfigError, PeerLost, PpirError
 from .grids import Grid
 from .images import Image, image_size, load_image, load_mask, save_image
@@ -32,6 +43,7 @@ from .registration import ClearFixed, LevelIteration, Result, register_images
 from .reporting.files import save_result, summary
 from .reporting.progress import Progress
 from .transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
+from .warping import warp
 
 __all__ = ["register", "run"]
 
@@ -61,6 +73,7 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
         "schema": 1,
         "transform": values.pop("transform"),
         "loss": config.loss.kind,
+        "loss_settings": config.loss.model_dump(exclude={"kind"}),
         "backend": config.backend.kind,
         "backend_reason": reason,
         "insecure": config.backend.kind == "ckks-v1",
@@ -97,6 +110,8 @@ def register(
     noise: float = 0.0,
     disclose_points: bool = False,
     allow_insecure: bool = False,
+    loss: str | Mapping[str, Any] = "ssd",
+    preprocess: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Result:
     """Register two images, in clear or privately (`backend` "bfv", "beaver", ...: each party a process of its own).
 
@@ -120,6 +135,10 @@ def register(
         noise: party_2's noise on every product, as a share of the fixed image.
         disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
         allow_insecure: let "ckks-v1" run.
+        loss: "ssd", "ncc" (correlation), "local_ncc", "mind" (across modalities), or a mapping with the kind and its
+            settings, see `ppir_torch.losses.measures`. A network's features go with `register_images` only.
+        preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
+            (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from).
 
     Returns:
         Result with transform, warped, history and `metrics` (the values of result.json).
@@ -135,10 +154,13 @@ def register(
     """
     with tempfile.TemporaryDirectory(prefix="ppir-") as scratch:
         folder = Path(output) if output is not None else Path(scratch) / "run"
+        if not isinstance(loss, str | Mapping):
+            raise ConfigError(f"loss: {type(loss).__name__}, a name or a mapping is needed; networks: register_images")
         named = start in ("centres", "centre_of_mass", "identity")
         config = load_config(
             {
                 "transform": {"kind": transform} if isinstance(transform, str) else dict(transform),
+                "loss": {"kind": loss} if isinstance(loss, str) else dict(loss),
                 "optimizer": {"kind": optimizer},
                 "backend": {"kind": backend} | ({"allow_insecure": allow_insecure} if backend == "ckks-v1" else {}),
                 "sampler": {"kind": sampler}
@@ -152,6 +174,7 @@ def register(
                     "fixed_mask": None if fixed_mask is None else str(fixed_mask),
                     "disclose_mask": disclose_mask,
                     "truth": None if truth is None else str(truth),
+                    "preprocess": dict(preprocess or {}),
                 },
                 "budget": {
                     "file": None if releases is None else str(releases),
@@ -176,7 +199,8 @@ def _choose_backend(config: RunConfig) -> tuple[RunConfig, str]:
         p.numel()
         for p in LINEAR_TRANSFORMS.get(config.transform.linear, LINEAR_TRANSFORMS["affine"])(Grid(size)).parameters()
     )
-    choice = choose(math.prod(size), parameters, len(size), chosen.bandwidth_mbit, chosen.dealer)
+    points = math.prod(size) * build_measure(config.loss).channels(len(size))
+    choice = choose(points, parameters, len(size), chosen.bandwidth_mbit, chosen.dealer)
     print(f"backend auto: {choice.reason}", file=sys.stderr, flush=True)
     settings = {"kind": choice.name} | ({} if choice.name == "bfv" else {"device": chosen.device})
     return load_config(config.model_dump() | {"backend": settings}), choice.reason
@@ -186,6 +210,7 @@ def _prepare(config: RunConfig, output: Path) -> None:
     """Make the folder and take the files of an earlier run out of it, unless this run reads one of them."""
     start, data = config.start.path, config.data
     read = {"data.moving": data.moving, "data.fixed": data.fixed, "data.fixed_mask": data.fixed_mask}
+    read |= {f"data.preprocess.{name}.mask": getattr(data.preprocess, name).mask for name in ("moving", "fixed")}
     read |= {"data.truth": data.truth, "data.reference": data.reference, "start.path": start}
     written = [output / name for name in FILES]
     taken = {path.resolve() for path in written}
@@ -205,13 +230,16 @@ def _run_clear(config: RunConfig, output: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        moving = load_image(config.data.moving, dtype).to(device)
-        image = load_image(config.data.fixed, dtype).to(device)
+        original, wanted = load_image(config.data.moving, dtype), config.data.preprocess
+        moving = preprocessed(original, wanted.moving).to(device)
+        image = preprocessed(load_image(config.data.fixed, dtype), wanted.fixed).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
         start = load_transform(config.start.path, image.grid) if config.start.path else None
         plan = build_plan(config, image.grid.spacing, start)
         with Progress("clear") as progress:
             result = register_images(moving, ClearFixed(image, mask), plan, progress.show)
+        if wanted.moving.changes:  # the file that is written has the intensities of the one that was read
+            result = replace(result, warped=warp(original.to(device), result.transform, image.grid))
     finally:
         torch.set_num_threads(threads)
     save_result(result, output)
@@ -250,6 +278,7 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
     entry = load_protocol(config.backend.kind)
     party_1 = ["the geometry of the fixed image", entry.party_1_learns]
     party_2 = ["the number of levels and iterations", entry.party_2_learns]
+    party_1 += _OF_LOSS[config.loss.kind]
     if config.data.fixed_mask is not None:
         party_1.append("the shape of the fixed image's mask")
     if config.data.disclose_centre_of_mass:
@@ -262,6 +291,15 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
     party_1.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_1}")
     party_2.append(f"from sampler {config.sampler.kind}: {sampler.discloses_to_party_2}")
     return {"party_1": party_1, "party_2": party_2}
+
+
+# What "J" stands for in the lines of a protocol, where it is not the image itself.
+_OF_LOSS: dict[str, list[str]] = {
+    "ssd": [],
+    "ncc": ["with loss ncc J is the fixed image at zero mean and unit variance: neither is told"],
+    "local_ncc": ["with loss local_ncc J is the locally normalised fixed image, not its intensities"],
+    "mind": ["with loss mind J is the fixed image's MIND descriptors (12 channels, 4 in 2-D), not its intensities"],
+}
 
 
 def _evaluate(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -305,4 +343,5 @@ def _result(values: dict[str, Any], folder: Path) -> Result:
         for h in values["history"]
     ]
     transform = _found(folder, warped.grid)
-    return Result(transform, warped, values["ssd"], history, values["loop_seconds"], metrics=values)
+    seconds, kind = values["loop_seconds"], values["loss"]
+    return Result(transform, warped, values["value"], history, seconds, metrics=values, loss=kind)

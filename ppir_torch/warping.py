@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from .images import Image
 
 __all__ = [
     "affine_table",
+    "channels_above_outside",
     "grid_gradient",
     "parameters_of",
+    "resampled_along",
     "sample",
     "sample_with_gradient",
     "steepest_descent",
@@ -43,6 +47,13 @@ def sample_with_gradient(image: Image, outside: float, points: Tensor) -> tuple[
         (gradient,) = torch.autograd.grad(values.sum(), normalised)
     matrix, _ = image.grid.physical_to_normalised()
     return values.detach(), gradient @ matrix.to(gradient)
+
+
+def channels_above_outside(image: Image) -> list[tuple[Image, float]]:
+    """(a channel less its outside value, that value) of every channel: what `sample_with_gradient` takes best."""
+    channels = [Image(channel[None], image.grid) for channel in image.tensor]
+    outside = [channel.outside for channel in channels]
+    return [(Image(c.tensor - value, c.grid), value) for c, value in zip(channels, outside, strict=True)]
 
 
 def grid_gradient(image: Image) -> Tensor:
@@ -97,6 +108,45 @@ def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear"
     with torch.no_grad():
         values = torch.cat([sample(moving, transform(part), mode) for part in torch.split(points, 2**20)])
     return Image(values.reshape(1, *grid.shape), grid)
+
+
+def resampled_along(image: Image, matrix: Tensor, grid: Grid) -> Image:
+    """The image resampled onto axes and voxels that a linear map takes `grid` to, as far as a grid can: no shear.
+
+    What depends on a tensor's axes and voxels (descriptors, networks) is then made of alike neighbourhoods in both
+    images, though one is turned or larger. Beyond its border the image is continued by its border values.
+
+    Args:
+        image: any number of channels; smooth enough for the new spacing.
+        matrix: (D, D) of the map from the fixed points to the image's.
+        grid: the fixed image's; the new spacings stay within a half and twice its own.
+
+    Returns:
+        Image on a grid about as large as the image's own, whose axes are the orthonormal ones nearest to the mapped.
+    """
+    d = grid.dimension
+    axes = torch.tensor(grid.direction, dtype=torch.float64).reshape(d, d)
+    mapped = matrix.detach().double().cpu() @ axes
+    lengths = torch.linalg.vector_norm(mapped, dim=0)
+    left, _, right = torch.linalg.svd(mapped / lengths.clamp(min=1e-12))
+    turned = left @ right
+    spacing = torch.tensor(grid.spacing, dtype=torch.float64) * lengths.clamp(0.5, 2.0)
+    to_physical, origin = image.grid.index_to_physical()
+    ends = torch.tensor(list(product(*((0, n - 1) for n in image.grid.size))), dtype=torch.float64)
+    corners = (ends @ to_physical.T + origin) @ turned  # along the new axes
+    low, high = corners.amin(0), corners.amax(0)
+    size = ((high - low) / spacing - 1e-6).ceil().clamp(min=0).long() + 1
+    start = (low + high) / 2 - (size - 1) / 2 * spacing
+    wanted = Grid(
+        tuple(size.tolist()),
+        tuple(spacing.tolist()),
+        tuple((turned @ start).tolist()),
+        tuple(turned.flatten().tolist()),
+    )
+    points = wanted.points(dtype=image.tensor.dtype, device=image.tensor.device)
+    where = _normalise(image, points).clamp(-1, 1).reshape(1, *([1] * (d - 1)), -1, d)
+    values = F.grid_sample(image.tensor[None], where, mode="bilinear", padding_mode="border", align_corners=True)
+    return Image(values.reshape(-1, *wanted.shape), wanted)
 
 
 def _normalise(image: Image, points: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import ppir_torch
 from ppir_torch.cli import app
 from ppir_torch.compose import compose_runs
 from ppir_torch.config import RunConfig, load_config
+from ppir_torch.config_points import load_points_config
 from ppir_torch.errors import PeerLost
 
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
@@ -140,6 +141,82 @@ def test_register_builds_the_same_configuration(runs: Runs) -> None:
     overrides += ["start={kind: file, path: start.tfm}", "data.fixed_mask=mask.nii.gz", "data.disclose_mask=true"]
     [(_, config)] = compose_runs([*DATA, *overrides])
     assert runs == [(config, Path("out"))]
+
+
+def write_points(*names: str) -> None:
+    lines = ["row,col", *(f"{k * k % 7},{k}" for k in range(20))]
+    for name in names:
+        Path(name).write_text("\n".join(lines) + "\n")
+
+
+def test_points_in_clear_writes_its_files_and_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_points("m.csv", "f.csv")
+    done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", "--columns", "col,row", "--scale", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in Path("out").iterdir()} == {"config.yaml", "points.png", "result.json", "transform.tfm"}
+    for words in ("similarity", "points", "20", "RMS distance left", "everything"):
+        assert words in done.output
+    saved = load_points_config(yaml.safe_load(Path("out/config.yaml").read_text()))
+    assert (saved.transform, saved.moving_columns, saved.fixed_columns) == ("similarity", "col,row", "col,row")
+
+
+def test_points_builds_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls: list[Any] = []
+    module = types.ModuleType("ppir_torch.run_points")
+    module.run_points = lambda config, output: calls.append((config, output)) or {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ppir_torch.run_points", module)
+    arguments = ["--backend", "beaver", "--device", "cpu", "--columns", "x,y", "--fixed-columns", "col,row"]
+    arguments += ["--no-residual", "--share-transform", "--max-values", "50", "--releases", "r.sqlite", "--figure"]
+    done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", *arguments)
+    assert done.exit_code == 0, done.output
+    [(config, folder)] = calls
+    settings: dict[str, Any] = {"moving": "m.csv", "fixed": "f.csv", "backend": {"kind": "beaver", "device": "cpu"}}
+    settings |= {"moving_columns": "x,y", "fixed_columns": "col,row", "disclose_spread": False, "figure": True}
+    settings |= {"share_transform": True, "budget": {"file": "r.sqlite", "max_values": 50}, "output": str(folder)}
+    assert config == load_points_config(settings)
+    assert folder.name.endswith("-points-beaver")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--backend", "bfv", "--closest"],
+            "correspondence: 'closest', with backend 'bfv' 'known' is needed: to find the closest points takes every "
+            "distance between one party's points and the other's, which is all that there is to hide; use backend "
+            "clear, or register images of the shapes",
+        ),
+        (["--backend", "auto"], "backend.kind: 'auto', one of clear, spdz, beaver, bfv, ckks is needed"),
+        (
+            ["--columns", "col,row", "--fixed-columns", "row,row"],
+            "fixed_columns: 'row,row', two or three names of columns, none twice, with commas between them are needed",
+        ),
+        ([], "m.csv: columns row, col; x, y[, z] are needed, or the names of those columns"),
+        (["--columns", "col,row", "--fixed", "few.csv"], "few.csv: cannot be read (No such file or directory)"),
+        (["--truth", "t.tfm"], "t.tfm: no such transform file (truth)"),
+    ],
+)
+def test_points_refuses_in_one_line(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_points("m.csv", "f.csv")
+    done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", *arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr == f"ppir: error: {line}\n"
+
+
+def test_points_of_unequal_number_in_clear_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_points("m.csv", "f.csv")
+    Path("f.csv").write_text("\n".join(Path("f.csv").read_text().splitlines()[:-1]))
+    done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", "--columns", "col,row")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "ppir: error: point sets: (19, 2) and (20, 2), the same (n, D) is needed\n",
+    )
 
 
 @pytest.mark.parametrize(

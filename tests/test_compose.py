@@ -12,8 +12,8 @@ from ppir_torch.errors import ConfigError
 
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
 GROUPS = {
-    "transform": ["affine", "rigid", "similarity", "translation"],
-    "loss": ["ssd"],
+    "transform": ["affine", "bspline", "rigid", "similarity", "translation", "velocity"],
+    "loss": ["local_ncc", "mind", "ncc", "ssd"],
     "optimizer": ["adam", "gauss_newton", "inverse_compositional"],
     "backend": ["auto", "beaver", "bfv", "ckks", "ckks-v1", "clear", "spdz"],
     "sampler": ["chunks", "gms", "none", "urs"],

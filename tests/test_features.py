@@ -16,7 +16,14 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ppir_torch.errors import ConfigError, ImageError
-from ppir_torch.features import FeatureExtractor, apply_module, local_normalised, mind_ssc, preprocess
+from ppir_torch.features import (
+    FeatureExtractor,
+    apply_module,
+    local_normalised,
+    mind_ssc,
+    preprocess,
+    turned_towards,
+)
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
 
@@ -339,3 +346,29 @@ def test_extractors_leave_the_image_as_it_was(extract: FeatureExtractor) -> None
     assert torch.equal(image.tensor, before)
     assert first.grid == image.grid
     assert second.tensor.shape == first.tensor.shape
+
+
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_turned_image_is_the_same_in_space_and_runs_along_the_grid(dimension: int) -> None:
+    """Every order and sign of the axes, on an oblique anisotropic grid."""
+    d, turn = dimension, torch.linalg.matrix_exp(torch.tensor([[0.0, 0.3, 0.1], [-0.3, 0.0, 0.2], [-0.1, -0.2, 0.0]]))
+    axes = torch.linalg.qr(turn.double()[:d, :d])[0]
+    generator = torch.Generator().manual_seed(0)
+    for order in itertools.permutations(range(d)):
+        for signs in itertools.product((-1.0, 1.0), repeat=d):
+            direction = (axes[:, list(order)] * torch.tensor(signs, dtype=torch.float64)).flatten().tolist()
+            grid = Grid((4, 5, 6)[:d], (1.0, 1.5, 2.5)[:d], (7.0, -3.0, 2.0)[:d], tuple(direction))
+            image = Image(torch.rand(2, *grid.shape, dtype=torch.float64, generator=generator), grid)
+            turned = turned_towards(image, Grid((3,) * d))
+            places = torch.tensor(turned.grid.direction).reshape(d, d)
+            assert bool((places.diagonal() > 0.8).all())
+            # The same values at the same points.
+            own, new = (
+                torch.cat([i.grid.points(dtype=torch.float64), i.tensor.flatten(1).T], 1) for i in (image, turned)
+            )
+            order_own, order_new = (torch.from_numpy(np.lexsort(p.round(decimals=6).T.numpy())) for p in (own, new))
+            torch.testing.assert_close(own[order_own], new[order_new])
+            assert turned_towards(turned, Grid((3,) * d)) is turned

@@ -288,7 +288,7 @@ def test_register_gives_the_same_from_images_and_from_files(images: dict[int, Fi
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"transform": "affin"}, "transform.kind: 'affin', 'translation', 'rigid', 'similarity' or 'affine' is needed"),
+        ({"transform": "affin"}, "transform.kind: 'affin', one of translation, rigid, similarity"),
         ({"backend": "tfp"}, "backend.kind: 'tfp', one of clear, auto, spdz, beaver, bfv, ckks, ckks-v1 is needed"),
         ({"levels": (1, 2)}, "shrink goes"),
         ({"start": "nowhere.tfm"}, "nowhere.tfm: no such transform file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch.func import functional_call
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, to_simpleitk
 from ppir_torch.transforms import LinearTransform, to_simpleitk_transform
-from ppir_torch.warping import parameters_of, sample, sample_with_gradient, steepest_descent, warp
+from ppir_torch.warping import (
+    parameters_of,
+    resampled_along,
+    sample,
+    sample_with_gradient,
+    steepest_descent,
+    warp,
+)
 
 Make = Callable[..., Any]
 
@@ -199,3 +207,36 @@ def test_steepest_descent_in_single_precision(oblique_grid: Make, random_transfo
     single = steepest_descent(transform, points.float(), gradient.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_resampled_along_a_turn_and_a_scale_has_alike_voxels(dimension: int, phantom: Any, oblique_grid: Any) -> None:
+    """The phantom turned and 1.25 times larger: on the resampled grid its voxels see what the fixed one's see."""
+    grid, made = oblique_grid(dimension), phantom(oblique_grid(dimension))
+    angle, scale = 0.5, 1.25
+    matrix = scale * torch.eye(dimension, dtype=torch.float64)
+    matrix[:2, :2] = scale * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    image = made.image(grid, dtype=torch.float64)
+    turned = resampled_along(image, matrix, grid)
+    axes, own = (torch.tensor(g.direction, dtype=torch.float64).reshape(dimension, -1) for g in (turned.grid, grid))
+    torch.testing.assert_close(axes, matrix @ own / scale)
+    assert turned.grid.spacing == pytest.approx([scale * s for s in grid.spacing])
+    # Inside the image it is the phantom; outside its border values go on.
+    points = turned.grid.points(dtype=torch.float64)
+    to_normalised, offset = grid.physical_to_normalised()
+    inside = ((points @ to_normalised.T + offset).abs() <= 1).all(1)
+    expected = made(points)
+    assert 0.3 < inside.double().mean() < 0.95
+    assert (turned.tensor.flatten() - expected)[inside].abs().max() < 0.05 * image.tensor.max()
+    low, high = image.tensor.aminmax()
+    assert low <= turned.tensor.min()
+    assert turned.tensor.max() <= high
+
+
+def test_resampled_along_the_identity_keeps_the_voxels(dimension: int, phantom: Any, oblique_grid: Any) -> None:
+    grid = oblique_grid(dimension)
+    image = phantom(grid).image(grid, dtype=torch.float64)
+    same = resampled_along(image, torch.eye(dimension), grid)
+    assert same.grid.size == grid.size
+    torch.testing.assert_close(same.tensor, image.tensor, rtol=0, atol=1e-6 * float(image.tensor.max()))
+    # A map far from any rotation does not ask for a huge image.
+    assert resampled_along(image, 1e-3 * torch.eye(dimension), grid).grid.count <= 3**dimension * grid.count

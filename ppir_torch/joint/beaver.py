@@ -269,9 +269,9 @@ class BeaverFixedSide(FixedSide):
         self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
         self._header, self._operand = header, words.to(self._device)
 
-    def column_bits(self, points: int) -> int:
+    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:
         """Fewer where rounding averages out over many points: then words of 32 bits will do."""
-        return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS else COLUMN_BITS
+        return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS and public_map is None else COLUMN_BITS
 
     def answer(self, request: Message, release: Release) -> None:
         """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.

@@ -3,7 +3,7 @@
 party_2 encrypts its operand once, as polynomial coefficients; party_1 multiplies by its rows, sanitises the result and
 sends it back masked; party_2 decrypts uniform words, returns them, and party_1 removes the mask.
 
-Packing: packing.py.
+Packing: packing.py. Products that go through a public map: bfv_slots.py.
 
 What hides X from party_2, which holds the secret key and knows its own encryption errors, is three things together:
 a uniform mask modulo t on every released coefficient; a fresh public-key encryption of zero, without which c1 is a
@@ -39,9 +39,11 @@ from torch import Tensor
 from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack
 from .bfv_helper import BfvHelper, cores
+from .bfv_slots import SlotFixed, SlotMoving, slot_column_bits
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, receive_files, receive_key
 from .protocol import (
+    COLUMN_BITS,
     FixedSide,
     Limits,
     MovingSide,
@@ -50,7 +52,6 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
-    check_no_map,
     check_operand,
     check_pairs,
     check_range,
@@ -82,7 +83,7 @@ ZERO_NOISE = 1 << 19  # of a public-key encryption of zero, after SEAL divided i
 _T = 1 << PLAIN_BITS
 MAX_RESULT = _T // 2 - _T // 32  # what is left is room for noise that party_2 may add
 _C1_BYTES = DEGREE * 60 // 8
-_CIPHERTEXT_BYTES = 123_500  # a seeded ciphertext as SEAL writes it
+_CIPHERTEXT_BYTES = 131_300  # a seeded ciphertext as SEAL writes it
 _LARGE = 128  # ciphertexts of an operand, from which on a second process pays
 
 
@@ -114,6 +115,8 @@ class BfvMovingSide(MovingSide):
         self._helper_shares = False
         self._helper_columns: range | None = None
         self._released = 0
+        self._slots: SlotMoving | None = None  # for operands with a map
+        self._mapped = False
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the public key (first operand only) and the operand's ciphertexts; sets `limits`.
@@ -122,9 +125,12 @@ class BfvMovingSide(MovingSide):
             RangeError: the operand's public bounds do not fit the parameters.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
-        check_no_map(public_map, "bfv")
+        self._header, self._mapped = None, public_map is not None
+        if public_map is not None:
+            self._slots = self._slots or SlotMoving(self._link)
+            self.limits = self._slots.accept_operand(header, public_map)
+            return
         layout, self.limits = _layout(header), _limits(header)
-        self._header = None
         if not self._public_key:
             self._public_key = receive_key(self._link)
             self._work.set_key(self._public_key)
@@ -141,6 +147,12 @@ class BfvMovingSide(MovingSide):
                     self._work.add(number, file)
                 number += 1
         self._header = header
+
+    def project(self, rows: Tensor) -> Tensor:
+        """See `MovingSide` and `SlotMoving.project`."""
+        if self._slots is None or not self._mapped:
+            raise RuntimeError("project before accept_operand with a map")
+        return self._slots.project(rows)
 
     def _share_columns(self, header: OperandHeader, layout: Layout) -> tuple[range, range]:
         """The columns that this process and its helper work with: of one row each its own, else both with all."""
@@ -379,6 +391,12 @@ class BfvFixedSide(FixedSide):
         self._encryptor: Any = None
         self._decryptor: Any = None
         self._header: OperandHeader | None = None
+        self._slots: SlotFixed | None = None  # for operands with a map
+        self._mapped = False
+
+    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:  # noqa: ARG002
+        """Fewer where the weights of a map need them."""
+        return COLUMN_BITS if public_map is None else slot_column_bits(public_map)
 
     def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.
@@ -386,7 +404,12 @@ class BfvFixedSide(FixedSide):
         Raises:
             RangeError: the values are not those of the header, or do not fit the parameters; nothing was sent.
         """
-        check_no_map(public_map, "bfv")
+        self._header, self._mapped = None, public_map is not None
+        if public_map is not None:
+            table = check_operand(values, header).detach().cpu().numpy()
+            self._slots = self._slots or SlotFixed(self._link)
+            self.limits = self._slots.send_operand(header, table[0], public_map)
+            return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         table = check_operand(values, header).detach().cpu().numpy()
         if self._encryptor is None:
@@ -413,6 +436,9 @@ class BfvFixedSide(FixedSide):
         Raises:
             LinkError: wrong kind or length, or words above the prime.
         """
+        if self._slots is not None and self._mapped:
+            self._slots.answer(request, release)
+            return
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
         c0, places, c1 = _parse_reply(request.payload, self._header, self._layout.group)

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ImageError
 from ..grids import Grid
 from ..images import Image
 from ..transforms import LINEAR_TRANSFORMS
@@ -74,23 +74,42 @@ class FixedColumns:
 
 
 def columns_of(
-    image: Image, candidates: Tensor | None, index: Tensor | None, wanted: Columns, full: Grid | None = None
+    image: Image,
+    candidates: Tensor | None,
+    index: Tensor | None,
+    wanted: Columns,
+    full: Grid | None = None,
+    normalised: bool = False,
 ) -> FixedColumns:
     """The columns of an image at one level; of several channels (features) the points follow each other.
 
     Args:
-        image: the fixed image at the level; one channel unless `wanted` is "image".
+        image: the fixed image at the level; one channel where `wanted` is "steepest_descent".
         candidates: flat indices of the level's points that count (a mask); None means all.
         index: flat indices of the operand's points, in its order; None means all.
         wanted: which columns.
         full: grid of the unshrunk image, which the transform's parameters refer to; default the level's.
+        normalised: first bring the image to zero mean and unit variance over the operand's points (for the global
+            correlation); the offset is 0 then, and neither mean nor variance is told.
+
+    Raises:
+        ImageError: a constant image where a normalised one is wanted.
     """
     flat = image.tensor.flatten(1)
-    level = _take(flat.double(), candidates)
-    offset = float(torch.tensor(float(level.mean()), dtype=torch.float32))  # exact in either dtype
-    centred = (_take(flat.double(), index) - offset).flatten().to(flat.dtype)
+    if normalised:
+        chosen = _take(flat.double(), index)
+        deviation = float(chosen.std(unbiased=False))
+        if not deviation > 0:
+            raise ImageError("fixed image: constant over the level's points, its correlation is not defined")
+        offset, mean_square = 0.0, 1.0
+        centred = ((chosen - chosen.mean()) / deviation).flatten().to(flat.dtype)
+    else:
+        level = _take(flat.double(), candidates)
+        offset = float(torch.tensor(float(level.mean()), dtype=torch.float32))  # exact in either dtype
+        mean_square = float((level - offset).square().mean())
+        centred = (_take(flat.double(), index) - offset).flatten().to(flat.dtype)
     if wanted.kind == "moments":
-        values = homogeneous(image.grid, index, centred) * centred
+        values = homogeneous(image.grid, index, centred).repeat(1, len(flat)) * centred
     elif wanted.kind == "steepest_descent":
         points = image.grid.points(index, flat.dtype, flat.device)
         gradient = grid_gradient(image)
@@ -98,7 +117,7 @@ def columns_of(
         values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient.T, index).T)])
     else:
         values = centred[None]
-    return FixedColumns(values, offset, float((level - offset).square().mean()))
+    return FixedColumns(values, offset, mean_square)
 
 
 def functionals(
@@ -110,7 +129,7 @@ def functionals(
     row, so an attacker who knows the rows has P + 1 equations on J from each of them, as in the forward variant.
 
     Args:
-        rows: (rows, n) at the points `index` of the grid (None: all).
+        rows: (rows, n) at the points `index` of the grid (None: all); of several channels one after the other.
         pairs: the products.
         wanted: the operand's columns.
         grid: of the level.
@@ -120,6 +139,7 @@ def functionals(
         return rows[[row for row, _ in pairs]]
     if wanted.kind == "moments":
         factors = homogeneous(grid, index, rows)
+        factors = factors.repeat(1, rows.shape[1] // factors.shape[1])
         return torch.stack([rows[row] * factors[column] for row, column in pairs])
     points = grid.points(index, rows.dtype, rows.device)
     transform = LINEAR_TRANSFORMS[wanted.transform](full or grid)

@@ -55,6 +55,8 @@ class Operand(Protocol):
         mean_square: mean of (J - offset)^2 over the sample; over all points of the level where the sample's points or
             weights are not known to party_2.
         columns: which columns the operand has.
+        channels: C, of the fixed image's features; rows have C n entries, one channel after the other, where the
+            sample has n points.
         gram: (C, C) float64 sums of the columns' products over the sample, where the columns are
             "steepest_descent"; else None.
     """
@@ -69,6 +71,8 @@ class Operand(Protocol):
     def mean_square(self) -> float: ...
     @property
     def columns(self) -> Columns: ...
+    @property
+    def channels(self) -> int: ...
     @property
     def gram(self) -> Tensor | None: ...
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -97,6 +101,7 @@ class ClearOperand:
     columns: Columns
     fixed: FixedColumns
     public_map: PublicMap | None = None
+    channels: int = 1
 
     @classmethod
     def of(
@@ -107,10 +112,11 @@ class ClearOperand:
         columns: Columns = IMAGE,
         full: Grid | None = None,
         public_map: PublicMap | None = None,
+        normalised: bool = False,
     ) -> ClearOperand:
         """The operand of an image at one level; see `columns_of`."""
-        fixed = columns_of(image, candidates, sample.index, columns, full)
-        return cls(image.grid, sample, columns, fixed, public_map)
+        fixed = columns_of(image, candidates, sample.index, columns, full, normalised)
+        return cls(image.grid, sample, columns, fixed, public_map, image.tensor.shape[0])
 
     @property
     def offset(self) -> float:
@@ -133,7 +139,8 @@ class ClearOperand:
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The plain products."""
         values = self.fixed.values.to(rows)
-        table = exact_products(rows, values if self.sample.positions is None else values[:, self.sample.positions])
+        places = _places(self.sample.positions, values.shape[1], self.channels)
+        table = exact_products(rows, values if places is None else values[:, places])
         return rows, torch.stack([table[row, column] for row, column in pairs])
 
     def part(self, positions: Tensor, weights: Tensor | None) -> ClearOperand:
@@ -184,6 +191,7 @@ class PrivateOperand:
     kept: KeptLedger | None = None
     full: Grid | None = None
     public_map: PublicMap | None = None
+    channels: int = 1
 
     @property
     def offset(self) -> float:
@@ -208,6 +216,7 @@ class PrivateOperand:
         results = torch.empty(len(pairs), dtype=torch.float64)
         scales = torch.tensor(self.header.scales, dtype=torch.float64)
         carried = torch.empty_like(rows)
+        places = _places(self.sample.positions, self.header.points, self.channels)
         for start in range(0, rows.shape[0], self.header.rows):
             stop = min(start + self.header.rows, rows.shape[0])
             numbers = [n for n, (row, _) in enumerate(pairs) if start <= row < stop]
@@ -215,14 +224,14 @@ class PrivateOperand:
                 continue
             integers, scale = quantise_rows(rows[start:stop], self.header, self.side.limits)
             carried[start:stop] = integers.to(rows) / scale[:, None].to(rows)
-            if self.sample.positions is not None:
+            if places is not None:
                 whole = torch.zeros(len(integers), self.header.points, dtype=torch.int64)
-                whole[:, self.sample.positions] = integers
+                whole[:, places] = integers
                 integers = whole
             wanted = [(pairs[n][0] - start, pairs[n][1]) for n in numbers]
             self.link.at(self.link.level, self.link.iteration + 1)
             # A window of a random order says nothing by the time it takes; points chosen by their gradient would.
-            used = self.sample.positions if self.sample.weights is None else None
+            used = places if self.sample.weights is None else None
             exact = self.side.multiply(integers, wanted, used).cpu().double()
             steps = scale[[row for row, _ in wanted]]
             results[numbers] = exact / steps * scales[[column for _, column in wanted]]
@@ -250,8 +259,9 @@ class PrivateOperand:
 
     def _enter(self, kept: KeptLedger, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
         """Enter what was opened into the ledger, as equations on J; the last row is party_1's own warped image."""
-        weights, positions = self.sample.weights, self.sample.positions
-        own = rows[-1] if weights is None else rows[-1] / weights.to(rows)
+        weights = None if self.sample.weights is None else self.sample.weights.to(rows).repeat(self.channels)
+        positions = _places(self.sample.positions, self.header.points, self.channels)
+        own = rows[-1] if weights is None else rows[-1] / weights
         equations = functionals(rows, pairs, self.columns, self.grid, self.sample.index, self.full)
         if positions is not None or equations.shape[1] != own.shape[0]:
             # party_1 uses part of the operand's points, or the equations are on all points of the level
@@ -284,6 +294,13 @@ class PrivateOperand:
         else:
             kept.last = kept.ledger.record(self.public_map.functionals(rows), results, rows[-1])
         self._check(kept)
+
+
+def _places(positions: Tensor | None, points: int, channels: int) -> Tensor | None:
+    """Where the entries of a sample's channels lie among the operand's `points`, those of all channels."""
+    if positions is None or channels == 1:
+        return positions
+    return (torch.arange(channels)[:, None] * (points // channels) + positions.cpu()).flatten()
 
 
 def quantise_columns(
@@ -339,7 +356,7 @@ def quantise_mapped_rows(rows: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     most = min(2.0**MAPPED_ROW_BITS, limits.max_row) - 0.5
     if most < 16:
-        raise RangeError(f"product: rows of at most {limits.max_row} are too coarse; take a larger control spacing")
+        raise RangeError(f"product: rows of at most {limits.max_row} are too coarse; take a smaller control spacing")
     scale = torch.exp2((most / largest.clamp(min=1e-30)).log2().floor())
     scale = torch.where(largest > 0, scale.clamp(max=2.0**100), 1.0)
     return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale

@@ -160,7 +160,7 @@ class FixedSide(ABC):
 
     limits: Limits
 
-    def column_bits(self, points: int) -> int:  # noqa: ARG002
+    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:  # noqa: ARG002
         """Bits, sign included, to which the columns of an operand of N points are to be quantised."""
         return COLUMN_BITS
 

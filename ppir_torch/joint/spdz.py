@@ -16,10 +16,14 @@ What each party learns, when nobody works with the dealer:
 - A triple used twice opens X - X'. `KeyStream` raises at the second draw.
 
 Sharing of zero: party_2 draws a key for each operand and sends it. Products run in chunks of points, one triple each.
+
+Mapped products (see `PublicMap`) are the same with c = a b point by point: the rows' products with Y stay shared, each
+party maps its own share modulo 2^64, and only the sums are opened.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LinkError, PeerLost
+from ..errors import LinkError, PeerLost, RangeError
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
 from .dealing import draw_words, read_key, with_dealer
@@ -40,7 +44,7 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
-    check_no_map,
+    check_mapped,
     check_operand,
     check_pairs,
     check_range,
@@ -60,7 +64,8 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
 
     Args:
         link_1: link to party_1, which asks for triples; it gets a seed and nothing else.
-        link_2: link to party_2, which gets a seed and c2 = (a1 + a2)(b1 + b2) - c1 for each chunk.
+        link_2: link to party_2, which gets a seed and c2 = (a1 + a2)(b1 + b2) - c1 for each chunk; of a mapped product
+            (n, rows, 1) words for a (n, rows, 1) and b (n, 1, 1), one small matrix product for each point.
 
     Raises:
         LinkError: party_1 sent something that is not a request for a triple.
@@ -72,12 +77,14 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
         link_1.send(Kind.SEED, seed_1)
         link_2.send(Kind.SEED, seed_2)
         while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
-            rows, points, columns = _read_shape(request)
+            rows, points, columns, mapped = _read_shape(request)
             for start, stop in _chunks(rows + columns, points):
                 n = stop - start
-                a = draw_words(stream_1, "a", number, rows, n).add_(draw_words(stream_2, "a", number, rows, n))
-                b = draw_words(stream_1, "b", number, n, columns).add_(draw_words(stream_2, "b", number, n, columns))
-                c2 = word_products(a, b.T.contiguous()).sub_(draw_words(stream_1, "c", number, rows, columns))
+                size_a, size_b = ((n, rows, 1), (n, 1, 1)) if mapped else ((rows, n), (n, columns))
+                a = draw_words(stream_1, "a", number, *size_a).add_(draw_words(stream_2, "a", number, *size_a))
+                b = draw_words(stream_1, "b", number, *size_b).add_(draw_words(stream_2, "b", number, *size_b))
+                c2 = a * b if mapped else word_products(a, b.T.contiguous())
+                c2.sub_(draw_words(stream_1, "c", number, *c2.shape))
                 link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
                 number += 1
     except PeerLost:
@@ -104,8 +111,8 @@ class SpdzMovingSide(MovingSide):
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
-        check_no_map(public_map, "spdz")
-        self._party.set_operand(header, read_key(self._party.link.receive(Kind.ZERO_SEED)), None)
+        _check_points(header, public_map)
+        self._party.set_operand(header, read_key(self._party.link.receive(Kind.ZERO_SEED)), None, public_map)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The products (pairs,) of int64 rows (rows, points), int64 on the device of `rows`.
@@ -116,6 +123,8 @@ class SpdzMovingSide(MovingSide):
             PeerLost: party_2 or the dealer is gone.
         """
         header = self._party.header
+        if self._party.public_map is not None:
+            raise RuntimeError("multiply after accept_operand with a map; use project")
         check_range(rows, header, self.limits)
         self._party.crypten.check_provider()
         shape = {"rows": rows.shape[0], "points": rows.shape[1]}
@@ -124,6 +133,19 @@ class SpdzMovingSide(MovingSide):
         self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
         self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16)]))
         result: Tensor = self._party.product(rows.shape[0], pairs, rows, None).data.to(rows.device)
+        return result
+
+    def project(self, rows: Tensor) -> Tensor:
+        """See `MovingSide`; raises as `multiply`."""
+        header, public_map = self._party.header, self._party.public_map
+        if public_map is None:
+            raise RuntimeError("project before accept_operand with a map")
+        check_mapped(rows, header, public_map, self.limits)
+        self._party.crypten.check_provider()
+        shape = {"rows": rows.shape[0], "points": rows.shape[1]}
+        self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": 1, "mapped": True}))
+        self._party.link.send(Kind.PRODUCT, pack(shape))
+        result: Tensor = self._party.mapped_product(public_map, rows, None).data.to(rows.device)
         return result
 
 
@@ -148,13 +170,13 @@ class SpdzFixedSide(FixedSide):
         """Send the key of the operand's sharings of zero; values int64 (columns, points) stay here.
 
         Raises:
-            RangeError: values do not fit the header.
+            RangeError: values do not fit the header, or the header not the map.
         """
-        check_no_map(public_map, "spdz")
+        _check_points(header, public_map)
         values = check_operand(values, header)
         key = new_key()
         self._party.link.send(Kind.ZERO_SEED, key)
-        self._party.set_operand(header, key, values)
+        self._party.set_operand(header, key, values, public_map)
 
     def answer(self, request: Message, release: Release) -> None:
         """Take part in the product that PRODUCT announces; `release` is asked before the result's share is sent.
@@ -164,10 +186,14 @@ class SpdzFixedSide(FixedSide):
             ConfigError: CrypTen was set to other triples than the dealer's.
             PeerLost: party_1 or the dealer is gone.
         """
-        header = self._party.header
-        rows, points, pairs = _read_product(request)
-        if rows > header.rows or points != header.points:
+        header, public_map = self._party.header, self._party.public_map
+        rows, points, pairs = _read_product(request, public_map is not None)
+        if rows > header.rows or points != header.points or (public_map is not None and rows != header.rows):
             raise LinkError(f"product of {rows} x {points}, {header.rows} x {header.points} was agreed; refused")
+        if public_map is not None:
+            self._party.crypten.check_provider()
+            self._party.mapped_product(public_map, None, release(public_map.results(rows)))
+            return
         pairs = check_pairs(pairs, rows, header)
         self._party.crypten.check_provider()
         self._party.product(rows, pairs, None, release(len(pairs)))
@@ -187,6 +213,7 @@ class _Party:
         self._stream: KeyStream | None = None
         self._triples = 0
         self._header: OperandHeader | None = None
+        self.public_map: PublicMap | None = None
 
     @property
     def header(self) -> OperandHeader:
@@ -195,9 +222,11 @@ class _Party:
             raise LinkError("product before the first operand; refused")
         return self._header
 
-    def set_operand(self, header: OperandHeader, zero_key: bytes, values: Tensor | None) -> None:
+    def set_operand(
+        self, header: OperandHeader, zero_key: bytes, values: Tensor | None, public_map: PublicMap | None
+    ) -> None:
         """Replace the operand: party_1's share of Y is z (values None), party_2's is Y - z."""
-        self._header = header
+        self._header, self.public_map = header, public_map
         self._zeros = KeyStream(zero_key)
         self._chunk = 0
         z = draw_words(self._zeros, "Y", 0, header.columns, header.points).to(self._device)
@@ -211,9 +240,7 @@ class _Party:
         total: Any = None
         with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
             for start, stop in _chunks(rows + self.header.columns, self.header.points):
-                z = draw_words(self._zeros, "X", self._chunk, rows, stop - start)
-                self._chunk += 1
-                x_share = z if x is None else x[:, start:stop] - z.to(x.device)
+                x_share = self._share_of_rows(rows, x, start, stop)
                 y_share = self._operand[:, start:stop].T.contiguous()
                 part = self.crypten.shared(x_share, self._device).matmul(self.crypten.shared(y_share, self._device))
                 total = part if total is None else total + part
@@ -223,6 +250,27 @@ class _Party:
                 wanted = wanted + noise.to(wanted.device)
             return self.crypten.shared(wanted, self._device).reveal(dst=0)
 
+    def mapped_product(self, public_map: PublicMap, x: Tensor | None, noise: Tensor | None) -> Any:
+        """The opened sums of a product with the map, flat, at party_1; None at party_2. x and noise as in `product`."""
+        header, parts = self.header, list[Tensor]()
+        with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
+            for start, stop in _chunks(header.rows + 1, header.points):
+                x_share = self._share_of_rows(header.rows, x, start, stop).T[:, :, None].contiguous()
+                y_share = self._operand[0, start:stop, None, None]
+                part = self.crypten.shared(x_share, self._device).matmul(self.crypten.shared(y_share, self._device))
+                parts.append(part.share.data[:, :, 0].T)
+            fields = torch.cat(parts, 1)
+            sums = torch.cat([public_map.apply(fields[:-1]).flatten(), fields[-1].sum()[None]])
+            if noise is not None:
+                sums += noise.to(sums.device)
+            return self.crypten.shared(sums, self._device).reveal(dst=0)
+
+    def _share_of_rows(self, rows: int, x: Tensor | None, start: int, stop: int) -> Tensor:
+        """This party's share of some points of the rows: z at party_2, X - z at party_1."""
+        z = draw_words(self._zeros, "X", self._chunk, rows, stop - start)
+        self._chunk += 1
+        return z if x is None else x[:, start:stop] - z.to(x.device)
+
     def _draw_triple(self, size_a: tuple[int, ...], size_b: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """This party's shares of the next triple: a, b and party_1's c from its seed, party_2's c from the dealer."""
         if self._stream is None:
@@ -231,10 +279,11 @@ class _Party:
         self._triples += 1
         a = draw_words(self._stream, "a", number, *size_a)
         b = draw_words(self._stream, "b", number, *size_b)
+        size_c = (*size_a[:-1], size_b[-1])
         if self.rank == 0:
-            return a, b, draw_words(self._stream, "c", number, size_a[0], size_b[1])
+            return a, b, draw_words(self._stream, "c", number, *size_c)
         correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
-        return a, b, self.crypten.words_from(correction.payload, size_a[0] * size_b[1]).reshape(size_a[0], size_b[1])
+        return a, b, self.crypten.words_from(correction.payload, math.prod(size_c)).reshape(size_c)
 
 
 ENTRY = ProtocolEntry(
@@ -254,25 +303,33 @@ def _chunks(rows: int, points: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, points)
 
 
-def _read_shape(message: Message) -> tuple[int, int, int]:
-    """(rows, points, columns) of a request to the dealer."""
+def _check_points(header: OperandHeader, public_map: PublicMap | None) -> None:
+    if public_map is not None and (header.columns, header.points) != (1, public_map.points):
+        raise RangeError(f"operand: {header.columns} x {header.points} points, its map has 1 x {public_map.points}")
+
+
+def _read_shape(message: Message) -> tuple[int, int, int, bool]:
+    """(rows, points, columns, whether point by point) of a request to the dealer."""
     meta, arrays = unpack(message.payload)
-    if set(meta) != {"rows", "points", "columns"} or arrays:
+    mapped = meta.pop("mapped", False)
+    if set(meta) != {"rows", "points", "columns"} or arrays or type(mapped) is not bool:
         raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
     _check_shape(message, meta["rows"], meta["points"], meta["columns"])
-    return meta["rows"], meta["points"], meta["columns"]
+    if mapped and meta["columns"] != 1:
+        raise LinkError(f"{message.kind.name}: {meta['columns']} columns of a mapped product; refused")
+    return meta["rows"], meta["points"], meta["columns"], mapped
 
 
-def _read_product(message: Message) -> tuple[int, int, list[tuple[int, int]]]:
-    """(rows, points, pairs) of a product that party_1 announces."""
+def _read_product(message: Message, mapped: bool) -> tuple[int, int, list[tuple[int, int]]]:
+    """(rows, points, pairs) of a product that party_1 announces; no pairs where it is mapped."""
     if message.kind is not Kind.PRODUCT:
         raise LinkError(f"{message.kind.name} is not due; refused")
     meta, arrays = unpack(message.payload)
     pairs_due = len(arrays) == 1 and arrays[0].shape[1:] == (2,) and arrays[0].dtype == np.uint16
-    if set(meta) != {"rows", "points"} or not pairs_due:
+    if set(meta) != {"rows", "points"} or not (pairs_due or (mapped and not arrays)):
         raise LinkError(f"{message.kind.name}: the shape and pairs of a product are due; refused")
     _check_shape(message, meta["rows"], meta["points"], 1)
-    return meta["rows"], meta["points"], [(int(row), int(column)) for row, column in arrays[0]]
+    return meta["rows"], meta["points"], [(int(row), int(column)) for array in arrays for row, column in array]
 
 
 def _check_shape(message: Message, *shape: object) -> None:

@@ -1,16 +1,26 @@
 """Losses: what party_2's operand is, and how value, gradient and Hessian follow from the joint product."""
 
-from .deformable import DeformableSSD, Smoothness
+from .deformable import DeformableNCC, DeformableSSD, Smoothness
 from .inverse_ssd import InverseSSD
 from .linearisation import AnyLinearisation, Linearisation, OperatorLinearisation
+from .measures import Correlation, LocalCorrelation, Measure, Mind, ModuleFeatures, SquaredDifference
+from .ncc import NCC
 from .ssd import SSD
 
 __all__ = [
+    "NCC",
     "SSD",
     "AnyLinearisation",
+    "Correlation",
+    "DeformableNCC",
     "DeformableSSD",
     "InverseSSD",
     "Linearisation",
+    "LocalCorrelation",
+    "Measure",
+    "Mind",
+    "ModuleFeatures",
     "OperatorLinearisation",
     "Smoothness",
+    "SquaredDifference",
 ]

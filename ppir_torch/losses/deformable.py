@@ -8,6 +8,9 @@ both images: the element-wise product becomes additive shares, B^T is public and
 opened (DESIGN 1). I . G stays with party_1, and the Hessian, which is applied and never built, too.
 (Free-form deformations: Rueckert et al., TMI 1999; Gauss-Newton for them: Andersson et al., FNIRT, 2007; velocity
 fields: Ashburner, NeuroImage 2007, the update being added to v: Vercauteren et al., MICCAI 2008.)
+
+`DeformableNCC` has (I - mean I) / deviation in the place of I, and half of all: 1 - rho. Its derivatives lose what lies
+along 1 and along the normalised image, which party_1 subtracts alone; the joint product is the same.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import ImageError
 from ..grids import Grid
 from ..images import Image
 from ..joint.operands import Operand, exact_products
 from ..regularisers import Regulariser
-from ..transforms import BSpline, LinearTransform, VelocityField, adjoint, expand
-from ..warping import sample_with_gradient
+from ..transforms import BSpline, LinearTransform, VelocityField, adjoint, expand, exponential
+from ..warping import channels_above_outside, sample_with_gradient
 from .linearisation import OperatorLinearisation
+from .ncc import standardise
 
-__all__ = ["DeformableSSD", "Smoothness"]
+__all__ = ["DeformableNCC", "DeformableSSD", "Smoothness"]
 
 _CHUNK = 1 << 16
 
@@ -71,7 +76,6 @@ class DeformableSSD:
         Args:
             moving: (C, ...) at this level; C as in the operand.
         """
-        coefficients = self.transform.coefficients.detach()
         rows = self._rows(moving)
         weights, normaliser = self.operand.sample.weights, float(rows.shape[1])
         if weights is not None:
@@ -82,35 +86,47 @@ class DeformableSSD:
         gradient = (2 / normaliser) * (own - projected).cpu().flatten()
         energy = float(exact_products(carried[-1:], warped[None]))
         value = (energy - 2 * total) / normaliser + self.operand.mean_square
+        return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], weights, normaliser))
+
+    def _smoothed(
+        self, value: float, gradient: Tensor, tensor: Tensor, without: Tensor | None = None
+    ) -> OperatorLinearisation:
+        """With the smoothness term; `without` (k, P) are vectors v whose v v^T the Hessian is less."""
+        coefficients = self.transform.coefficients.detach().double()
         if self._alpha > 0:
-            smooth = self._alpha * self.smoothness.regulariser.apply(coefficients.double())
+            smooth = self._alpha * self.smoothness.regulariser.apply(coefficients)
             gradient = gradient + smooth.flatten()
-            value += 0.5 * float((smooth * coefficients.double()).sum())
-        tensor = self._structure_tensor(rows[:-1], weights, normaliser)
+            value += 0.5 * float((smooth * coefficients).sum())
         floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
-        return OperatorLinearisation(
-            value, gradient, lambda v: self._apply(tensor, v), self._diagonal(tensor), len(coefficients), floor
-        )
+
+        def apply(vector: Tensor) -> Tensor:
+            image = self._apply(tensor, vector)
+            return image if without is None else image - without.T @ (without @ vector)
+
+        return OperatorLinearisation(value, gradient, apply, self._diagonal(tensor), len(coefficients), floor)
 
     def _rows(self, moving: Image) -> Tensor:
         """(D + 1, C n): the warped image's gradient by the displacement, and the warped image less the offset."""
         grid, d, n = self.operand.grid, self.operand.grid.dimension, len(self._points)
-        with torch.no_grad():
-            moved = self.transform.displacement(grid).float()
+        field = expand(self.transform.coefficients.detach().float(), self._matrices)
+        if isinstance(self.transform, VelocityField):
+            # On the level's own grid: the finest one would cost as much at every level.
+            field = exponential(field, grid, self.transform.squarings)
+        moved = field.flatten(1).T
         jacobian = _pull_back(moved, grid) if isinstance(self.transform, VelocityField) else None
         if self._index is not None:
             moved = moved[self._index]
             jacobian = None if jacobian is None else jacobian[self._index]
         matrix = self.outer.affine_map()[0].detach().to(self._points)
-        channels = [Image(c[None], moving.grid) for c in moving.tensor]
+        channels = channels_above_outside(moving)
+        if len(channels) != self.operand.channels:
+            raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
         rows = self._points.new_empty(d + 1, len(channels) * n)
         for start in range(0, n, _CHUNK):
             stop = min(start + _CHUNK, n)
             with torch.no_grad():
                 mapped = self.outer(self._points[start:stop] + moved[start:stop])
-            for number, channel in enumerate(channels):
-                outside = channel.outside
-                above = Image(channel.tensor - outside, channel.grid)
+            for number, (above, outside) in enumerate(channels):
                 warped, gradient = sample_with_gradient(above, 0.0, mapped)
                 gradient = gradient @ matrix
                 if jacobian is not None:
@@ -158,6 +174,41 @@ class DeformableSSD:
         if self._alpha > 0:
             result = result + self._alpha * self.smoothness.regulariser.diagonal()
         return result.flatten()
+
+
+class DeformableNCC(DeformableSSD):
+    """1 - correlation with a smoothness term, half of `DeformableSSD`'s value at normalised images; arguments as there.
+
+    With r = I^ - J^ of the normalised images and G^ = G / deviation of I:
+
+        gradient = 1/n B^T (G^ * (r - mean r - I^ mean(I^ r)))
+    """
+
+    def __init__(
+        self, operand: Operand, transform: BSpline | VelocityField, outer: LinearTransform, smoothness: Smoothness
+    ) -> None:
+        super().__init__(operand, transform, outer, smoothness)
+        self._alpha /= 2
+
+    def linearise(self, moving: Image) -> OperatorLinearisation:
+        """Value, gradient (P,) and Hessian operator, from one joint product; points of equal weight only."""
+        rows = self._rows(moving)
+        n = rows.shape[1]
+        deviation = standardise(rows, None)
+        if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
+            rows.zero_()
+        else:
+            rows[:-1] /= deviation
+        carried, projected, total = self.operand.project(rows)
+        warped = carried[-1]
+        energy, mean = float(exact_products(carried[-1:], carried[-1:])), float(warped.double().mean())
+        along = (energy - total) / n  # mean of I^ r
+        own = self.operand.adjoint(carried[:-1] * (warped * (1 - along) - mean))
+        gradient = (own - projected).cpu().flatten() / n
+        value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
+        fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
+        without = torch.stack([field.flatten().cpu() for field in fields]) / n
+        return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)
 
 
 def _pull_back(moved: Tensor, grid: Grid) -> Tensor:

@@ -3,7 +3,8 @@
     value    = mean (I(T(x)) - J(x))^2 = mean I^2 - 2 mean I J + mean J^2
     gradient = 2 S^T (I - J) / N,   Hessian (Gauss-Newton) = 2 S^T S / N,   S = dI(T(x)) / dtheta   (N, P)
 
-Only S^T J and I^T J need both images; they are one product of P + 1 rows. (Taiello et al., MICCAI 2022, eq. 3-5;
+Only S^T J and I^T J need both images; they are one product of P + 1 rows. Of features (several channels) the points are
+those of one channel after the other: means are over points and channels. (Taiello et al., MICCAI 2022, eq. 3-5;
 Gauss-Newton for images: Lucas and Kanade 1981, Baker and Matthews 2004.)
 """
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..errors import ImageError
 from ..images import Image
 from ..joint.columns import homogeneous
 from ..joint.operands import Operand, exact_products
-from ..warping import affine_table, parameters_of, sample_with_gradient, steepest_descent
+from ..warping import affine_table, channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
 from .linearisation import Linearisation
 
 __all__ = ["SSD"]
@@ -30,7 +32,11 @@ class SSD(nn.Module):
     """Mean squared difference between the warped moving image and a fixed image that may be another party's.
 
     Args:
-        operand: the fixed image at one level, clear or private (`ClearFixed.operand`, `PrivateFixed.operand`).
+        operand: the fixed image at one level, clear or private (`ClearFixed.operand`, `PrivateFixed.operand`). Of an
+            operand of features (`Measure`), the moving image given is that of the same features.
+
+    Raises:
+        ImageError: (when called) a moving image of another number of channels than the operand.
 
     >>> from ppir_torch import Affine, Grid, Image, Level
     >>> from ppir_torch.registration import ClearFixed
@@ -51,6 +57,8 @@ class SSD(nn.Module):
 
     def forward(self, transform: nn.Module, moving: Image) -> Tensor:
         """The loss value, a scalar with gradients for the parameters of `transform` (any module of points to points).
+
+        `moving` is (C, [z,] y, x), C as in the operand.
 
         One product is run (P + 1 rows; one row only under `torch.no_grad()`); `backward` sends nothing.
         """
@@ -81,22 +89,25 @@ class SSD(nn.Module):
         The rows before it are the steepest-descent images, or with `with_slopes` the spatial gradient (D, n).
         """
         points = self._sampled_points(moving)
-        outside = moving.outside
-        above = Image(moving.tensor - outside, moving.grid)
+        channels, n = channels_above_outside(moving), points.shape[0]
+        if len(channels) != self.operand.channels:
+            raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
         parameters = _count(transform) if with_images else 0
         leading = points.shape[1] if with_slopes else parameters
-        rows = points.new_empty(leading + 1, points.shape[0])
-        images = points.new_empty(parameters, points.shape[0]) if with_slopes else rows[:-1]
-        for start in range(0, points.shape[0], _CHUNK):
-            part = slice(start, start + _CHUNK)
+        rows = points.new_empty(leading + 1, len(channels) * n)
+        images = points.new_empty(parameters, rows.shape[1]) if with_slopes else rows[:-1]
+        for start in range(0, n, _CHUNK):
+            stop = min(start + _CHUNK, n)
             with torch.no_grad():
-                mapped = transform(points[part])
-            warped, gradient = sample_with_gradient(above, 0.0, mapped)
-            rows[-1, part] = warped + (outside - self.operand.offset)
-            if with_slopes:
-                rows[:-1, part] = gradient.T
-            if with_images:
-                images[:, part] = steepest_descent(transform, points[part], gradient)
+                mapped = transform(points[start:stop])
+            for number, (above, outside) in enumerate(channels):
+                part = slice(number * n + start, number * n + stop)
+                warped, gradient = sample_with_gradient(above, 0.0, mapped)
+                rows[-1, part] = warped + (outside - self.operand.offset)
+                if with_slopes:
+                    rows[:-1, part] = gradient.T
+                if with_images:
+                    images[:, part] = steepest_descent(transform, points[start:stop], gradient)
         return rows, images
 
     def _compare(self, rows: Tensor) -> tuple[float, Tensor]:
@@ -127,12 +138,15 @@ class SSD(nn.Module):
 
     def _homogeneous(self, like: Tensor) -> Tensor:
         if self._moments is None:
-            self._moments = homogeneous(self.operand.grid, self.operand.sample.index, like)
+            factors = homogeneous(self.operand.grid, self.operand.sample.index, like)
+            self._moments = factors.repeat(1, self.operand.channels)
         return self._moments.to(like)
 
     def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
-        weights = self.operand.sample.weights
-        return (None, float(rows.shape[-1])) if weights is None else (weights.to(rows), 1.0)
+        weights, channels = self.operand.sample.weights, self.operand.channels
+        return (
+            (None, float(rows.shape[-1])) if weights is None else (weights.to(rows).repeat(channels), float(channels))
+        )
 
     def _sampled_points(self, moving: Image) -> Tensor:
         key = (moving.tensor.dtype, moving.tensor.device)

@@ -22,7 +22,8 @@ from ..joint.operands import MAPPED_ROW_BITS, quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
 from ..joint.public_map import PublicMap
 from ..link import Kind, Link, Message, pack, unpack
-from ..registration import select_points
+from ..losses import Measure
+from ..registration import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from .moving import greet
 
@@ -51,6 +52,7 @@ class FixedParty:
         charge: called with (count, kind) before values are released; raises where the cap would be passed.
         noise: standard deviation of the noise on every released product, as a share of what such a product has when
             the images have nothing in common: as if J had fresh noise of this share of its own size in every voxel.
+        measure: what operands are made of; another one that party_1 asks for is refused.
     """
 
     image: Image
@@ -59,6 +61,7 @@ class FixedParty:
     disclose_gram: bool = False
     charge: Callable[[int, str], None] | None = None
     noise: float = 0.0
+    measure: Measure = SSD_MEASURE
 
     def serve(self, link: Link, side: FixedSide, protocol: str) -> dict[str, Any] | None:
         """Answer party_1 until it finishes; returns the final transform where party_1 shares it, else None.
@@ -122,15 +125,19 @@ class FixedParty:
                 "operand: inverse-compositional was asked for, and this party does not disclose S^T S and S^T J "
                 "(optimizer.kind); refused"
             )
+        self._check_measure(meta.get("measure", SSD_MEASURE.to_meta()), columns)
         choice = public or _read_indices(unpack(link.receive(Kind.SAMPLE).payload)[1])
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
         coarse = level_grid(self.image.grid, level)[0]
-        points = coarse.count if sample.index is None else sample.index.numel()
-        public_map = _read_map(meta, weights, coarse, sample, rows, columns)
-        if number >= MAX_OPERANDS or points < MIN_POINTS:
+        voxels = coarse.count if sample.index is None else sample.index.numel()
+        channels = self.measure.channels(coarse.dimension)
+        points = channels * voxels
+        public_map = _read_map(meta, weights, coarse, sample, rows, columns, channels)
+        if number >= MAX_OPERANDS or voxels < MIN_POINTS:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
-        fixed = columns_of(self.image.at_level(level), candidates, sample.index, columns, self.image.grid)
-        values, scales = quantise_columns(fixed, columns, side.column_bits(points))
+        features = self.measure.features(self.image.at_level(level), coarse)
+        fixed = columns_of(features, candidates, sample.index, columns, self.image.grid, self.measure.normalised)
+        values, scales = quantise_columns(fixed, columns, side.column_bits(points, public_map))
         header = OperandHeader(
             number=number,
             points=points,
@@ -159,6 +166,16 @@ class FixedParty:
         self._map = public_map
         return header
 
+    def _check_measure(self, asked: Any, columns: Columns) -> None:
+        """Refuse an operand of anything but what was agreed on."""
+        if asked != self.measure.to_meta():
+            raise LinkError(
+                f"operand: loss {str(asked)[:200]} was asked for, this party agreed to {self.measure.to_meta()}; "
+                "refused"
+            )
+        if columns.kind == "steepest_descent" and self.measure.kind != "ssd":
+            raise LinkError(f"operand: steepest-descent images of loss {self.measure.kind!r}, there are none; refused")
+
 
 def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uniform | Permuted | None]:
     try:
@@ -181,7 +198,13 @@ def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uni
 
 
 def _read_map(
-    meta: dict[str, Any], weights: list[Any], coarse: Grid, sample: Sample, rows: int, columns: Columns
+    meta: dict[str, Any],
+    weights: list[Any],
+    coarse: Grid,
+    sample: Sample,
+    rows: int,
+    columns: Columns,
+    channels: int,
 ) -> PublicMap | None:
     """The public map that the operand's products go through, where party_1 asks for one."""
     if meta.get("map") is None:
@@ -189,6 +212,8 @@ def _read_map(
     public_map = replace(PublicMap.from_message(meta["map"], weights), index=sample.index)
     if public_map.shape != coarse.shape or columns.kind != "image" or rows != coarse.dimension + 1:
         raise LinkError(f"map: of shape {public_map.shape} and {rows} rows, for a level of {coarse.shape}; refused")
+    if public_map.channels != channels:
+        raise LinkError(f"map: of {public_map.channels} channels, the operand has {channels}; refused")
     return public_map
 
 

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import FixedPartyConfig, MovingPartyConfig, fixed_party, load_config
+from ..config_points import FixedPointsConfig, MovingPointsConfig
 from ..errors import PeerLost
 from ..joint import load_protocol
 from ..link import Kind, Link
@@ -111,8 +112,10 @@ def link_keys(links: dict[str, dict[str, socket.socket]]) -> dict[str, dict[str,
     return {role: {peer: made[frozenset((role, peer))] for peer in peers} for role, peers in links.items()}
 
 
-def run_parties(moving: MovingPartyConfig, fixed: FixedPartyConfig, output: Path) -> dict[str, dict[str, Any]]:
-    """Run one private registration as separate processes; returns each party's report by role.
+def run_parties(
+    moving: MovingPartyConfig | MovingPointsConfig, fixed: FixedPartyConfig | FixedPointsConfig, output: Path
+) -> dict[str, dict[str, Any]]:
+    """Run one private registration, of images or points, as separate processes; returns each party's report by role.
 
     Every process gets its own configuration and the keys of its own links on its standard input, its ends of the links,
     and nothing of the others. When one of them fails, the others have ten seconds to end by themselves.
@@ -151,6 +154,7 @@ def open_private(
     timeout_s: float = 600.0,
     releases: str | Path | None = None,
     max_values: int | None = None,
+    loss: str | Mapping[str, Any] = "ssd",
 ) -> Iterator[PrivateFixed]:
     """Be party_1: start party_2 (and a dealer, where needed) on `fixed`, and hold a handle on the image it keeps.
 
@@ -162,12 +166,15 @@ def open_private(
         timeout_s: silence after which a party counts as lost.
         releases: party_2's SQLite file of released values; None: the site's own.
         max_values: its cap, over all runs; None: 5 % of the fixed image's foreground voxels.
+        loss: what party_2 makes operands of: "ssd", "ncc", "local_ncc", "mind", or a mapping with the kind and its
+            settings. Operands are asked for with the same measure: `source.operand(level, measure=Mind())`.
 
     Raises:
         ConfigError: unknown backend. PeerLost: party_2 could not start (its own line says why).
     """
     entry = load_protocol(backend)
     settings = _fixed_only(fixed, backend, device, threads, timeout_s, releases, max_values)
+    settings["loss"] = {"kind": loss} if isinstance(loss, str) else dict(loss)
     party_config = fixed_party(load_config(settings))
     session = secrets.token_bytes(16)
     links = _connect(backend)

@@ -19,7 +19,8 @@ from ..joint.ledger import Ledger
 from ..joint.operands import KeptLedger, PrivateOperand
 from ..joint.protocol import MovingSide, OperandHeader
 from ..link import Kind, Link, pack, unpack
-from ..registration import Choice, map_of, select_points
+from ..losses import Measure
+from ..registration import SSD_MEASURE, Choice, map_of, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
 
@@ -95,6 +96,7 @@ class PrivateFixed:
         rows: int = 16,
         columns: Columns = IMAGE,
         lattice: ControlLattice | None = None,
+        measure: Measure = SSD_MEASURE,
     ) -> PrivateOperand:
         """Have party_2 prepare the operand of one level.
 
@@ -105,20 +107,23 @@ class PrivateFixed:
             rows: most rows of one product; more are sent in several products.
             columns: what the operand is made of.
             lattice: control points whose public map is applied to the element-wise products; `rows` is D + 1 then.
+            measure: what party_2 makes of its image; the one that it agreed to, or it refuses.
         """
         choice = choice or Full()
         coarse, _ = level_grid(self.grid, level)
         _, sample = select_points(self.grid, self.mask, level, choice, number)
-        public_map = None if lattice is None else map_of(lattice, coarse, sample)
+        channels = measure.channels(coarse.dimension)
+        public_map = None if lattice is None else map_of(lattice, coarse, sample, channels)
         request = {"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}
         about_map, weights = (None, []) if public_map is None else replace(public_map, index=None).to_message()
+        about = {"columns": asdict(columns), "measure": measure.to_meta()}
         self.link.at(number, -1)
-        self.link.send(Kind.LEVEL, pack(request | {"columns": asdict(columns), "map": about_map}, weights))
+        self.link.send(Kind.LEVEL, pack(request | about | {"map": about_map}, weights))
         if isinstance(choice, Sample):
             if choice.index is None:
                 raise ValueError("sample without indices; use Full()")
             self.link.send(Kind.SAMPLE, pack({}, [choice.index.numpy().astype(np.int32)]))
-        points = coarse.count if sample.index is None else sample.index.numel()
+        points = channels * (coarse.count if sample.index is None else sample.index.numel())
         wanted = (points, rows, columns.count(self.grid))
         meta, arrays = unpack(self.link.receive(Kind.OPERAND).payload)
         header = OperandHeader.from_meta(meta)
@@ -140,6 +145,7 @@ class PrivateFixed:
             kept=self._open_ledger(columns, coarse, points, of_sample, of_level),
             full=self.grid,
             public_map=public_map,
+            channels=channels,
         )
 
     def _open_ledger(

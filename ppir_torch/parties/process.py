@@ -50,7 +50,12 @@ def main() -> int:
     }
     report: dict[str, Any] = {"role": arguments.role, "error": "", "exit_code": 0}
     try:
-        run = {"party_1": _party_1, "party_2": _party_2, "dealer": _dealer}[arguments.role]
+        roles = {"party_1": _party_1, "party_2": _party_2, "dealer": _dealer}
+        if given["config"].get("task") == "points":
+            from .points_process import ROLES
+
+            roles |= ROLES
+        run = roles[arguments.role]
         report |= run(config, ends, bytes.fromhex(arguments.session), arguments.report.parent)
     except PpirError as error:
         report |= {"error": str(error), "exit_code": error.exit_code}
@@ -61,9 +66,11 @@ def main() -> int:
 
 
 def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> dict[str, Any]:
+    from dataclasses import replace
+
     import torch
 
-    from ..config import MovingPartyConfig, build_plan
+    from ..config import MovingPartyConfig, build_plan, preprocessed
     from ..images import load_image
     from ..joint import load_protocol
     from ..joint.protocol import compute_device
@@ -72,6 +79,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..reporting.files import save_result, summary
     from ..reporting.progress import Progress
     from ..transforms import load_transform
+    from ..warping import warp
     from .moving import PrivateFixed
 
     config = MovingPartyConfig.model_validate_json(text)
@@ -82,13 +90,16 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     try:
         entry = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
-        moving = load_image(config.moving, getattr(torch, config.dtype)).to(device)
+        original = load_image(config.moving, getattr(torch, config.dtype))
+        moving = preprocessed(original, config.preprocess).to(device)
         side = entry.moving_side(link, links.get("dealer"), device)
         fixed = PrivateFixed(link, side, entry.name, config.ledger.enabled, config.ledger.most)
         start = load_transform(config.start.path, fixed.grid) if config.start.path else None
         with Progress(config.backend.kind, lambda: sum(end.bytes_sent for end in links.values())) as progress:
             plan = build_plan(config, fixed.grid.spacing, start)
             result = register_images(moving, fixed, plan, progress.show)
+            if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
+                result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
         if result.complete:
             fixed.finish(result.transform if config.share_transform else None)
             if "dealer" in links:
@@ -108,7 +119,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
     import torch
 
-    from ..config import FixedPartyConfig
+    from ..config import FixedPartyConfig, build_measure, preprocessed
     from ..images import load_image, load_mask
     from ..joint import load_protocol
     from ..joint.protocol import compute_device
@@ -126,12 +137,13 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         entry = load_protocol(config.backend.kind)
         budget = _open_budget(config.budget, image, mask, report)
         party = FixedParty(
-            image=image,
+            image=preprocessed(image, config.preprocess),  # the cap is of the image as it lies in its file
             mask=mask,
             disclose_centre_of_mass=config.disclose_centre_of_mass,
             disclose_gram=config.disclose_gram,
             charge=budget.charge,
             noise=config.budget.noise,
+            measure=build_measure(config.loss),
         )
         device = compute_device(getattr(config.backend, "device", "cpu"))
         report["transform"] = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)

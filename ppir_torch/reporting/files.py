@@ -33,7 +33,10 @@ def transform_file(transform: LinearTransform | Composite) -> str:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """The run as JSON values: transform (fixed to moving, mm LPS), loss value, iterations and their history."""
+    """The run as JSON values: transform (fixed to moving, mm LPS), loss value, iterations and their history.
+
+    The value is that of the run's own loss; a run of the loss ssd has it as `ssd`, too.
+    """
     history = [
         {
             "level": h.level,
@@ -48,9 +51,11 @@ def summary(result: Result) -> dict[str, Any]:
         }
         for h in result.history
     ]
+    value = result.value if math.isfinite(result.value) else None  # none yet; NaN is not JSON
     return {
         "transform": _transform_meta(result),
-        "ssd": result.value if math.isfinite(result.value) else None,  # none yet; NaN is not JSON
+        **({"ssd": value} if result.loss == "ssd" else {}),
+        "value": value,
         "iterations": len(result.history),
         "loop_seconds": result.seconds,
         "history": history,

@@ -23,7 +23,7 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], lis
 def _row(label: str, values: Mapping[str, Any]) -> list[str]:
     row = [
         label,
-        _number(values["ssd"], "{:.4f}"),
+        _number(values.get("value", values.get("ssd")), "{:.4f}"),
         str(values["iterations"]),
         _number(values.get("rmse_to_truth_mm"), "{:.4f}"),
         _number(values.get("rmse_to_clear_mm"), "{:.6f}"),

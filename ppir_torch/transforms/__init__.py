@@ -13,7 +13,7 @@ from .itk import (
     to_simpleitk_transform,
 )
 from .linear import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation, affine_from_map
-from .velocity import VelocityField
+from .velocity import VelocityField, exponential
 
 __all__ = [
     "LINEAR_TRANSFORMS",
@@ -30,6 +30,7 @@ __all__ = [
     "adjoint",
     "affine_from_map",
     "expand",
+    "exponential",
     "from_simpleitk_transform",
     "load_any_transform",
     "load_displacement",

@@ -41,8 +41,10 @@ class Views:
             self.opened[threading.current_thread().name].append((e, d.reshape(-1)))
             return result
 
-        def record_words(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...]) -> Words:
-            result = words(stream, purpose, counter, shape)
+        def record_words(
+            stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...], bits: int = 64
+        ) -> Words:
+            result = words(stream, purpose, counter, shape, bits)
             column = purpose in ("b", "Y")  # the words of the operand's column, as (points, 1) and (1, points)
             copied = result.reshape(-1).copy() if column else result.copy()
             self.drawn[threading.current_thread().name][purpose, counter] = copied

@@ -20,17 +20,18 @@ EXACT = ("spdz", "beaver", "bfv", "ckks")
 OPERANDS, CASES = 50, 1000
 MULTIPLICATIONS = {"spdz": 20, "beaver": 20, "bfv": 8, "ckks": 8}  # with one operand; of several products each
 MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
-LARGEST_OPERAND = {"bfv": 35}  # bits; of results of 36 there is room for rows of one entry
+SIZES = (1, 2, 6, 11, 11, 20, 30, 40)  # of an operand's entries, bits
+SIZES_IN_36_BITS = (1, 2, 6, 11, 11, 20, 25, 30)  # that leave results of 36 bits room for rows of some size
 
 LONGEST_ROW = ("bfv",)  # where the length of a row is bounded, beside its entries
 
 every_protocol = pytest.mark.parametrize("protocol", EXACT)
 
 
-def draw_operand(draw: random.Random, bits: int = 40) -> Tensor:
-    """(columns, points) of any size, from one bit to `bits`; in one of four of one magnitude, which makes bounds tight."""
+def draw_operand(draw: random.Random, sizes: tuple[int, ...]) -> Tensor:
+    """(columns, points) of any of these sizes; in one of four of one magnitude, which makes bounds tight."""
     columns, points = draw.choice((1, 1, 1, 3)), draw.choice((1, 2, 3, 7, 20, 61))
-    largest = (1 << draw.choice((1, 2, 6, 11, 11, 20, 30, bits))) - 1
+    largest = (1 << draw.choice(sizes)) - 1
     low = largest if draw.random() < 1 / 4 else 0
     rows = [[draw.choice((-1, 1)) * draw.randint(low, largest) for _ in range(points)] for _ in range(columns)]
     rows[draw.randrange(columns)][draw.randrange(points)] = largest
@@ -69,7 +70,7 @@ def draw_pairs(draw: random.Random, rows: int, columns: int) -> Pairs | None:
 
 def running(protocol: str, draw: random.Random, count: int, rows: int) -> Iterator[tuple[Session, Tensor]]:
     """Operand after operand of one session, with one key."""
-    operands = [draw_operand(draw, LARGEST_OPERAND.get(protocol, 40)) for _ in range(count)]
+    operands = [draw_operand(draw, SIZES_IN_36_BITS if protocol == "bfv" else SIZES) for _ in range(count)]
     with session(protocol, *operands, rows=rows) as run:
         for number, y in enumerate(operands):
             if number:

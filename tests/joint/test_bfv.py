@@ -283,10 +283,23 @@ def test_a_row_longer_than_the_flood_covers_is_refused_before_anything_is_sent(p
     longer[1, 0] += 1
     for bad in (longer, longer.flip(1), longer.flip(0), -longer, torch.full((1, points), entry + 1)):
         assert int(bad.abs().max()) <= limits.max_row
-        with pytest.raises(RangeError, match="a row of length .*, at most .* is allowed"):
+        with pytest.raises(RangeError, match=r"a row of length .*, at most .* is allowed"):
             parties.moving.multiply(bad)
     assert parties.links[0].sent == sent
     assert parties.multiply(within) == exact(within, values)
+
+
+def test_ciphertexts_are_as_long_as_the_layout_takes_them_to_be() -> None:
+    """Within a tenth: the packing is chosen by it."""
+    parties, values = Parties(), torch.arange(2 * bfv.DEGREE) - bfv.DEGREE
+    parties.fixed.send_operand(header_of(values, 1), values)
+    parties.links[0].receive(Kind.PUBLIC_KEY)
+    _, files = unpack(parties.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    assert len(files) == 2
+    for file in files:
+        # Two primes' words of 64 bits, and a seed instead of c1.
+        assert 0 < file.size - 2 * 8 * bfv.DEGREE < 500
+        assert file.size == pytest.approx(bfv._CIPHERTEXT_BYTES, rel=0.1)
 
 
 @pytest.mark.parametrize("case", ["shape", "max_abs", "energy", "modulus", "half of the modulus", "points"])
@@ -365,10 +378,10 @@ def test_seal_accepts_the_parameters_at_128_bits() -> None:
     top = scheme.context.first_context_data()
     assert top.qualifiers().sec_level == scheme.seal.SEC_LEVEL_TYPE.TC128
     assert top.qualifiers().using_fast_plain_lift
-    assert 1 << bfv.PLAIN_BITS < min(scheme.primes)
+    assert min(scheme.primes) > 1 << bfv.PLAIN_BITS
     assert top.total_coeff_modulus_bit_count() == 120
     assert scheme.primes == bfv.PRIMES[:2]
-    assert bfv._scheme().context.last_context_data().total_coeff_modulus_bit_count() == 60
+    assert scheme.context.last_context_data().total_coeff_modulus_bit_count() == 60
 
 
 def rounding_of_fresh_ciphertexts(modulus: int, values: list[int]) -> float:

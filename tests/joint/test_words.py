@@ -125,8 +125,8 @@ def test_products_are_pythons_modulo_the_ring(
     bits: int, data: st.DataObject, rows: int, columns: int, points: int
 ) -> None:
     def matrix(height: int) -> list[list[int]]:
-        row = st.lists(WORDS, min_size=points, max_size=points)
-        return [[RING[bits](word) for word in row] for row in data.draw(st.lists(row, min_size=height, max_size=height))]
+        row = st.lists(WORDS.map(RING[bits]), min_size=points, max_size=points)
+        return data.draw(st.lists(row, min_size=height, max_size=height))
 
     left, right = matrix(rows), matrix(columns)
     result = word_products(torch.tensor(left, dtype=word_type(bits)), torch.tensor(right, dtype=word_type(bits)))

@@ -257,7 +257,7 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
     fields = {
         Kind.HELLO: {"version", "protocol"},
         Kind.GEOMETRY: {"grid", "centre_of_mass", "mask"},
-        Kind.LEVEL: {"level", "rows", "choice", "columns"},
+        Kind.LEVEL: {"level", "rows", "choice", "columns", "measure", "map"},
         Kind.OPERAND: {"number", "points", "rows", "columns", "scale", "further_scales", "offset", "max_abs", "energy"}
         | {"sample_mean_square", "level_mean_square"},
         Kind.FINISH: {"transform"},
@@ -283,6 +283,7 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
     assert seen[Kind.FINISH] == {"transform": None}
     assert set(seen[Kind.LEVEL]["level"]) == {"shrink", "smoothing_mm"}
     assert seen[Kind.LEVEL]["choice"] == {"kind": "full"}
+    assert (seen[Kind.LEVEL]["measure"], seen[Kind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
     assert set(seen[Kind.LEVEL]["columns"]) == {"kind", "transform"}
     assert len(seen[Kind.OPERAND]["further_scales"]) == seen[Kind.OPERAND]["columns"] - 1
 

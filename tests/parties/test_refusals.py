@@ -32,6 +32,7 @@ from ppir_torch.joint.protocol import (
     all_pairs,
     check_operand,
 )
+from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
@@ -52,7 +53,8 @@ class PlainFixedSide(FixedSide):
     operands: list[tuple[OperandHeader, Tensor]] = field(default_factory=list)
     limits = Limits(1 << 40, 1 << 60)
 
-    def send_operand(self, header: OperandHeader, values: Tensor) -> None:
+    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
+        assert public_map is None
         self.operands.append((header, check_operand(values, header)))
 
     def answer(self, request: Message, release: Release) -> None:
@@ -68,7 +70,8 @@ class PlainMovingSide(MovingSide):
     def __init__(self, link: Link) -> None:
         self.link, self.headers = link, list[OperandHeader]()
 
-    def accept_operand(self, header: OperandHeader) -> None:
+    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
+        assert public_map is None
         self.headers.append(header)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002

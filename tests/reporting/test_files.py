@@ -47,8 +47,10 @@ def test_summary_is_plain_json(result: Result) -> None:
     values = summary(result)
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     matrix, offset = result.transform.affine_map()
-    assert values["transform"] == {"kind": "similarity", "matrix": matrix.tolist(), "offset_mm": offset.tolist()}
+    where = {"file": "transform.tfm", "matrix": matrix.tolist(), "offset_mm": offset.tolist()}
+    assert values["transform"] == {"kind": "similarity"} | where
     assert (values["ssd"], values["iterations"], values["loop_seconds"]) == (2.0, 2, 1.5)
+    assert values["value"] == 2.0
     assert values["history"][1] == {
         "level": 0,
         "shrink": 2,
@@ -60,6 +62,14 @@ def test_summary_is_plain_json(result: Result) -> None:
         "damping": 1e-4,
         "seconds": 0.2,
     }
+
+
+@pytest.mark.parametrize("loss", ["ncc", "mind"])
+def test_only_a_run_of_ssd_has_an_ssd(loss: str, result: Result) -> None:
+    result.loss = loss
+    values = summary(result)
+    assert values["value"] == 2.0
+    assert "ssd" not in values
 
 
 def test_a_run_without_a_value_has_none(result: Result) -> None:

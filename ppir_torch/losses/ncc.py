@@ -1,0 +1,110 @@
+"""Global normalised cross-correlation, clear or private: the joint product of SSD between normalised images.
+
+    value = 1 - rho = mean (I^ - J^)^2 / 2,   I^ = (I(T(x)) - m) / s,   J^ = (J(x) - mean J) / deviation of J
+
+m and s are the mean and the deviation of the warped image over the points in use: party_1 normalises it alone, in every
+iteration; party_2's operand is J^ (`columns_of`, `normalised`). Through the normalisation
+
+    dI^ = (S - mean S - I^ mean(I^ S)) / s,   gradient = mean dI^ (I^ - J^),   Hessian (Gauss-Newton) = mean dI^ dI^^T
+
+with S the steepest-descent images of I(T(x)): the rows of the product are dI^ and I^. (The same residual as in the
+enhanced correlation coefficient of Evangelidis and Psarakis, TPAMI 2008.)
+
+By moments (affine transforms under some protocols) the product has S's spatial gradient as rows instead, and party_1
+takes mean(I^ (I^ - J^)) out of the sums afterwards; it has that from the value.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..images import Image
+from ..joint.operands import Operand, exact_products
+from .linearisation import Linearisation
+from .ssd import SSD
+
+__all__ = ["NCC", "standardise"]
+
+_FLAT = 1e-6  # deviation, as a share of the largest value, that is rounding
+
+
+class NCC(SSD):
+    """1 - correlation of the warped moving image with a fixed image that may be another party's.
+
+    Not changed by an increasing affine map of either image's intensities. Where the points in use are known to party_1
+    alone (samplers chunks and gms), J^ is normalised over all points of the operand: rho is then known up to a factor.
+
+    Args:
+        operand: of the measure `Correlation`.
+
+    Raises:
+        ConfigError: moments of an operand of which only some points are used (J^ has another mean there).
+
+    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level
+    >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
+    >>> brighter = Image(3 * image.tensor + 20, image.grid)
+    >>> from ppir_torch.losses import Correlation
+    >>> loss = NCC(ClearFixed(brighter).operand(Level(1, 0.0), measure=Correlation()))
+    >>> abs(loss(Affine(image.grid), image).item()) < 1e-5
+    True
+    """
+
+    def __init__(self, operand: Operand) -> None:
+        super().__init__(operand)
+        if operand.columns.kind == "moments" and not operand.sample.known:
+            raise ConfigError("ncc: by moments all points of the operand are needed")
+
+    def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
+        """See `SSD.linearise`."""
+        by_moments = self.operand.columns.kind == "moments"
+        rows, images = self._rows(transform, moving, with_images=True, with_slopes=by_moments)
+        weights, normaliser = self._weights(rows)
+        floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        deviation = standardise(rows, weights)
+        if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
+            return Linearisation(1.0, images.new_zeros(len(images)).double().cpu(), _nothing(images), floor)
+        share, total = (None, normaliser) if weights is None else (weights, float(weights.double().sum()))
+        weighted = images if share is None else images * share
+        mean = exact_products(weighted, torch.ones_like(rows[-1:]))[:, 0] / total
+        along = exact_products(weighted, rows[-1:])[:, 0] / total
+        images -= mean.to(images)[:, None]
+        for image, factor in zip(images, along.tolist(), strict=True):
+            image.sub_(rows[-1], alpha=factor)
+        images /= deviation
+        hessian = torch.empty(0)
+        if with_hessian:
+            hessian = exact_products(images if weights is None else images * weights, images).cpu() / normaliser
+        if not by_moments:
+            value, gradient = self._compare(rows)
+            return Linearisation(value / 2, gradient / 2, hessian, floor)
+        value, gradient = self._by_moments(rows, transform)
+        left = 1 - (1 + self.operand.mean_square - value) / 2  # mean of I^ (I^ - J^); that of I^ - J^ is 0
+        return Linearisation(value / 2, (gradient / 2 - left * along.cpu()) / deviation, hessian, floor)
+
+    def _value(self, transform: nn.Module, moving: Image) -> float:
+        rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
+        return self._compare(rows)[0] / 2 if standardise(rows, self._weights(rows)[0]) > 0 else 1.0
+
+
+def standardise(rows: Tensor, weights: Tensor | None) -> float:
+    """Bring the last row to (weighted) mean 0 and variance 1, in place; returns its deviation, 0 where it is flat."""
+    last = rows[-1:]
+    largest = float(last.abs().max())
+    ones = torch.ones_like(last) if weights is None else weights[None]
+    total = float(rows.shape[1]) if weights is None else float(weights.double().sum())
+    last -= float(exact_products(last, ones)) / total
+    energy = float(exact_products(last if weights is None else last * weights, last))
+    deviation = math.sqrt(max(energy / total, 0.0))
+    if not deviation > _FLAT * largest:
+        last.zero_()
+        return 0.0
+    last /= deviation
+    return deviation
+
+
+def _nothing(images: Tensor) -> Tensor:
+    return torch.zeros(len(images), len(images), dtype=torch.float64)
