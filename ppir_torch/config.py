@@ -86,7 +86,8 @@ class DeformableConfig(_Settings):
 
     `spacing_mm` lies between control points at the finest level, twice that a level before, and so on; null: five of
     the fixed image's voxels. At shrink 1 both images are smoothed by a voxel unless the level says otherwise: between
-    voxels linear interpolation averages noise away, and a free deformation would follow that. `weight` of the regulariser is relative to the fixed image's variance.
+    voxels linear interpolation averages noise away, and a free deformation would follow that. `weight` of the
+    regulariser is relative to the fixed image's variance.
     """
 
     kind: Literal["bspline", "velocity"]

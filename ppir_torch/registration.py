@@ -48,6 +48,7 @@ Choice = Full | Uniform | Permuted | Sample
 """Which points an operand has, and in which order; a Sample's are told to party_2."""
 
 SSD_MEASURE = SquaredDifference()
+MATRIX_STEPS = 32
 DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
 
 
@@ -332,13 +333,16 @@ class _Run:
     def _features(self, level: Level, transform: LinearTransform) -> Image:
         """The moving image's own at the level; of the fixed image only the public grid counts.
 
-        Those that depend on axes and voxels are made along the transform that the level starts from.
+        Those that depend on axes and voxels are made along the transform that the level starts from. Its matrix is
+        rounded: voxels that fell on the fixed image's own would hold the transform where it is (they alone are not
+        blurred by interpolation), and private and clear runs, a rounding apart, make the same features.
         """
         measure, grid = self.plan.loss, level_grid(self.fixed.grid, level)[0]
         if not measure.follows_axes:
             return measure.features(self.moving.at_level(level), grid)
         smooth = self.moving.at_level(Level(1, level.smoothing_mm))
-        return measure.features(resampled_along(smooth, transform.affine_map()[0], grid), grid)
+        matrix = (transform.affine_map()[0].detach() * MATRIX_STEPS).round() / MATRIX_STEPS
+        return measure.features(resampled_along(smooth, matrix, grid), grid)
 
     def _follow(self, iterations: Iterator[Iteration], operand: Operand, number: int, level: Level) -> None:
         points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()

@@ -224,6 +224,147 @@ def test_config_is_frozen_and_round_trips() -> None:
     assert load_config(config.model_dump(mode="json")) == config
 
 
+# --- deformable transforms
+
+
+def deformable(kind: str = "bspline", **settings: object) -> dict[str, object]:
+    return mapping(transform={"kind": kind} | settings)
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+def test_defaults_of_a_deformable_stage(kind: str) -> None:
+    """Five voxels between control points; every level of the linear stage again, the finest one smoothed by a voxel."""
+    from ppir_torch.registration import Deformable
+
+    plan = build_plan(load_config(deformable(kind)), SPACING)
+    expected = Deformable()
+    assert plan.deformable is not None
+    assert plan.transform == "affine"
+    assert plan.deformable.kind == kind
+    assert plan.deformable.spacing_mm == 5 * min(SPACING)
+    assert (plan.deformable.regulariser, plan.deformable.weight) == (expected.regulariser, expected.weight)
+    assert plan.deformable.stopping == expected.stopping
+    assert [(level.shrink, level.smoothing_mm) for level in plan.levels] == [(4, 2.0), (2, 1.0), (1, 0.0)]
+    assert [(level.shrink, level.smoothing_mm) for level in plan.deformable.levels] == [(4, 2.0), (2, 1.0), (1, 1.0)]
+
+
+def test_settings_of_a_deformable_stage_reach_the_plan() -> None:
+    from ppir_torch.optimizers import Stopping
+
+    stop: dict[str, Any] = {"max_iterations": 7, "step_voxels": 0.5, "decrease": 0.25}
+    settings = deformable("velocity", linear="rigid", spacing_mm=7.5, regulariser="elastic", weight=0.0, **stop)
+    settings["pyramid"] = {"levels": [{"shrink": 2, "smoothing_mm": 0.5}, {"shrink": 1, "smoothing_mm": 0.0}]}
+    plan = build_plan(load_config(settings), SPACING)
+    assert plan.deformable is not None
+    assert (plan.transform, plan.deformable.kind, plan.deformable.spacing_mm) == ("rigid", "velocity", 7.5)
+    assert (plan.deformable.regulariser, plan.deformable.weight) == ("elastic", 0.0)
+    assert plan.deformable.stopping == Stopping(**stop)
+    # What a level says of its smoothing holds at shrink 1, too.
+    assert plan.deformable.levels == plan.levels
+    assert plan.stopping == Stopping()
+
+
+def test_without_a_linear_stage_the_start_is_all_there_is_of_it() -> None:
+    from ppir_torch import Affine, Grid
+
+    plan = build_plan(load_config(deformable(linear="none")), SPACING)
+    assert (plan.transform, plan.levels) == ("affine", ())
+    assert plan.deformable is not None
+    assert len(plan.deformable.levels) == 3
+    start = Affine(Grid((8, 8, 8)))
+    for linear in ("none", "affine"):
+        config = load_config(deformable(linear=linear) | {"start": {"kind": "file", "path": "a.tfm"}})
+        assert build_plan(config, SPACING, start).start is start
+
+
+def test_a_linear_transform_has_no_deformable_stage() -> None:
+    assert build_plan(load_config(mapping()), SPACING).deformable is None
+    [line] = refused(mapping(transform={"kind": "affine", "spacing_mm": 5.0}))
+    assert line.startswith("transform.spacing_mm: not a setting of ")
+
+
+@pytest.mark.xfail(reason="config_lines names the first kind of the model: translation", strict=True)
+def test_a_setting_of_another_kind_names_the_kind_that_was_given() -> None:
+    [line] = refused(mapping(transform={"kind": "affine", "spacing_mm": 5.0}))
+    assert "not a setting of affine" in line
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("linear", "spline", "'none'"),
+        ("linear", None, "'affine'"),
+        ("spacing_mm", 0, "> 0"),
+        ("spacing_mm", -1.0, "> 0"),
+        ("spacing_mm", 10_001, "<= 10000"),
+        ("spacing_mm", float("inf"), "a number"),
+        ("spacing_mm", "fine", "a number"),
+        ("regulariser", "curvature", "'bending', 'diffusion' or 'elastic'"),
+        ("weight", -0.1, ">= 0"),
+        ("weight", float("nan"), "a number"),
+        ("max_iterations", 0, ">= 1"),
+        ("max_iterations", 10_001, "<= 10000"),
+        ("step_voxels", -1, ">= 0"),
+        ("decrease", 1.5, "<= 1"),
+    ],
+)
+def test_bad_value_of_a_deformable_stage_is_one_line(kind: str, name: str, value: object, allowed: str) -> None:
+    [line] = refused(deformable(kind, **{name: value}))
+    assert line.startswith(f"transform.{name}: ")
+    assert allowed in line
+    assert line.isprintable()
+
+
+def test_unknown_setting_of_a_deformable_stage_suggests_the_nearest() -> None:
+    [line] = refused(deformable(spacing=5.0))
+    assert line.startswith("transform.spacing: ")
+    assert "spacing_mm" in line
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+@pytest.mark.parametrize("backend", ["clear", "beaver", "spdz", "bfv", "auto", "ckks", "ckks-v1"])
+def test_backends_of_a_deformable_stage(backend: str, kind: str) -> None:
+    """Those that can open the sums of a public map; the others are refused in one line."""
+    chosen = {"kind": backend} | ({"allow_insecure": True} if backend == "ckks-v1" else {})
+    settings = deformable(kind) | {"backend": chosen}
+    if backend.startswith("ckks"):
+        assert refused(settings) == [
+            f"backend.kind: '{backend}', with transform '{kind}' one of clear, beaver, spdz, bfv is needed"
+        ]
+    else:
+        assert load_config(settings).transform.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+@pytest.mark.parametrize("sampler", ["none", "urs", "chunks", "gms"])
+def test_samplers_of_a_deformable_stage(sampler: str, kind: str) -> None:
+    settings = deformable(kind) | {"sampler": {"kind": sampler}}
+    if sampler in ("chunks", "gms"):
+        expected = f"sampler.kind: '{sampler}', with transform '{kind}' one of none, urs is needed"
+        assert refused(settings) == [expected]
+        # Both mistakes are named at once.
+        assert refused(settings | {"backend": {"kind": "ckks"}})[1:] == [expected]
+    else:
+        load_config(settings)
+
+
+def test_a_start_file_goes_with_an_affine_stage_before_a_deformable_one() -> None:
+    start = {"start": {"kind": "file", "path": "a.tfm"}}
+    [line] = refused(deformable(linear="rigid") | start)
+    assert line.startswith("transform.linear: 'rigid', only 'affine'")
+    assert "\n" not in line
+
+
+def test_the_deformable_stage_is_party_1s_and_survives_its_message() -> None:
+    config = load_config(deformable("velocity", spacing_mm=7.5) | {"backend": {"kind": "beaver"}})
+    moving, fixed = moving_party(config), fixed_party(config)
+    assert MovingPartyConfig.model_validate_json(moving.model_dump_json()) == moving
+    assert build_plan(moving, SPACING) == build_plan(config, SPACING)
+    assert "velocity" not in fixed.model_dump_json()
+    assert load_config(config.model_dump(mode="json")) == config
+
+
 GROUPS = (
     "",
     "optimizer",

@@ -23,7 +23,8 @@ n(I) is computed on the moving image's own grid and warped, it is not n of the w
 or shears the window). `features` says how C relates to the LNCC of ANTs and MONAI.
 
 `Correlation` is exact: rho = mean f g is Pearson's correlation of I(T(x)) and J(x), whatever increasing affine map was
-applied to the intensities of either. party_1 normalises its warped image in every iteration, party_2 its own once a level.
+applied to the intensities of either. party_1 normalises its warped image in every iteration, party_2 its own once a
+level.
 
 >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level
 >>> image = Image(torch.rand(1, 16, 16), Grid((16, 16)))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ LARGEST_MM = 1e9
 TYPICAL_BITS = 22  # of an entry of rows or columns, where the protocol has room
 RESULT_BITS = {"bfv": 36, "ckks": 48, "beaver": 62, "spdz": 62}  # about log2 of the largest |R|
 LEAST_RESULT_BITS = 36
-MORE_COLUMN_BITS = 3.6  # than of a row: party_1 makes up for most of the rows' rounding, nobody for the columns'
+BALANCED_POINTS = 20_000  # whose rounding is chosen so that its moments cancel; more do not cancel better
 STEPS = 4  # of the ladder 2^(k/4) on which the columns' scale is chosen
 REFINEMENTS = 3
 
@@ -197,26 +198,26 @@ def quantise_fixed(centred: Tensor, protocol: str, disclose_spread: bool) -> tup
 
     >>> z = torch.tensor([[3.0, 0.0], [-3.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
     >>> header, values = quantise_fixed(z, "spdz", True)
-    >>> bool(((values.T * header.scale - z).abs() <= header.scale / 2).all()), header.columns
+    >>> bool(((values.T.double() * header.scale - z).abs() <= header.scale).all()), header.columns
     (True, 2)
     """
     count, dimension = centred.shape
     above = 2.0 ** (math.ceil(STEPS * math.log2(float(centred.square().sum().sqrt())) + 1e-9) / STEPS)
     room = RESULT_BITS.get(protocol, LEAST_RESULT_BITS) - math.log2(count)  # a typical row entry and column entry
-    bits = min((room + MORE_COLUMN_BITS) / 2, TYPICAL_BITS)
+    bits = min(room / 2, TYPICAL_BITS)
     if room - bits < 4:
         raise RangeError(f"point sets: {count} points are more than backend {protocol} carries")
     longest = 2.0**bits * math.sqrt(count)
     scale = above / longest
-    values = (centred.T / scale).round().to(torch.int64)
-    bound = math.ceil((longest + 0.5 * math.sqrt(count * dimension)) ** 2)
+    values = _balanced_rounding(centred / scale).T.contiguous()
+    bound = math.ceil((longest + math.sqrt(count * dimension)) ** 2)
     header = OperandHeader(
         number=0,
         points=count,
         rows=dimension,
         scale=scale,
         offset=0.0,
-        max_abs=math.ceil(longest) + 1,
+        max_abs=math.ceil(longest) + 2,
         energy=int(values.square().sum()) if disclose_spread else bound,
         columns=dimension,
         further_scales=(scale,) * (dimension - 1),
@@ -236,11 +237,11 @@ def quantise_moving(centred: Tensor, header: OperandHeader, limits: Limits) -> t
         0.999 * limits.max_norm,
         2.0**TYPICAL_BITS * math.sqrt(count),
     )
-    room, most = longest - 0.5 * math.sqrt(count), 0.999 * limits.max_row - 0.5
+    room, most = longest - math.sqrt(count), 0.999 * limits.max_row - 1
     if min(room / math.sqrt(count), most) < 16:
         raise RangeError(f"point sets: {count} points leave no room in results of at most {limits.max_result}")
     scale = min(room / float(centred.square().sum(0).max().sqrt()), most / float(centred.abs().max()))
-    return (centred.T * scale).round().to(torch.int64), scale
+    return _balanced_rounding(centred * scale).T.contiguous(), scale
 
 
 def point_set_identity(points: Tensor) -> str:
@@ -274,6 +275,30 @@ def _centred(points: Tensor) -> tuple[Tensor, Tensor]:
     if float(centred.abs().max()) <= 1e-12 * max(largest, 1e-3):
         raise ConfigError("point set: all points are in one place; their rotation is not determined")
     return centre, centred
+
+
+def _balanced_rounding(values: Tensor) -> Tensor:
+    """Integers (n, D) within 1 of float64 values Y (n, D), up or down such that Y^T (integers - Y) nearly vanishes.
+
+    The other set is about A y: what rounding does to Q^T Z is then about A times this sum, which in plain rounding
+    grows with sqrt(n), or with n where points lie on a lattice. The rest of it meets only the residual. Error feedback
+    as in sigma-delta modulation, the points nearest to the centre last: those move the sum least.
+    """
+    integers = values.round()
+    order = values.square().sum(1).argsort(descending=True)
+    chosen = order[:: -(-len(order) // BALANCED_POINTS)]
+    error = values.T @ (integers - values)  # (D of the moment, D of the column)
+    exact, rounded = values[chosen].numpy(), integers[chosen].numpy()
+    sums = (error - values[chosen].T @ (integers[chosen] - values[chosen])).numpy()
+    low = np.floor(exact)
+    for point, (whole, below) in enumerate(zip(exact, low, strict=True)):
+        down = sums + np.outer(whole, below - whole)
+        up = down + whole[:, None]
+        higher = (up * up).sum(0) < (down * down).sum(0)
+        rounded[point] = below + higher
+        sums = np.where(higher, up, down)
+    integers[chosen] = torch.from_numpy(rounded)
+    return integers.to(torch.int64)
 
 
 def _read_request(request: Message) -> tuple[int, int]:

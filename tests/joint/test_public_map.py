@@ -42,10 +42,11 @@ def random_map(
     matrices = []
     for n in shape:
         m = draw.randint(1, n)
-        rows = [[draw.choice((0, draw.randint(-largest, -1), draw.randint(1, largest))) for _ in range(m)] for _ in range(n)]
-        rows[draw.randrange(n)][draw.randrange(m)] = largest
-        matrices.append(np.array(rows, np.int64))
-    return PublicMap(shape, tuple(matrices), float(draw.choice((1, 6, 750, 65536))), index_of(shape, fraction), channels)
+        weights = [draw.choice((0, draw.randint(-largest, -1), draw.randint(1, largest))) for _ in range(n * m)]
+        weights[draw.randrange(n * m)] = largest
+        matrices.append(np.array(weights, np.int64).reshape(n, m))
+    unit = float(draw.choice((1, 6, 750, 65536)))
+    return PublicMap(shape, tuple(matrices), unit, index_of(shape, fraction), channels)
 
 
 def lattice_of(voxels: int | tuple[int, ...], shape: tuple[int, ...]) -> ControlLattice:
@@ -259,7 +260,8 @@ def test_the_map_is_the_transpose_of_the_splines(
     moved = expand(c, lattice.matrices(lattice.grid)).flatten()
     moved = (moved if index is None else moved[index]).repeat(channels)
     assert public_map.control_shape == lattice.shape
-    assert float(public_map.adjoint(y)[0] @ c.flatten()) == pytest.approx(float(moved @ y[0]), rel=1e-12 if voxels == 2 else 0.01)
+    other = float(public_map.adjoint(y)[0] @ c.flatten())
+    assert other == pytest.approx(float(moved @ y[0]), rel=1e-12 if voxels == 2 else 0.01)
 
 
 # --- bounds
@@ -330,10 +332,11 @@ def one(n: int, m: int, value: int = 1) -> Any:
 
 META = {"shape": [5, 4], "unit": 36.0, "channels": 2}
 GOOD = [one(5, 3), one(4, 2)]
+NO_SETTINGS: tuple[Any, ...] = (None, "much", [], {}, -1, 0)
 MALFORMED: dict[str, tuple[Any, list[Any]]] = {
     "nothing": ({}, []),
     **{f"no {name}": ({k: v for k, v in META.items() if k != name}, GOOD) for name in META},
-    **{f"{name} {value!r}": (META | {name: value}, GOOD) for name in META for value in (None, "much", [], {}, -1, 0)},
+    **{f"{name} {value!r}": (META | {name: value}, GOOD) for name in META for value in NO_SETTINGS},
     "shape of another grid": (META | {"shape": [4, 5]}, GOOD),
     "1-D": (META | {"shape": [5]}, GOOD[:1]),
     "4-D": (META | {"shape": [5, 4, 1, 1]}, [*GOOD, one(1, 1), one(1, 1)]),
@@ -379,7 +382,7 @@ def test_the_message_that_the_malformed_ones_are_made_of_is_taken() -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_what_is_no_map_is_refused(name: str) -> None:
-    with pytest.raises(LinkError, match="map: .*"):
+    with pytest.raises(LinkError, match="map: "):
         PublicMap.from_message(*sent(*MALFORMED[name]))
 
 
@@ -388,25 +391,25 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+SIDES = arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 ARRAYS = st.sampled_from(["<i4", "<i8", "<u4", "|u1", "<f4", "<f8"]).flatmap(
-    lambda name: arrays_of.arrays(np.dtype(name), arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5))
+    lambda name: arrays_of.arrays(np.dtype(name), SIDES)
 )
 
 
 @given(
     change=st.dictionaries(st.sampled_from(["shape", "unit", "channels", "index"]), JSON),
-    arrays=st.one_of(st.just([]), st.just(GOOD)).flatmap(lambda first: st.lists(ARRAYS, max_size=3).map(lambda r: first + r)),
+    arrays=st.tuples(st.sampled_from([[], GOOD]), st.lists(ARRAYS, max_size=3)).map(lambda both: both[0] + both[1]),
 )
 def test_anything_else_is_a_map_or_a_link_error(change: dict[str, Any], arrays: list[Any]) -> None:
     """And what is taken for a map can be applied: no index is out of range, no size contradicts another."""
     try:
         public_map = PublicMap.from_message(*sent(META | change, arrays))
-    except LinkError as error:
-        assert "\n" not in str(error)
+    except LinkError:
         return
     assert public_map.points > 0
     assert math.isfinite(public_map.unit)
     assert public_map.unit > 0
     x, y = words(0, 64, 2, public_map.points), words(1, 64, 1, public_map.points)
     assert public_map.forms(x, y).numel() == public_map.results(2)
-    assert public_map.largest_sum >= public_map.points / max(1, public_map.points // public_map.largest_sum)
+    assert public_map.largest_sum >= public_map.channels * math.prod(public_map.shape)

@@ -23,8 +23,8 @@ def spd(condition: float, seed: int = 0) -> Tensor:
     turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q
     scale = torch.logspace(-1, 2, SIZE, dtype=torch.float64)
     eigenvalues = torch.logspace(0, math.log10(condition), SIZE, dtype=torch.float64)
-    hessian = scale[:, None] * (turn * eigenvalues @ turn.T) * scale
-    return (hessian + hessian.T) / 2
+    hessian: Tensor = scale[:, None] * (turn * eigenvalues @ turn.T) * scale
+    return hessian.add(hessian.T) / 2
 
 
 def gradient(seed: int = 1) -> Tensor:
@@ -69,7 +69,9 @@ def test_the_step_is_that_of_a_dense_solve(damping: float, kind: Kind) -> None:
     """(H + damping diag H) step = -gradient."""
     hessian = spd(1e3)
     expected = torch.linalg.solve(damped(hessian, damping), -gradient())
-    torch.testing.assert_close(kind(hessian).solve(damping), expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        kind(hessian).solve(damping), expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max())
+    )
 
 
 @both
@@ -133,7 +135,9 @@ def test_curvature_is_the_steps_own(kind: Kind) -> None:
 
 
 @both
-@pytest.mark.parametrize(("value", "floor", "size"), [(3.0, 0.0, 3.0), (-3.0, 0.0, 3.0), (-3.0, 5.0, 5.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("value", "floor", "size"), [(3.0, 0.0, 3.0), (-3.0, 0.0, 3.0), (-3.0, 5.0, 5.0), (0.0, 0.0, 0.0)]
+)
 def test_size_is_the_magnitude_of_the_value_and_at_least_the_floor(
     value: float, floor: float, size: float, kind: Kind
 ) -> None:

@@ -447,9 +447,9 @@ def test_mind_is_mind_ssc_on_the_images_own_axes(dimension: int, pair: Make) -> 
 # --- real images ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("transform", "bound_mm"), [("similarity", 1.5), ("affine", 1.2)])
-def test_mind_finds_the_known_map_between_t1_and_pd(transform: str, bound_mm: float, shared_data: Path) -> None:
-    """Ten degrees, a scale of 1 / 1.2 and 13 and 17 pixels: 1 pixel is what T1 and PD contrast leave; SSD fails."""
+@pytest.mark.parametrize("transform", ["similarity", "affine"])
+def test_mind_finds_the_known_map_between_t1_and_pd(transform: str, shared_data: Path) -> None:
+    """Ten degrees, a scale of 1 / 1.2 and 13 and 17 pixels: 0.55 and 0.57 mm were measured, SSD is 20 mm off."""
     folder = shared_data / "01_itk2d_brain_known"
     fixed, moving = (load_image(folder / f"{n}.png") for n in ("fixed_t1_border20", "moving_pd_R10X13Y17S12"))
     known = json.loads((folder / "01_itk2d_brain_known.json").read_text())["known"]["pairs"]
@@ -465,5 +465,5 @@ def test_mind_finds_the_known_map_between_t1_and_pd(transform: str, bound_mm: fl
         )
         for m in (Mind(), SquaredDifference())
     }
-    assert rmse["mind"] < bound_mm
+    assert rmse["mind"] < 0.7
     assert rmse["ssd"] > 10

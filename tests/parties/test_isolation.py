@@ -68,7 +68,7 @@ ALLOWED: dict[str, dict[tuple[str, str], set[Kind]]] = {
     },
 }
 # Disclosed gradient-magnitude samples; failures; the insecure baseline, which these tests would not let through.
-NOT_IN_THESE_RUNS = {Kind.SAMPLE, Kind.ABORT, Kind.GALOIS_KEYS, Kind.NAIVE_REPLY, Kind.NAIVE_RESULT}
+NOT_IN_THESE_RUNS = {Kind.SAMPLE, Kind.ABORT, Kind.PUBLIC_MAP, Kind.GALOIS_KEYS, Kind.NAIVE_REPLY, Kind.NAIVE_RESULT}
 
 
 # --- a party that cannot open the other site's folder -----------------------------------------------------------------
@@ -263,7 +263,8 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
         Kind.FINISH: {"transform"},
         Kind.PRODUCT: {"rows", "points"},
         Kind.MASKED_ROWS: {"product", "rows"},
-        Kind.TRIPLE: {"rows", "points", "columns"} | ({"operand"} if observed.backend == "beaver" else set()),
+        Kind.TRIPLE: {"rows", "points", "columns"}
+        | ({"operand", "width", "mapped"} if observed.backend == "beaver" else set()),
     }
     with_pairs = (Kind.PRODUCT, Kind.MASKED_ROWS)
     seen: dict[Kind, dict[str, Any]] = {}

@@ -130,7 +130,7 @@ def test_result_has_the_documented_keys(finished: tuple[Files, dict[str, Any], P
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result) >= KEYS
     assert (result["schema"], result["loss"], result["complete"], result["error"]) == (1, "ssd", True, "")
-    assert set(result["transform"]) == {"kind", "matrix", "offset_mm"}
+    assert set(result["transform"]) == {"kind", "file", "matrix", "offset_mm"}
     assert result["iterations"] == len(result["history"]) > 5
     assert result["seconds"] > result["loop_seconds"] > 0
     for party in ("party_1", "party_2"):
