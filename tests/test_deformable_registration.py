@@ -30,11 +30,10 @@ CLOSE_MM = {2: 0.25, 3: 0.36}
 LEVELS = (Level(2, 3.0), Level(1, 0.0))
 KINDS: dict[str, type[BSpline] | type[VelocityField]] = {"bspline": BSpline, "velocity": VelocityField}
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# 3-D runs take a second or two: both kinds of them where the truth is looked for.
+# 3-D runs take seconds on a busy machine: most of them wait for the slow tests.
+in_3d = pytest.param(3, marks=pytest.mark.slow, id="3-D")
 kinds_and_dimensions = pytest.mark.parametrize(
-    ("kind", "dimension"),
-    [("bspline", 2), ("velocity", 2), ("bspline", 3)],
-    ids=lambda v: v if v in KINDS else f"{v}-D",
+    ("kind", "dimension"), [("bspline", 2), ("velocity", 2), pytest.param("bspline", 3, marks=pytest.mark.slow)]
 )
 # See test_refining_twice_is_bit_equal; by chance two runs may agree.
 not_repeatable = pytest.mark.xfail(reason="bspline.refinement: lstsq's default driver rounds differently each time")
@@ -330,6 +329,7 @@ def test_without_a_linear_stage_the_centres_are_a_start(bent: Make) -> None:
 
 
 @not_repeatable
+@pytest.mark.parametrize("dimension", [2, in_3d])
 def test_nothing_outside_the_mask_is_looked_at(dimension: int, bent: Make) -> None:
     images = bent(dimension)
     grid = images.fixed.grid

@@ -40,7 +40,7 @@ __all__ = [
     "take",
 ]
 
-MOST_EQUATIONS = 1200  # of mapped products, which the ledger keeps; more of them count as everything
+MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
 MAPPED_ROW_BITS = 11  # of the largest entry of a row whose product with J is mapped
 ROW_BITS = 14  # of a typical entry; its rounding is multiplied by the small residual I - J only
 

@@ -5,7 +5,7 @@ for k = 32 in int32, which takes half the memory and half the time.
 
 >>> word_products(torch.tensor([[2**62, 1]]), torch.tensor([[4, 5]]))
 tensor([[5]])
->>> unpack_words(pack_words(torch.tensor([-1, 7]), 40), 2, 40).tolist()
+>>> unpack_words(memoryview(b"".join(pack_words(torch.tensor([-1, 7]), 40))), 2, 40).tolist()
 [1099511627775, 7]
 """
 
