@@ -192,8 +192,8 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], seeds: int, clos
         "three or four Python processes; a party's seconds are its own work, imports of its protocol included. Of "
         "`bfv` the residual of sets that fit exactly is the rounding of its integers (13 bits a coordinate at 1,322 "
         "points).",
-        "DESIGN.md, section 7, gives no published figure of the paper for point sets, so there is no column for one: "
-        "these rows stand beside the clear run and the truth only.",
+        "We know of no published figure of the paper for point sets, so there is no column for one: these rows stand "
+        "beside the clear run and the truth only.",
         closest.strip(),
         f"`python experiments/points_table.py --seeds {seeds}`",
     ]

@@ -20,7 +20,8 @@ def problem_line(problem: Any, root: type[BaseModel]) -> str:
     if kind == "value_error":
         return f"{path}: {value}, {context['error']}" if path else str(context["error"])
     if kind == "extra_forbidden":
-        return f"{path}: {_unknown_key(name, holder, family)}"
+        given = next((part for part in problem["loc"] if part in kinds(holder)), "")
+        return f"{path}: {_unknown_key(name, given, holder, family)}"
     if kind.startswith("union_tag"):
         known = [str(k) for model in _models(holder.model_fields[name].annotation) for k in kinds(model)]
         given = show(context["tag"]) if "tag" in context else "missing"
@@ -48,11 +49,11 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, typ
     return path, holder, family
 
 
-def _unknown_key(name: str, holder: type[BaseModel], family: list[type[BaseModel]]) -> str:
+def _unknown_key(name: str, given: str, holder: type[BaseModel], family: list[type[BaseModel]]) -> str:
     known = list(holder.model_fields)
     if any(name in other.model_fields for other in family):
         settings = ", ".join(key for key in known if key != "kind") or "nothing else"
-        return f"not a setting of {kinds(holder)[0]}; beside kind it takes {settings}"
+        return f"not a setting of {given}; beside kind it takes {settings}"
     near = difflib.get_close_matches(name, known, 1, 0.7)
     return f"unknown key, did you mean {near[0]}?" if near else f"unknown key, known here: {', '.join(known)}"
 

@@ -194,8 +194,8 @@ class BeaverMovingSide(MovingSide):
             RangeError: rows of a wrong shape, or a product that could leave the ring; nothing was sent.
             LinkError: the answer is malformed. PeerLost: party_2 or the dealer is gone.
         """
-        if self._header is None:
-            raise RuntimeError("multiply before accept_operand")
+        if self._header is None or self._map is not None:
+            raise RuntimeError("multiply before accept_operand, or of an operand with a map")
         check_range(rows, self._header, self.limits)
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)

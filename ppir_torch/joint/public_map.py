@@ -102,7 +102,7 @@ class PublicMap:
         volume = self._on_grid(fields)
         for axis, (matrix, pattern) in enumerate(zip(self.matrices, self._patterns, strict=True)):
             volume = _contract(volume, matrix, pattern, axis + 1)
-        return volume.reshape(len(fields), -1)
+        return volume.reshape(len(fields), self.count)
 
     @cached_property
     def _patterns(self) -> list[_Pattern | None]:
@@ -122,7 +122,7 @@ class PublicMap:
         """B^T as a dense matrix (M, points), float64: for small maps."""
         dense = torch.ones(1, 1, dtype=torch.float64)
         for matrix in self.matrices:
-            dense = torch.kron(dense, torch.from_numpy(matrix.T.astype(np.float64)))
+            dense = torch.kron(dense, torch.from_numpy(np.ascontiguousarray(matrix.T, np.float64)))
         dense = dense if self.index is None else dense[:, self.index]
         return dense.repeat(1, self.channels) / self.unit
 
@@ -132,12 +132,14 @@ class PublicMap:
         for axis, matrix in enumerate(self.matrices):
             weights = torch.from_numpy(matrix).to(volume)
             volume = torch.tensordot(volume, weights, dims=([axis + 1], [0])).movedim(-1, axis + 1)
-        return volume.reshape(len(fields), -1) / self.unit
+        return volume.reshape(len(fields), self.count) / self.unit
 
     def _on_grid(self, fields: Tensor) -> Tensor:
         """(rows, points) as (rows, [z,] y, x), channels summed, zero where no point is."""
         rows = len(fields)
-        summed = fields if self.channels == 1 else fields.reshape(rows, self.channels, -1).sum(1, dtype=fields.dtype)
+        summed = fields
+        if self.channels > 1:
+            summed = fields.reshape(rows, self.channels, self.points // self.channels).sum(1, dtype=fields.dtype)
         if self.index is None:
             return summed.reshape(rows, *self.shape)
         volume = summed.new_zeros(rows, math.prod(self.shape))

@@ -93,13 +93,18 @@ class FixedParty:
         self._spend(count, "products")
         if self.noise == 0:
             return torch.zeros(count, dtype=torch.int64)
+        root_mean_square = math.sqrt(header.energy / header.points)
         if self._map is None:
             # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
-            deviation = self.noise * row_norm(header, side.limits) * math.sqrt(header.energy / header.points)
-        else:
-            # A gradient's largest entry is some four times its typical one.
-            typical = min(2.0**MAPPED_ROW_BITS, side.limits.max_row) / 4
-            deviation = self.noise * typical * self._map.largest_length * math.sqrt(header.energy / header.points)
+            return self._noise(stream, side, header, count, row_norm(header, side.limits) * root_mean_square)
+        # A gradient's largest entry is some four times its typical one. The last result is a sum without weights.
+        typical = min(2.0**MAPPED_ROW_BITS, side.limits.max_row) / 4 * root_mean_square
+        fields = self._noise(stream, side, header, count - 1, typical * self._map.largest_length)
+        return torch.cat([fields, self._noise(stream, side, header, 1, typical * math.sqrt(header.points))])
+
+    def _noise(self, stream: KeyStream, side: FixedSide, header: OperandHeader, count: int, size: float) -> Tensor:
+        """Noise for `count` results that are of this size where the images have nothing in common."""
+        deviation = self.noise * size
         if NOISE_REACH * deviation > side.limits.max_result / 32:
             raise ConfigError(f"budget.noise: {self.noise}, too large for {header.points} points")
         self._noisy += 1

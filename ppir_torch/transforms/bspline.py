@@ -267,8 +267,14 @@ def refinement(old: ControlLattice, new: ControlLattice) -> tuple[Tensor, ...]:
     result = []
     for k_old, cells_old, k, cells in zip(old.multiples, old.cells, new.multiples, new.cells, strict=True):
         samples = torch.linspace(0, cells * k, 4 * math.ceil(cells * k / min(k, k_old)) + 1, dtype=torch.float64)
-        result.append(torch.linalg.lstsq(_basis(samples / k, cells), _basis(samples / k_old, cells_old)).solution)
+        result.append(_least_squares(_basis(samples / k, cells), _basis(samples / k_old, cells_old)))
     return tuple(result)
+
+
+def _least_squares(left: Tensor, right: Tensor) -> Tensor:
+    """By QR: the default driver (with pivoting) rounds differently from call to call."""
+    solution: Tensor = torch.linalg.lstsq(left, right, driver="gels").solution
+    return solution
 
 
 def _cubic(fraction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -298,7 +304,7 @@ def _basis(position: Tensor, cells: int) -> Tensor:
 def _inside(position: Tensor, cells: Tensor | int) -> Tensor:
     """Whether positions in cells lie in the closed domain; half the digits are left to rounding."""
     slack = torch.finfo(position.dtype).eps ** 0.5
-    return torch.logical_and(position >= -slack, position <= cells + slack)
+    return torch.logical_and(position >= -slack, position - cells <= slack)
 
 
 def _along(values: Tensor, matrix: Tensor, axis: int) -> Tensor:

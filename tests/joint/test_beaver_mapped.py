@@ -231,7 +231,6 @@ def test_operands_with_and_without_a_map_in_one_session(order: str) -> None:
                     assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
 
 
-@pytest.mark.xfail(reason="the masked rows are sent before an IndexError; spdz and bfv refuse first", strict=True)
 def test_multiply_is_no_product_of_an_operand_with_a_map() -> None:
     public_map = flat_map((4, 5), 3)
     with session((torch.arange(20), public_map)) as run:

@@ -177,14 +177,12 @@ def test_results_are_counted() -> None:
         assert public_map.forms(x, y).numel() == public_map.results(rows)
 
 
-@pytest.mark.xfail(reason="forms and apply cannot reshape no fields of several channels", strict=True)
 def test_one_row_is_a_product_without_fields() -> None:
     public_map = random_map((6, 7), channels=2)
     x, y = words(0, 64, 1, public_map.points), words(1, 64, 1, public_map.points)
     assert public_map.forms(x, y).tolist() == [(x * y).sum().item()]
 
 
-@pytest.mark.xfail(reason="adjoint_of_points: torch.kron takes no view of a transposed matrix of one row", strict=True)
 @pytest.mark.parametrize("size", [(1, 8), (8, 1), (1, 8, 8), (8, 1, 8), (8, 8, 1)], ids=str)
 def test_equations_of_an_image_of_one_slice(size: tuple[int, ...]) -> None:
     """An axis may have one voxel, and has four control points then."""

@@ -265,7 +265,6 @@ def test_smoothness_is_relative_to_the_fixed_images_variance(problem: Callable[.
     torch.testing.assert_close(b.apply(a.gradient), 1024**2 * a.apply(a.gradient), rtol=1e-5, atol=0)
 
 
-@pytest.mark.xfail(reason="bspline._inside: float64 positions, an end of the domain in float32", strict=True)
 def test_the_lattices_matrices_are_the_modules_own_map_up_to_the_far_border(dimension: int) -> None:
     """Whatever the loss minimises at the grid's voxels is what the module does to them afterwards."""
     size = (17, 13, 9)[:dimension]

@@ -421,7 +421,6 @@ def test_noise_on_the_fields_is_a_share_of_what_they_are(image: Image) -> None:
     assert len(set(error.flatten().tolist())) > 0.9 * error.numel()
 
 
-@pytest.mark.xfail(reason="the last sum has no weights, its noise is sized by those of the fields", strict=True)
 def test_noise_leaves_the_value_of_the_loss_usable(image: Image) -> None:
     """As if J had noise of this share in every voxel: then I . J would be off by noise |I| |J| / sqrt(N)."""
     _, noisy, _, exact = opened_with_noise(image, 0.003)
