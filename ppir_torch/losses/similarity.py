@@ -167,7 +167,8 @@ def bin_weights(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     [[0, 8, 32, 8, 0, 0], [0, 1, 23, 23, 1, 0]]
     """
     distance = _bin_distance(values, low, high, bins).abs()
-    return ((2 - distance).clamp(min=0) ** 3 - 4 * (1 - distance).clamp(min=0) ** 3) / 6
+    weights = ((2 - distance).clamp(min=0) ** 3 - 4 * (1 - distance).clamp(min=0) ** 3) / 6
+    return weights.to(values.dtype)
 
 
 def bin_slopes(values: Tensor, low: float, high: float, bins: int) -> Tensor:
@@ -181,8 +182,8 @@ def bin_slopes(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     offset = _bin_distance(values, low, high, bins)
     distance = offset.abs()
     slopes = offset.sign() * (2 * (1 - distance).clamp(min=0).square() - (2 - distance).clamp(min=0).square() / 2)
-    inside = (values >= low) & (values <= high)
-    return slopes * (inside * ((bins - 2 * _PADDING) / (high - low)))[:, None]
+    inside = (values.double() >= low) & (values.double() <= high)
+    return (slopes * (inside * ((bins - 2 * _PADDING) / (high - low)))[:, None]).to(values.dtype)
 
 
 def information(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,8 +255,9 @@ def _bin_distance(values: Tensor, low: float, high: float, bins: int) -> Tensor:
         raise ConfigError(f"histogram: {bins} bins, at least {2 * _PADDING + 1} are needed")
     if not 0 < high - low < math.inf:
         raise ConfigError(f"histogram: range {low:g} to {high:g}, finite ones with low < high are needed")
-    place = _PADDING + (values.clamp(low, high) - low) / (high - low) * (bins - 2 * _PADDING)
-    return place[:, None] - torch.arange(bins, dtype=values.dtype, device=values.device)
+    # In float64: a narrow range far from 0 has no float32 between its ends.
+    place = _PADDING + (values.double().clamp(low, high) - low) / (high - low) * (bins - 2 * _PADDING)
+    return place[:, None] - torch.arange(bins, dtype=torch.float64, device=values.device)
 
 
 def _box_mean(channels: Tensor, radius: int) -> Tensor:

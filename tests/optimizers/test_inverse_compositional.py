@@ -304,7 +304,8 @@ def test_a_private_run_is_the_clear_run(protocol: str, kind: str, dimension: int
         assert fixed.link.sent
     assert displacement_rmse(private.transform, clear.transform, foreground_points(images.fixed)) < 1e-3
     assert distance(images, private) < CLOSE_MM
-    assert private.value == pytest.approx(clear.value, rel=0.01)
+    # Rounding the rows adds its own variance: under bfv about 8 bits of a typical entry are left.
+    assert private.value == pytest.approx(clear.value, rel=0.02)
 
 
 def test_what_party_2_did_not_agree_to_disclose_is_refused(pair: Make) -> None:
