@@ -58,7 +58,7 @@ from .protocol import (
     check_pairs,
     check_range,
 )
-from .public_map import PublicMap
+from .public_map import MAPPED_ROW_BITS, PublicMap
 from .words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
 
 __all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
@@ -66,7 +66,6 @@ __all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "widt
 ROW_BITS = 12  # of a typical entry of a row; its rounding is multiplied by the small residual I - J only
 MANY_POINTS = 1 << 18  # from here on rounding averages out
 MANY_POINTS_ROW_BITS, MANY_POINTS_COLUMN_BITS = 4, 8
-MAPPED_ROW_BITS = 11  # of the largest entry of a row
 MAX_WORDS = 1 << 34
 
 
@@ -84,7 +83,7 @@ class _Shape:
     @property
     def bits(self) -> int:
         """Of the words that are drawn."""
-        return 32 if self.width == 32 else 64
+        return _drawn_bits(self.width)
 
     def check(self, message: Message) -> _Shape:
         sizes = (self.rows, self.columns, self.points)
@@ -105,6 +104,11 @@ def mapped_width(header: OperandHeader, public_map: PublicMap) -> int:
     """Bits per word where the products are mapped: rows with entries up to 2^MAPPED_ROW_BITS stay in the ring."""
     needed = math.log2(max(header.max_abs, 1) * public_map.largest_sum) + MAPPED_ROW_BITS + 2
     return narrowest_width(math.ceil(needed))
+
+
+def _drawn_bits(width: int) -> int:
+    """Of the words that masks are drawn and computed in, for words of a width on the wire."""
+    return 32 if width == 32 else 64
 
 
 def _row_bits(points: int) -> int:
@@ -264,7 +268,7 @@ class BeaverFixedSide(FixedSide):
             self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
         self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
         self.limits, self._map = _limits(self._width), public_map
-        words, bits = table.to(word_type(self._width)), 32 if self._width == 32 else 64
+        words, bits = table.to(word_type(self._width)), _drawn_bits(self._width)
         opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
         self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
         self._header, self._operand = header, words.to(self._device)
@@ -305,8 +309,7 @@ class BeaverFixedSide(FixedSide):
             self._corrections += 1
             if self._corrections > number:
                 break
-        width = 32 if self._width == 32 else 64
-        return unpack_words(payload, math.prod(size), width).reshape(size)
+        return unpack_words(payload, math.prod(size), _drawn_bits(self._width)).reshape(size)
 
 
 def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tensor:

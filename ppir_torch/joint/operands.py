@@ -25,7 +25,7 @@ from ..sampling import Sample
 from .columns import IMAGE, Columns, FixedColumns, columns_of, functionals
 from .ledger import Ledger, LedgerEntry
 from .protocol import COLUMN_BITS, PART, Limits, MovingSide, OperandHeader, Pairs, euclidean_norms
-from .public_map import PublicMap
+from .public_map import MAPPED_ROW_BITS, PublicMap
 
 __all__ = [
     "ClearOperand",
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
-MAPPED_ROW_BITS = 11  # of the largest entry of a row whose product with J is mapped
 ROW_BITS = 14  # of a typical entry; its rounding is multiplied by the small residual I - J only
 
 

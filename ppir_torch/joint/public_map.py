@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..errors import LinkError
 
-__all__ = ["PublicMap"]
+__all__ = ["MAPPED_ROW_BITS", "PublicMap"]
 
+MAPPED_ROW_BITS = 11  # of the largest entry of a row whose product with J is mapped
 ROUNDED_UNIT = 256  # what a spline's weight 1 becomes where no small unit makes all weights whole
 EXACT_UNITS = tuple(6 * k**3 for k in range(1, 6))  # cubic B-splines at multiples of 1/k are multiples of 1 / (6 k^3)
 MAX_WEIGHT = 1 << 16

@@ -18,9 +18,9 @@ from ..grids import Grid
 from ..images import Image, Level, level_grid
 from ..joint.columns import Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
-from ..joint.operands import MAPPED_ROW_BITS, quantise_columns, row_norm
+from ..joint.operands import quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
-from ..joint.public_map import PublicMap
+from ..joint.public_map import MAPPED_ROW_BITS, PublicMap
 from ..link import Kind, Link, Message, pack, unpack
 from ..losses import Measure
 from ..registration import SSD_MEASURE, select_points
