@@ -58,6 +58,7 @@ from .protocol import (
 )
 from .public_map import PublicMap
 from .seal_format import (
+    bfv_context,
     ciphertext_file,
     ciphertext_words,
     compose_residues,
@@ -475,13 +476,7 @@ class BfvFixedSide(FixedSide):
 def _scheme() -> _Scheme:
     import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
 
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
-    parameters.set_poly_modulus_degree(DEGREE)
-    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in PRIMES])
-    parameters.set_plain_modulus(_T)
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    context = bfv_context(DEGREE, PRIMES, _T)
     return _Scheme(
         seal, context, seal.Evaluator(context), PRIMES[:-1], context.first_parms_id(), context.last_parms_id()
     )

@@ -50,7 +50,7 @@ from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, receive_files, receive_key
 from .protocol import COLUMN_BITS, Limits, OperandHeader, Release, check_mapped
 from .public_map import PublicMap
-from .seal_format import ciphertext_file, load_seal, save_seal
+from .seal_format import bfv_context, ciphertext_file, load_seal, save_seal
 from .words import pack_words, unpack_words
 
 __all__ = ["SlotFixed", "SlotMoving", "slot_column_bits"]
@@ -338,13 +338,7 @@ def slot_column_bits(public_map: PublicMap) -> int:
 def _scheme() -> _Scheme:
     import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
 
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
-    parameters.set_poly_modulus_degree(DEGREE)
-    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in PRIMES])
-    parameters.set_plain_modulus(T)
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    context = bfv_context(DEGREE, PRIMES, T)
     data, levels = context.first_context_data(), []
     while data is not None:
         levels.append(data.parms_id())

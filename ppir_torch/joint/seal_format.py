@@ -27,6 +27,7 @@ from ..errors import LinkError
 
 __all__ = [
     "SealFile",
+    "bfv_context",
     "ciphertext_file",
     "ciphertext_words",
     "compose_residues",
@@ -64,6 +65,20 @@ class SealFile:
     def load(self, item: Any, context: Any) -> None:
         """Let SEAL read the words into `item`; RuntimeError where a word is out of range."""
         item.load(context, self._path)
+
+
+def bfv_context(degree: int, primes: Sequence[int], plain_modulus: int) -> Any:
+    """SEAL's context of BFV at 128-bit security; RuntimeError where SEAL refuses the parameters."""
+    import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
+
+    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
+    parameters.set_poly_modulus_degree(degree)
+    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
+    parameters.set_plain_modulus(plain_modulus)
+    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
+    if not context.parameters_set():
+        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    return context
 
 
 def plaintext_file(degree: int, primes: int = 1, parms_id: Sequence[int] = (0, 0, 0, 0)) -> SealFile:
