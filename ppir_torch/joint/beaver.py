@@ -6,7 +6,8 @@
 The dealer, a third process, gives party_1 the key of (A, c1), party_2 the key of b, and party_2 c2 = A b^T - c1.
 
 1. Once per operand party_2 sends d = Y - b.
-2. Every product party_1 sends E = X - A with a fresh A; party_2 answers z = E Y^T + c2 for the pairs asked for.
+2. Every product party_1 sends E = X - A with a fresh A; party_2 answers z = E Y^T + c2 for the pairs asked for, or the
+   sums of z that are asked for.
 3. party_1 computes R = z + A d^T + c1.
 
 What each party sees, when nobody works with the dealer (proof by simulation; tests/attacks/test_transcripts.py runs
@@ -46,17 +47,21 @@ from .dealing import draw_words, read_key, with_dealer
 from .protocol import (
     COLUMN_BITS,
     FixedSide,
+    Into,
     Limits,
     MovingSide,
     OperandHeader,
     Pairs,
     ProtocolEntry,
     Release,
+    add_up,
     all_pairs,
+    check_into,
     check_mapped,
     check_operand,
     check_pairs,
     check_range,
+    most_terms,
 )
 from .public_map import MAPPED_ROW_BITS, PublicMap
 from .words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
@@ -97,7 +102,7 @@ class _Shape:
 def width_of(header: OperandHeader) -> int:
     """Bits per word for an operand: rows of typical size 2^_row_bits give |R| <= |X|_2 |Y|_2 below 2^(width - 1)."""
     largest = math.sqrt(header.points) * math.sqrt(max(header.energy, 1))
-    return narrowest_width(math.ceil(math.log2(largest)) + _row_bits(header.points) + 2)
+    return narrowest_width(math.ceil(math.log2(largest)) + _row_bits(header) + 2)
 
 
 def mapped_width(header: OperandHeader, public_map: PublicMap) -> int:
@@ -111,8 +116,8 @@ def _drawn_bits(width: int) -> int:
     return 32 if width == 32 else 64
 
 
-def _row_bits(points: int) -> int:
-    return MANY_POINTS_ROW_BITS if points >= MANY_POINTS else ROW_BITS
+def _row_bits(header: OperandHeader) -> int:
+    return min(header.row_bits, MANY_POINTS_ROW_BITS if header.points >= MANY_POINTS else ROW_BITS)
 
 
 def _limits(width: int) -> Limits:
@@ -191,8 +196,14 @@ class BeaverMovingSide(MovingSide):
         self._opened = words.reshape(header.columns, header.points).to(self._device)
         self._header, self._ready = header, None
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The products (pairs,) of int64 rows (rows, points), int64 on the CPU.
+    def multiply(
+        self,
+        rows: Tensor,
+        pairs: Pairs | None = None,
+        used: Tensor | None = None,  # noqa: ARG002
+        into: Into | None = None,
+    ) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points) or their sums, int64 on the CPU.
 
         Raises:
             RangeError: rows of a wrong shape, or a product that could leave the ring; nothing was sent.
@@ -200,10 +211,10 @@ class BeaverMovingSide(MovingSide):
         """
         if self._header is None or self._map is not None:
             raise RuntimeError("multiply before accept_operand, or of an operand with a map")
-        check_range(rows, self._header, self.limits)
+        check_range(rows, self._header, self.limits, most_terms(into))
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
-        return self._product(rows, pairs)
+        return self._product(rows, pairs, None if into is None else check_into(into, len(pairs)))
 
     def project(self, rows: Tensor) -> Tensor:
         """See `MovingSide`; raises as `multiply`."""
@@ -212,17 +223,18 @@ class BeaverMovingSide(MovingSide):
         check_mapped(rows, self._header, self._map, self.limits)
         return self._product(rows, None)
 
-    def _product(self, rows: Tensor, pairs: list[tuple[int, int]] | None) -> Tensor:
-        """Checked rows to results: of the pairs, or of the map where there are none."""
+    def _product(self, rows: Tensor, pairs: list[tuple[int, int]] | None, into: list[int] | None = None) -> Tensor:
+        """Checked rows to results: of the pairs or their sums, or of the map where there are none."""
         count = rows.shape[0]
         if self._ready is None or len(self._ready[0]) != count:
             self._ready = self._prepare(count)
         (a, known), self._ready = self._ready, None
         masked = torch.sub(rows.to(a), a, out=a)  # A is done with: no fresh memory
-        head = pack({"product": self._products - 1, "rows": count}, [np.array(pairs or [(0, 0)], np.uint16)])
+        asked = [np.array(pairs or [(0, 0)], np.uint16), *([] if into is None else [np.array(into, np.uint16)])]
+        head = pack({"product": self._products - 1, "rows": count}, asked)
         self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
         self._ready = self._prepare(count)  # while party_2 computes
-        wanted = known if pairs is None else torch.stack([known[row, column] for row, column in pairs])
+        wanted = known if pairs is None else _wanted(known, pairs, into)
         z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, wanted.numel(), self._width)
         return signed_words(z + wanted, self._width)
 
@@ -287,17 +299,18 @@ class BeaverFixedSide(FixedSide):
         if request.kind is not Kind.MASKED_ROWS or self._header is None:
             raise LinkError(f"{request.kind.name} is not due; refused")
         header = self._header
-        number, rows, pairs, words = _read_request(request)
+        number, rows, pairs, into, words = _read_request(request)
         pairs = check_pairs(pairs, rows, header)
+        results = 1 + max(check_into(into, len(pairs)))
         if self._map is not None and rows != header.rows:
             raise LinkError(f"product of {rows} rows, {header.rows} were agreed; refused")
         masked = unpack_words(words, rows * header.points, self._width).reshape(rows, header.points)
         size = (rows, header.columns) if self._map is None else (self._map.results(rows),)
         c2 = self._correction(number, size)
-        noise = release(len(pairs) if self._map is None else size[0])
+        noise = release(results if self._map is None else size[0])
         products = _bilinear(masked.to(self._device), self._operand, self._map).cpu() + c2
         if self._map is None:
-            products = torch.stack([products[row, column] for row, column in pairs])
+            products = _wanted(products, pairs, into)
         self._link.send(Kind.RESULT_SHARE, pack_words(products + noise.to(products), self._width))
 
     def _correction(self, number: int, size: tuple[int, ...]) -> Tensor:
@@ -317,20 +330,29 @@ def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tens
     return word_products(left, right) if public_map is None else public_map.forms(left, right)
 
 
+def _wanted(products: Tensor, pairs: list[tuple[int, int]], into: list[int] | None) -> Tensor:
+    """Of every row with every column, the pairs (pairs,) or their sums (results,)."""
+    chosen = products[[row for row, _ in pairs], [column for _, column in pairs]]
+    return chosen if into is None else add_up(chosen, into)
+
+
 def _with_head(head: Sequence[Buffer], words: Sequence[Buffer]) -> list[Buffer]:
     return [sum(len(part) for part in head).to_bytes(4, "little"), *head, *words]
 
 
-def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], memoryview]:
-    """(number of the product, rows, pairs, the words) of a MASKED_ROWS message."""
+def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], list[int] | None, memoryview]:
+    """(number of the product, rows, pairs, their sums, the words) of a MASKED_ROWS message."""
     size = int.from_bytes(message.payload[:4], "little")
     meta, arrays = unpack(message.payload[4 : 4 + size])
     number, rows = meta.get("product"), meta.get("rows")
-    if type(number) is not int or type(rows) is not int or len(arrays) != 1 or arrays[0].ndim != 2:
+    if type(number) is not int or type(rows) is not int or len(arrays) not in (1, 2) or arrays[0].ndim != 2:
         raise LinkError(f"{message.kind.name}: number, rows and pairs of a product are due; refused")
     if arrays[0].shape[1] != 2 or arrays[0].dtype != np.uint16:
         raise LinkError(f"{message.kind.name}: pairs of rows and columns are due; refused")
-    return number, rows, [(int(row), int(column)) for row, column in arrays[0]], message.payload[4 + size :]
+    if len(arrays) == 2 and (arrays[1].ndim != 1 or arrays[1].dtype != np.uint16):
+        raise LinkError(f"{message.kind.name}: the sums of the products are due; refused")
+    into = None if len(arrays) == 1 else [int(n) for n in arrays[1]]
+    return number, rows, [(int(row), int(column)) for row, column in arrays[0]], into, message.payload[4 + size :]
 
 
 def _read_shape(message: Message) -> _Shape:

@@ -41,10 +41,11 @@ from ..link import Kind, Link, Message, pack
 from .bfv_helper import BfvHelper, cores
 from .bfv_slots import SlotFixed, SlotMoving, slot_column_bits
 from .csprng import KeyStream, new_key
-from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, receive_files, receive_key
+from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
     COLUMN_BITS,
     FixedSide,
+    Into,
     Limits,
     MovingSide,
     OperandHeader,
@@ -52,9 +53,11 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_into,
     check_operand,
     check_pairs,
     check_range,
+    most_terms,
 )
 from .public_map import PublicMap
 from .seal_format import (
@@ -175,8 +178,10 @@ class BfvMovingSide(MovingSide):
         """Fewer plaintexts to transform count above a quarter of a million points; below, the smaller reply does."""
         return points > 1 << 18
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
-        """The products (pairs,) of int64 rows (rows, points), exactly; int64.
+    def multiply(
+        self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None, into: Into | None = None
+    ) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points) or their sums, exactly; int64.
 
         Raises:
             RangeError: the rows could overflow, or the session's releases are used up; nothing was sent.
@@ -184,10 +189,11 @@ class BfvMovingSide(MovingSide):
         """
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
-        check_range(rows, self._header, self.limits)
+        check_range(rows, self._header, self.limits, most_terms(into))
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
-        count = len(pairs)
+        places_of_sums = np.array(check_into(into, len(pairs)), np.uint16)
+        count, results = len(pairs), 1 + int(places_of_sums.max())
         if self._released + count > MAX_WORDS:
             raise RangeError(f"bfv: at most {MAX_WORDS} results per session, the flood covers no more; start a new one")
         self._released += count
@@ -206,15 +212,16 @@ class BfvMovingSide(MovingSide):
         c0, places, masks = reply.c0[order], reply.places[order], reply.masks[order]
         head = struct.pack("<II", count, len(reply.c1))
         parts = [c0.data.cast("B"), places.data.cast("B"), *(c.data for c in reply.c1)]
+        parts += [] if into is None else [places_of_sums.data.cast("B")]
         self._link.send(Kind.REPLY_CIPHERTEXTS, [head, *parts])
         self._work.prepare(len(reply.c1) - len(theirs))
         answer = self._link.receive(Kind.MASKED_RESULT).payload
-        if len(answer) != 8 * count:
-            raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {8 * count} are due")
+        if len(answer) != 8 * results:
+            raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {8 * results} are due")
         masked = np.frombuffer(answer, np.uint64)
         if masked.max() >= _T:
             raise LinkError(f"MASKED_RESULT: a word of {int(masked.max())}, below 2^{PLAIN_BITS} is due")
-        result = (masked.astype(np.int64) - masks) & (_T - 1)
+        result = (masked.astype(np.int64) - _sums(masks, places_of_sums)) & (_T - 1)
         return torch.from_numpy(np.where(result >= _T // 2, result - _T, result))
 
     def _share_pairs(self, pairs: Pairs) -> list[int]:
@@ -442,8 +449,8 @@ class BfvFixedSide(FixedSide):
             return
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
-        c0, places, c1 = _parse_reply(request.payload, self._header, self._layout.group)
-        noise = release(len(c0)).numpy().astype(np.uint64)
+        c0, places, c1, into = _parse_reply(request.payload, self._header, self._layout.group)
+        noise = release(1 + int(into.max())).numpy().astype(np.uint64)
         scheme = _scheme()
         file = ciphertext_file(DEGREE, 1, scheme.bottom)
         words = file.words
@@ -459,7 +466,8 @@ class BfvFixedSide(FixedSide):
             self._decryptor.decrypt(ciphertext, plain)
             length = plain.coeff_count()  # SEAL drops leading zeros
             masked[chosen] = [plain.data(i) if i < length else 0 for i in positions]
-        masked = (masked + noise) & np.uint64(_T - 1)
+        # Masked words may be added up: their sum is the sum of the products, masked.
+        masked = (_sums(masked, into) + noise) & np.uint64(_T - 1)
         self._link.send(Kind.MASKED_RESULT, masked.tobytes())
 
     def _make_keys(self) -> None:
@@ -503,6 +511,13 @@ def _flood(low: int, high: int) -> int:
     return (word & (1 << FLOOD_BITS) - 1) - (1 << FLOOD_BITS - 1)
 
 
+def _sums(words: NDArray[Any], into: NDArray[np.uint16]) -> NDArray[Any]:
+    """Words (pairs,) added up to (results,) modulo 2^64, of which t is a divisor."""
+    sums = np.zeros(1 + int(into.max()), words.dtype)
+    np.add.at(sums, into, words)
+    return sums
+
+
 def _switch_words(covered: list[int]) -> list[int]:
     """Integers modulo Q, scaled and rounded to the first prime."""
     first, *rest = _scheme().primes
@@ -520,20 +535,24 @@ def _switch_c1(product: Any) -> NDArray[np.uint64]:
 
 def _parse_reply(
     payload: memoryview, header: OperandHeader, group: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint16], NDArray[np.uint64]]:
-    """c0 words (count,), their places (count, 2) and c1 polynomials (number, n), all words below the first prime."""
+) -> tuple[NDArray[np.uint64], NDArray[np.uint16], NDArray[np.uint64], NDArray[np.uint16]]:
+    """c0 words (count,), their places (count, 2), c1 polynomials (number, n), the results that the words go into.
+
+    All words are below the first prime.
+    """
     count, polynomials = struct.unpack_from("<II", payload) if len(payload) >= 8 else (0, 0)
     most = header.rows * header.columns
-    if not 1 <= polynomials <= count <= most or len(payload) != 8 + 12 * count + polynomials * _C1_BYTES:
+    stop = 8 + 12 * count + polynomials * _C1_BYTES
+    if not 1 <= polynomials <= count <= most or len(payload) not in (stop, stop + 2 * count):
         raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes for {count} words (1 to {most} were agreed); refused")
     c0 = np.frombuffer(payload, np.uint64, count, 8)
     places = np.frombuffer(payload, np.uint16, 2 * count, 8 + 8 * count).reshape(count, 2)
-    c1 = unpack60(np.frombuffer(payload, np.uint8, offset=8 + 12 * count)).reshape(polynomials, DEGREE)
+    c1 = unpack60(np.frombuffer(payload[8 + 12 * count : stop], np.uint8)).reshape(polynomials, DEGREE)
     if max(c0.max(), c1.max()) >= _scheme().primes[0]:
         raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
     if places[:, 0].max() >= polynomials or places[:, 1].max() >= group or len(np.unique(places, axis=0)) != count:
         raise LinkError("REPLY_CIPHERTEXTS: words beyond the polynomials, or one twice; refused")
-    return c0, places, c1
+    return c0, places, c1, read_into(payload[stop:], count)
 
 
 ENTRY = ProtocolEntry(

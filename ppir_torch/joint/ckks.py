@@ -47,11 +47,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import LinkError, RangeError
-from ..link import Kind, Link, Message, pack
+from ..link import Buffer, Kind, Link, Message, pack
 from .csprng import KeyStream, new_key
-from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, receive_files, receive_key
+from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
     FixedSide,
+    Into,
     Limits,
     MovingSide,
     OperandHeader,
@@ -59,10 +60,12 @@ from .protocol import (
     ProtocolEntry,
     Release,
     all_pairs,
+    check_into,
     check_no_map,
     check_operand,
     check_pairs,
     check_range,
+    most_terms,
 )
 from .public_map import PublicMap
 from .seal_format import (
@@ -158,8 +161,10 @@ class CkksMovingSide(MovingSide):
         """Fewer plaintexts to encode count above a quarter of a million points; below, the smaller reply does."""
         return points > 1 << 18
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
-        """The products (pairs,) of int64 rows (rows, points), exactly; int64.
+    def multiply(
+        self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None, into: Into | None = None
+    ) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points) or their sums, exactly; int64.
 
         Raises:
             RangeError: the rows could overflow, or the session's releases are used up; nothing was sent.
@@ -167,10 +172,11 @@ class CkksMovingSide(MovingSide):
         """
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
-        check_range(rows, self._header, self.limits)
+        check_range(rows, self._header, self.limits, most_terms(into))
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
-        count = len(pairs)
+        places_of_sums = np.array(check_into(into, len(pairs)), np.uint16)
+        count, results = len(pairs), 1 + int(places_of_sums.max())
         _check_released(self._released + count)
         self._released += count
         self._products += 1
@@ -196,12 +202,17 @@ class CkksMovingSide(MovingSide):
                 c0[numbers] = [_add(word, masks[n]) for word, n in zip(words, numbers, strict=True)]
                 c1.append(pack60(polynomial))
         head = struct.pack("<II", count, len(c1))
-        self._link.send(Kind.REPLY_CIPHERTEXTS, [head, places.data.cast("B"), pack60(c0).data, *(c.data for c in c1)])
+        parts: list[Buffer] = [head, places.data.cast("B"), pack60(c0).data, *(c.data for c in c1)]
+        parts += [] if into is None else [places_of_sums.data.cast("B")]
+        self._link.send(Kind.REPLY_CIPHERTEXTS, parts)
         answer = self._link.receive(Kind.MASKED_RESULT).payload
-        if len(answer) != _WORD_BYTES * count:
-            raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {_WORD_BYTES * count} are due")
-        masked = _unpack_words(answer, Kind.MASKED_RESULT).reshape(count, _KEPT)
-        return torch.tensor([_open(word, mask) for word, mask in zip(masked, masks, strict=True)], dtype=torch.int64)
+        if len(answer) != _WORD_BYTES * results:
+            raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {_WORD_BYTES * results} are due")
+        masked = _unpack_words(answer, Kind.MASKED_RESULT).reshape(results, _KEPT)
+        totals = [0] * results
+        for mask, place in zip(masks, places_of_sums.tolist(), strict=True):
+            totals[place] += mask
+        return torch.tensor([_open(word, mask) for word, mask in zip(masked, totals, strict=True)], dtype=torch.int64)
 
     def _products_with(self, rows: NDArray[np.int64], columns: list[int], blocks: Sequence[int]) -> dict[int, Any]:
         """One group of rows times each column: ciphertexts of all primes, NTT form, not yet safe to send."""
@@ -293,21 +304,22 @@ class CkksFixedSide(FixedSide):
         """
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
-        c0, places, c1 = _parse_reply(request.payload, self._header, self._layout.group)
+        c0, places, c1, into = _parse_reply(request.payload, self._header, self._layout.group)
         _check_released(self._released + len(c0))
         self._released += len(c0)
         self._answers += 1
-        noise = release(len(c0)).tolist()
-        floods = [_flood(low, high) for low, high in self._stream.words("flood", self._answers, (len(c0), 2)).tolist()]
-        scheme, flooded = _scheme(), np.zeros_like(c0)
+        noise = release(1 + int(into.max())).tolist()
+        words = self._stream.words("flood", self._answers, (len(noise), 2)).tolist()
+        scheme = _scheme()
+        # One flood for each result: a sum has the noise of all its words, each of which was counted as released.
+        hidden = [_flood(*pair) + extra * scheme.scale for pair, extra in zip(words, noise, strict=True)]
+        totals = [[value] * _KEPT for value in hidden]
         for n, (polynomial, slot) in enumerate(places.tolist()):
             phase = _phase(c1[polynomial], self._secret, self._layout.position(slot))
-            hidden = floods[n] + (noise[n] * scheme.scale)
-            flooded[n] = [
-                (int(first) + rest + hidden) % prime
-                for first, rest, prime in zip(c0[n], phase, scheme.kept, strict=True)
-            ]
-        self._link.send(Kind.MASKED_RESULT, pack60(flooded).data)
+            total = totals[into[n]]
+            totals[into[n]] = [sum_ + int(first) + rest for sum_, first, rest in zip(total, c0[n], phase, strict=True)]
+        kept = [[value % prime for value, prime in zip(total, scheme.kept, strict=True)] for total in totals]
+        self._link.send(Kind.MASKED_RESULT, pack60(np.array(kept, np.uint64)).data)
 
     def _make_keys(self) -> None:
         scheme = _scheme()
@@ -480,20 +492,24 @@ def _receive_ciphertexts(link: Link, due: int) -> list[Any]:
 
 def _parse_reply(
     payload: memoryview, header: OperandHeader, group: int
-) -> tuple[Words, NDArray[np.uint16], NDArray[np.int64]]:
-    """c0 words (count, primes), their places (count, 2), c1 polynomials (number, primes, n); all below the primes."""
+) -> tuple[Words, NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint16]]:
+    """c0 words (count, primes), their places (count, 2), c1 polynomials (number, primes, n), the results they go into.
+
+    All words are below the primes.
+    """
     count, polynomials = struct.unpack_from("<II", payload) if len(payload) >= 8 else (0, 0)
     most, start = header.rows * header.columns, 8 + (4 + _WORD_BYTES) * count
-    if not 1 <= polynomials <= count <= most or len(payload) != start + polynomials * _C1_BYTES:
+    stop = start + polynomials * _C1_BYTES
+    if not 1 <= polynomials <= count <= most or len(payload) not in (stop, stop + 2 * count):
         raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes for {count} words (1 to {most} were agreed); refused")
     places = np.frombuffer(payload, np.uint16, 2 * count, 8).reshape(count, 2)
     c0 = _unpack_words(payload[8 + 4 * count : start], Kind.REPLY_CIPHERTEXTS)
-    c1 = unpack60(np.frombuffer(payload, np.uint8, offset=start)).reshape(polynomials, _KEPT, DEGREE)
+    c1 = unpack60(np.frombuffer(payload[start:stop], np.uint8)).reshape(polynomials, _KEPT, DEGREE)
     if any((c1[:, i] >= prime).any() for i, prime in enumerate(_scheme().kept)):
         raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
     if places[:, 0].max() >= polynomials or places[:, 1].max() >= group or len(np.unique(places, axis=0)) != count:
         raise LinkError("REPLY_CIPHERTEXTS: words beyond the polynomials, or one twice; refused")
-    return c0, places, c1.view(np.int64)
+    return c0, places, c1.view(np.int64), read_into(payload[stop:], count)
 
 
 ENTRY = ProtocolEntry(

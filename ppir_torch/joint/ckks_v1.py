@@ -29,10 +29,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import LinkError, RangeError
+from ..errors import ConfigError, LinkError, RangeError
 from ..link import Kind, Link, Message, pack, unpack
 from .protocol import (
     FixedSide,
+    Into,
     Limits,
     MovingSide,
     OperandHeader,
@@ -102,7 +103,13 @@ class CkksV1MovingSide(MovingSide):
         """The published product is of P + 1 rows."""
         return False
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def multiply(
+        self,
+        rows: Tensor,
+        pairs: Pairs | None = None,
+        used: Tensor | None = None,  # noqa: ARG002
+        into: Into | None = None,
+    ) -> Tensor:
         """The products (pairs,) of int64 rows (rows, points), about; int64.
 
         Raises:
@@ -111,6 +118,8 @@ class CkksV1MovingSide(MovingSide):
         """
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
+        if into is not None:
+            raise ConfigError("backend ckks-v1: no sums of products, the published protocol has none")
         check_range(rows, self._header, self.limits)
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)

@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import LinkError
 from ..link import Kind, Link, unpack
-from .protocol import OperandHeader
+from .protocol import OperandHeader, check_into
 
-__all__ = ["DEGREE", "PER_MESSAGE", "Layout", "layout_of", "receive_files", "receive_key"]
+__all__ = ["DEGREE", "PER_MESSAGE", "Layout", "layout_of", "read_into", "receive_files", "receive_key"]
 
 DEGREE = 8192  # n
 PER_MESSAGE = 16
@@ -88,3 +89,11 @@ def receive_files(link: Link, due: int) -> list[bytes]:
         if array.dtype != np.uint8 or array.ndim != 1 or not 0 < array.size <= _MAX_CIPHERTEXT_BYTES:
             raise LinkError(f"OPERAND_CIPHERTEXTS: {array.shape} {array.dtype} is not a ciphertext")
     return [array.tobytes() for array in arrays]
+
+
+def read_into(payload: memoryview, count: int) -> NDArray[np.uint16]:
+    """The result that each of `count` words goes into, as it ends a REPLY_CIPHERTEXTS; nothing: each into its own."""
+    if len(payload) == 0:
+        return np.arange(count, dtype=np.uint16)
+    into = np.frombuffer(payload, np.uint16).tolist()
+    return np.array(check_into(into, count), np.uint16)

@@ -2,7 +2,8 @@
 
     R[i] = X[r_i] . Y[c_i]   for the pairs (r_i, c_i) that party_1 asks for, and for no other pair
 
-X: (rows, points) int64 of party_1, Y: (columns, points) int64 of party_2, R: (pairs,) int64 for party_1.
+X: (rows, points) int64 of party_1, Y: (columns, points) int64 of party_2, R: (pairs,) int64 for party_1. Where party_1
+wants sums of products only (`into`), party_2 adds up what is still masked, and no product is opened by itself.
 
 A further protocol is one new file with a `MovingSide`, a `FixedSide`, where needed a dealer, an `ENTRY`, its name in
 `PROTOCOL_NAMES` (joint/__init__.py). Losses, transforms, optimisers and parties do not change.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,14 +28,18 @@ from .public_map import PublicMap
 __all__ = [
     "COLUMN_BITS",
     "PART",
+    "ROW_BITS",
     "FixedSide",
+    "Into",
     "Limits",
     "MovingSide",
     "OperandHeader",
     "Pairs",
     "ProtocolEntry",
     "Release",
+    "add_up",
     "all_pairs",
+    "check_into",
     "check_mapped",
     "check_no_map",
     "check_operand",
@@ -41,15 +47,20 @@ __all__ = [
     "check_range",
     "compute_device",
     "euclidean_norms",
+    "most_terms",
     "release_all",
 ]
 
 COLUMN_BITS = 12
+ROW_BITS = 14  # of a typical entry of a row, at most
 _MAPPED = "backend beaver, spdz or bfv is needed for them"
 PART = 1 << 15
 
 Pairs = Sequence[tuple[int, int]]
 """(row, column) of each product that is opened."""
+
+Into = Sequence[int]
+"""Which result, 0, 1, ..., each product is added to."""
 
 Release = Callable[[int], Tensor]
 """Called by party_2 before it releases `count` values: charges its cap (or raises) and returns the noise to add,
@@ -70,6 +81,7 @@ class OperandHeader:
         energy: the largest sum of Y^2 of a column (of J alone: J^T J, disclosed once per operand).
         columns: how many columns the operand has.
         further_scales: of the columns after the first; none where there is one column.
+        row_bits: of a typical entry of party_1's rows; protocols choose words for it, where they have a choice.
     """
 
     number: int
@@ -81,6 +93,7 @@ class OperandHeader:
     energy: int
     columns: int = 1
     further_scales: tuple[float, ...] = ()
+    row_bits: int = ROW_BITS
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -96,7 +109,7 @@ class OperandHeader:
         """Inverse of `to_meta`; raises LinkError where a field is missing or not a number in range."""
         try:
             header = cls(
-                **{k: int(meta[k]) for k in ("number", "points", "rows", "max_abs", "energy", "columns")},
+                **{k: int(meta[k]) for k in ("number", "points", "rows", "max_abs", "energy", "columns", "row_bits")},
                 scale=float(meta["scale"]),
                 offset=float(meta["offset"]),
                 further_scales=tuple(float(scale) for scale in meta["further_scales"]),
@@ -108,6 +121,8 @@ class OperandHeader:
         if header.max_abs >= 2**62 or header.energy > header.points * header.max_abs**2:
             raise LinkError(f"operand header contradicts itself: {header}")
         if not (all(0 < scale < math.inf for scale in header.scales) and math.isfinite(header.offset)):
+            raise LinkError(f"operand header out of range: {header}")
+        if not 1 <= header.row_bits <= ROW_BITS:
             raise LinkError(f"operand header out of range: {header}")
         if header.columns < 1 or header.columns != len(header.scales):
             raise LinkError(f"operand header contradicts itself: {header}")
@@ -136,8 +151,12 @@ class MovingSide(ABC):
         """
 
     @abstractmethod
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
+    def multiply(
+        self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None, into: Into | None = None
+    ) -> Tensor:
         """The products (pairs,) of int64 rows (rows, points), exactly; None: every row with every column, row by row.
+
+        With `into` their sums: the products of one number are added up before anything is opened.
 
         `used` are the positions outside which all rows are zero, where that may be seen: encrypted products skip the
         rest, and take visibly less time. Refuses (RangeError) before sending what could overflow.
@@ -226,6 +245,33 @@ def check_pairs(pairs: Pairs, rows: int, header: OperandHeader) -> list[tuple[in
     return checked
 
 
+def check_into(into: Into | None, count: int) -> list[int]:
+    """The number of the result that each of `count` pairs goes into; None: each into its own.
+
+    Raises:
+        LinkError: not one number for each pair, or not all of 0, 1, ..., the largest.
+    """
+    if into is None:
+        return list(range(count))
+    checked = [int(number) for number in into]
+    if len(checked) != count or set(checked) != set(range(max(checked, default=-1) + 1)):
+        raise LinkError(
+            f"product: sums {str(checked)[:40]} of {count} pairs, a number for each is due; refused"
+        )
+    return checked
+
+
+def most_terms(into: Into | None) -> int:
+    """The most products that one result is the sum of."""
+    return 1 if into is None else max(Counter(into).values(), default=1)
+
+
+def add_up(products: Tensor, into: Into) -> Tensor:
+    """Sums (results,) of products (pairs,), in their dtype, in which they may wrap."""
+    place = torch.tensor(into, device=products.device)
+    return products.new_zeros(max(into) + 1).index_add_(0, place, products)
+
+
 def check_operand(values: Tensor, header: OperandHeader) -> Tensor:
     """The values as (columns, points).
 
@@ -273,8 +319,10 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
-def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:
+def check_range(rows: Tensor, header: OperandHeader, limits: Limits, terms: int = 1) -> None:
     """Refuse rows whose product could leave the protocol's range (Cauchy-Schwarz and Hoelder bounds on |R|).
+
+    Results are sums of up to `terms` products.
 
     Raises:
         RangeError: wrong shape or type, an entry above `limits.max_row`, a row longer than `limits.max_norm`, or a
@@ -292,8 +340,9 @@ def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> None:
     if longest > limits.max_norm:
         raise RangeError(f"rows: a row of length {longest:.4g}, at most {limits.max_norm:.4g} is allowed")
     bound = longest * math.sqrt(header.energy) * (1 + 1e-9)
-    if bound > limits.max_result:  # Hoelder's bound may be the smaller one
+    if bound * terms > limits.max_result:  # Hoelder's bound may be the smaller one
         bound = min(bound, float(rows.to(torch.float64).abs_().sum(1).max()) * header.max_abs * (1 + 1e-9))
+    bound *= terms
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 

@@ -37,17 +37,21 @@ from .csprng import KeyStream, new_key
 from .dealing import draw_words, read_key, with_dealer
 from .protocol import (
     FixedSide,
+    Into,
     Limits,
     MovingSide,
     OperandHeader,
     Pairs,
     ProtocolEntry,
     Release,
+    add_up,
     all_pairs,
+    check_into,
     check_mapped,
     check_operand,
     check_pairs,
     check_range,
+    most_terms,
 )
 from .public_map import PublicMap
 from .words import word_products
@@ -114,8 +118,14 @@ class SpdzMovingSide(MovingSide):
         _check_points(header, public_map)
         self._party.set_operand(header, read_key(self._party.link.receive(Kind.ZERO_SEED)), None, public_map)
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The products (pairs,) of int64 rows (rows, points), int64 on the device of `rows`.
+    def multiply(
+        self,
+        rows: Tensor,
+        pairs: Pairs | None = None,
+        used: Tensor | None = None,  # noqa: ARG002
+        into: Into | None = None,
+    ) -> Tensor:
+        """The products (pairs,) of int64 rows (rows, points) or their sums, int64 on the device of `rows`.
 
         Raises:
             RangeError: rows of a wrong shape, or a product that could leave +-2^62; nothing was sent.
@@ -125,14 +135,15 @@ class SpdzMovingSide(MovingSide):
         header = self._party.header
         if self._party.public_map is not None:
             raise RuntimeError("multiply after accept_operand with a map; use project")
-        check_range(rows, header, self.limits)
+        check_range(rows, header, self.limits, most_terms(into))
         self._party.crypten.check_provider()
         shape = {"rows": rows.shape[0], "points": rows.shape[1]}
         pairs = all_pairs(rows.shape[0], header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], header)
         self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
-        self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16)]))
-        result: Tensor = self._party.product(rows.shape[0], pairs, rows, None).data.to(rows.device)
+        sums = [] if into is None else [np.array(check_into(into, len(pairs)), np.uint16)]
+        self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16), *sums]))
+        result: Tensor = self._party.product(rows.shape[0], pairs, into, rows, None).data.to(rows.device)
         return result
 
     def project(self, rows: Tensor) -> Tensor:
@@ -187,7 +198,7 @@ class SpdzFixedSide(FixedSide):
             PeerLost: party_1 or the dealer is gone.
         """
         header, public_map = self._party.header, self._party.public_map
-        rows, points, pairs = _read_product(request, public_map is not None)
+        rows, points, pairs, into = _read_product(request, public_map is not None)
         if rows > header.rows or points != header.points or (public_map is not None and rows != header.rows):
             raise LinkError(f"product of {rows} x {points}, {header.rows} x {header.points} was agreed; refused")
         if public_map is not None:
@@ -195,8 +206,9 @@ class SpdzFixedSide(FixedSide):
             self._party.mapped_product(public_map, None, release(public_map.results(rows)))
             return
         pairs = check_pairs(pairs, rows, header)
+        results = 1 + max(check_into(into, len(pairs)))
         self._party.crypten.check_provider()
-        self._party.product(rows, pairs, None, release(len(pairs)))
+        self._party.product(rows, pairs, into, None, release(results))
 
 
 class _Party:
@@ -232,10 +244,10 @@ class _Party:
         z = draw_words(self._zeros, "Y", 0, header.columns, header.points).to(self._device)
         self._operand = z if values is None else values.to(self._device) - z
 
-    def product(self, rows: int, pairs: Pairs, x: Tensor | None, noise: Tensor | None) -> Any:
-        """The opened products (pairs,) at party_1, None at party_2.
+    def product(self, rows: int, pairs: Pairs, into: Into | None, x: Tensor | None, noise: Tensor | None) -> Any:
+        """The opened products (pairs,), or their sums, at party_1, None at party_2.
 
-        x is X (rows, points) at party_1, None at party_2; noise (pairs,) is what party_2 adds, None at party_1.
+        x is X (rows, points) at party_1, None at party_2; noise (results,) is what party_2 adds, None at party_1.
         """
         total: Any = None
         with self.crypten.LinkCommunicator(self.rank, self.link, self._draw_triple):
@@ -246,6 +258,8 @@ class _Party:
                 total = part if total is None else total + part
             # Only the share of the wanted pairs is opened; the other products stay shared.
             wanted = total.share.flatten()[[row * self.header.columns + column for row, column in pairs]]
+            if into is not None:
+                wanted = add_up(wanted, into)
             if noise is not None:
                 wanted = wanted + noise.to(wanted.device)
             return self.crypten.shared(wanted, self._device).reveal(dst=0)
@@ -320,16 +334,19 @@ def _read_shape(message: Message) -> tuple[int, int, int, bool]:
     return meta["rows"], meta["points"], meta["columns"], mapped
 
 
-def _read_product(message: Message, mapped: bool) -> tuple[int, int, list[tuple[int, int]]]:
-    """(rows, points, pairs) of a product that party_1 announces; no pairs where it is mapped."""
+def _read_product(message: Message, mapped: bool) -> tuple[int, int, list[tuple[int, int]], list[int] | None]:
+    """(rows, points, pairs, their sums) of a product that party_1 announces; no pairs where it is mapped."""
     if message.kind is not Kind.PRODUCT:
         raise LinkError(f"{message.kind.name} is not due; refused")
     meta, arrays = unpack(message.payload)
-    pairs_due = len(arrays) == 1 and arrays[0].shape[1:] == (2,) and arrays[0].dtype == np.uint16
+    sums = arrays[1:]
+    pairs_due = len(arrays) in (1, 2) and arrays[0].shape[1:] == (2,) and arrays[0].dtype == np.uint16
+    pairs_due = pairs_due and all(array.ndim == 1 and array.dtype == np.uint16 for array in sums)
     if set(meta) != {"rows", "points"} or not (pairs_due or (mapped and not arrays)):
         raise LinkError(f"{message.kind.name}: the shape and pairs of a product are due; refused")
     _check_shape(message, meta["rows"], meta["points"], 1)
-    return meta["rows"], meta["points"], [(int(row), int(column)) for array in arrays for row, column in array]
+    pairs = [(int(row), int(column)) for array in arrays[:1] for row, column in array]
+    return meta["rows"], meta["points"], pairs, [int(number) for number in sums[0]] if sums else None
 
 
 def _check_shape(message: Message, *shape: object) -> None:

@@ -239,3 +239,72 @@ def test_nothing_is_sent_where_release_refuses(protocol: str) -> None:
         run.trio.threads[-1].join(10)
         assert run.trio.two_one.sent == before
         assert [str(run.trio.errors.pop())] == ["not 1 values more"]
+
+
+# --- sums of products, of which none is opened by itself
+
+
+def draw_into(draw: random.Random, count: int) -> list[int]:
+    """A result for each of `count` pairs; every result has one at least."""
+    results = draw.randint(1, count)
+    into = [*range(results), *(draw.randrange(results) for _ in range(count - results))]
+    draw.shuffle(into)
+    return into
+
+
+@every_protocol
+def test_sums_are_pythons(protocol: str) -> None:
+    draw = random.Random(f"{protocol} sums")
+    for run, y in running(protocol, draw, 8, 8):
+        for _ in range(6):
+            x = draw_rows(draw, y, run.moving.limits, 8)
+            pairs = draw.sample(every := all_pairs(*map(len, (x, y))), draw.randint(1, len(every)))
+            into = draw_into(draw, len(pairs))
+            x = x.div(max(map(into.count, into)), rounding_mode="trunc")  # so many products must fit together
+            products = python_products(x, y, pairs)
+            expected = [
+                sum(p for p, n in zip(products, into, strict=True) if n == result) for result in sorted(set(into))
+            ]
+            assert run.moving.multiply(x, pairs, None, into).tolist() == expected
+
+
+@every_protocol
+def test_a_sum_is_one_released_value(protocol: str) -> None:
+    asked = []
+
+    def release(count: int) -> Tensor:
+        asked.append(count)
+        return torch.arange(10, 10 + count)
+
+    y, x = torch.tensor([[3, -3], [1, 2], [0, 1]]), torch.tensor([[2, 1], [0, 1]])
+    with session(protocol, y, release=release) as run:
+        result = run.moving.multiply(x, [(0, 0), (1, 1), (1, 2)], None, [1, 0, 1])
+    assert (result.tolist(), asked) == ([2 + 10, 3 + 1 + 11], [2])
+
+
+@every_protocol
+def test_a_sum_that_may_leave_the_range_is_refused_before_anything_is_sent(protocol: str) -> None:
+    y = torch.full((3, 1), 1 << 20)
+    with session(protocol, y) as run:
+        limits = run.moving.limits
+        entry = min(limits.max_row, int(limits.max_result * MARGIN) >> 20)
+        x = torch.tensor([[entry]])
+        sent = run.trio.one_two.bytes_sent
+        terms = limits.max_result // (entry << 20) + 1
+        if terms <= 3:  # else the rows are bounded before the results are
+            with pytest.raises(RangeError):
+                run.moving.multiply(x, [(0, c) for c in range(terms)], None, [0] * terms)
+            assert run.trio.one_two.bytes_sent == sent
+        assert run.moving.multiply(x, [(0, 0), (0, 1)], None, [1, 0]).tolist() == [entry << 20] * 2
+
+
+@every_protocol
+@pytest.mark.parametrize("into", [[], [0], [0, 2], [1, 1], [-1, 0], [0, 0, 0]], ids=str)
+def test_sums_that_do_not_exist_are_refused_before_anything_is_sent(protocol: str, into: list[int]) -> None:
+    y, x = torch.tensor([[3, -3], [1, 2]]), torch.tensor([[2, 1], [0, 1]])
+    with session(protocol, y) as run:
+        sent = run.trio.one_two.bytes_sent
+        with pytest.raises(LinkError):
+            run.moving.multiply(x, [(0, 0), (1, 1)], None, into)
+        assert run.trio.one_two.bytes_sent == sent
+        assert run.moving.multiply(x).tolist() == [3, 4, -3, 2]
