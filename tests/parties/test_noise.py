@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from joint.ends import private_fixed
+from scipy import stats
 from torch import Tensor
 
 from ppir_torch.errors import ConfigError, PeerLost
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
 from ppir_torch.joint.csprng import KeyStream, gaussian_words, new_key
-from ppir_torch.joint.operands import PrivateOperand, quantise_columns, row_norm
+from ppir_torch.joint.operands import PrivateOperand, quantise_columns, quantise_rows, row_norm
 from ppir_torch.joint.protocol import all_pairs
 from ppir_torch.link import Kind
 from ppir_torch.parties.fixed import NOISE_REACH, FixedParty
@@ -29,6 +30,7 @@ FULL = Level(1, 0.0)
 SHARE = 0.02
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
+CHANCE = 1e-9  # that right noise, which is fresh in every run, fails one of the bounds below
 
 
 def errors_of(operand: PrivateOperand, image: Image, products: int, columns: Columns = IMAGE) -> tuple[Tensor, Tensor]:
@@ -47,22 +49,30 @@ def deviation_of(operand: PrivateOperand, share: float) -> float:
     return share * row_norm(header, operand.side.limits) * math.sqrt(header.energy / header.points)
 
 
+def deviation_is_one(draws: Tensor, freedom: int) -> bool:
+    """Whether independent Gaussians of mean 0 and deviation 1 have this sum of squares, but for CHANCE."""
+    low, high = stats.chi2.interval(1 - CHANCE, freedom)
+    return bool(low < float(draws.square().sum()) < high)
+
+
 @every_protocol
 @pytest.mark.parametrize("columns", [IMAGE, Columns("moments")], ids=lambda c: c.kind)
 def test_noise_is_gaussian_of_its_size_and_fresh_in_every_product(protocol: str, columns: Columns, pair: Make) -> None:
     image = pair("rigid", 2).fixed
     with private_fixed(protocol, FixedParty(image, noise=SHARE)) as fixed:
         operand = fixed.operand(FULL, rows=8, columns=columns)
-        _, errors = errors_of(operand, image, 40, columns)
+        _, errors = errors_of(operand, image, 100 if columns is IMAGE else 40, columns)
         expected = deviation_of(operand, SHARE)
     sizes = errors.double() / expected
-    assert sizes.numel() >= 320
-    assert float(sizes.std()) == pytest.approx(1, rel=0.2)
-    assert float(sizes.mean()) == pytest.approx(0, abs=5 / math.sqrt(sizes.numel()))
+    count = sizes.numel()
+    assert count >= 800
+    assert deviation_is_one(sizes, count)
+    assert abs(float(sizes.mean())) < float(stats.norm.isf(CHANCE / 2)) / math.sqrt(count)
     assert float(sizes.abs().max()) <= NOISE_REACH
     # A Gaussian's: about one in three beyond one standard deviation, and some beyond two.
-    assert float((sizes.abs() > 1).double().mean()) == pytest.approx(0.317, abs=5 * math.sqrt(0.22 / sizes.numel()))
-    assert float((sizes.abs() > 2).double().mean()) > 0.01
+    for reach in (1, 2):
+        low, high = stats.binom.interval(1 - CHANCE, count, 2 * stats.norm.sf(reach))
+        assert 0 < low <= int((sizes.abs() > reach).sum()) <= high
     # The same rows were asked for again and again: no noise comes back, in no place.
     assert errors.unique().numel() > 0.9 * errors.numel()
 
@@ -82,7 +92,8 @@ def test_two_sessions_have_other_noise(pair: Make) -> None:
     for _ in range(2):
         with private_fixed("beaver", FixedParty(image, noise=SHARE)) as fixed:
             found.append(errors_of(fixed.operand(FULL, rows=8), image, 2)[1])
-    assert not (found[0] == found[1]).any()
+    # Of 16 pairs one is equal with a chance of 4e-7, two are with 1e-13; under one key all are.
+    assert int((found[0] == found[1]).sum()) < 2
 
 
 @every_protocol
@@ -93,17 +104,23 @@ def test_noise_is_as_if_every_voxel_of_j_had_its_share_of_noise(protocol: str, d
     points = grid.points(dtype=torch.float64)
     rows = steepest_descent(Affine(grid), points, grid_gradient(image).double())
     values = columns_of(image, None, None, IMAGE).values.double()[0]
-    errors = []
+    draws, errors = 30, []
     with private_fixed(protocol, FixedParty(image, noise=SHARE)) as fixed:
         operand = fixed.operand(FULL, rows=16)
-        for _ in range(30):
+        # A row as long as the agreed norm gets this share, a shorter one more.
+        integers, _ = quantise_rows(rows, operand.header, operand.side.limits)
+        shares = row_norm(operand.header, operand.side.limits) / integers.double().norm(dim=1)
+        for _ in range(draws):
             carried, products = operand.multiply(rows, all_pairs(len(rows), 1))
             # |X|_2 times the noise of a voxel, which is a share of J's root mean square.
             size = carried.norm(dim=1) * values.norm() / math.sqrt(grid.count)
-            errors.append((products - carried @ values) / size)
-    deviations = torch.stack(errors).std(0)
-    assert float(deviations.min()) > 0.8 * 0.7 * SHARE  # 30 draws: their deviation is known to 13 %
-    assert float(deviations.max()) < 1.3 * 2 * SHARE
+            errors.append((products - carried @ values) / (SHARE * size * shares))
+    assert float(shares.min()) > 0.99
+    assert float(shares.max()) < 2.05
+    # All rows together know the deviation better than 30 draws of one, which know it to 13 %.
+    assert deviation_is_one(torch.stack(errors), draws * len(rows))
+    for errors_of_a_row in torch.stack(errors, 1):
+        assert deviation_is_one(errors_of_a_row, draws)
 
 
 def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
@@ -146,12 +163,17 @@ def test_a_run_hears_that_party_2_cannot_go_on(pair: Make) -> None:
 def test_a_registration_with_a_little_noise_ends_near_the_clear_one(protocol: str, pair: Make) -> None:
     images = pair("rigid", 3)
     clear = register_images(images.moving, ClearFixed(images.fixed))
-    with private_fixed(protocol, FixedParty(images.fixed, noise=0.005)) as fixed:
-        noisy = register_images(images.moving, fixed)
+    runs = []
+    # A fifth of the noise that now and then rejects every step of a level: this rejects one with a chance of 1e-15.
+    for noise in (0.0, 0.001):
+        with private_fixed(protocol, FixedParty(images.fixed, noise=noise)) as fixed:
+            runs.append(register_images(images.moving, fixed))
+    without, noisy = ([h.iteration.value for h in run.history] for run in runs)
+    assert without != noisy
     points = images.fixed.grid.points(dtype=torch.float64)
     with torch.no_grad():
-        apart = (noisy.transform(points) - clear.transform(points)).norm(dim=1).square().mean().sqrt()
-    assert 1e-4 < float(apart) < 0.25  # 0.03 is usual
+        apart = (runs[1].transform(points) - clear.transform(points)).norm(dim=1).square().mean().sqrt()
+    assert float(apart) < 0.25  # 0.03 at most in fifty runs
 
 
 # --- the noise itself
@@ -165,7 +187,7 @@ def test_rounded_noise_of_a_small_deviation() -> None:
         assert words.dtype == torch.int64
         if deviation >= 2:
             assert float(words.double().std()) == pytest.approx(math.sqrt(deviation**2 + 1 / 12), rel=0.05)
-            assert float(words.double().mean()) == pytest.approx(0, abs=5 * deviation / math.sqrt(20_000))
+            assert float(words.double().mean()) == pytest.approx(0, abs=7 * deviation / math.sqrt(20_000))
         assert int(words.abs().max()) <= math.ceil(6 * deviation)
 
 
