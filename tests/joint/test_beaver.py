@@ -312,10 +312,10 @@ def test_equal_rows_and_operands_look_different_each_time(monkeypatch: pytest.Mo
     for kind, count, times in ((Kind.MASKED_ROWS, 1000, 9), (Kind.OPENED_OPERAND, 500, 3)):
         seen = np.stack([np.frombuffer(payload[-4 * count :], np.uint32) for k, payload in heard if k is kind])
         assert seen.shape == (times, count)
-        # About 0.01 pairs of equal words are expected: a repeated mask would show them at once.
-        assert len(np.unique(seen)) >= seen.size - 1
-        # Uniform in [0, 2^32): mean within five standard deviations.
-        assert abs(seen.mean() - 2**31) < 5 * 2**32 / (12 * seen.size) ** 0.5
+        # About 0.01 pairs of equal words are expected, five with a chance below 1e-12; a repeated mask makes hundreds.
+        assert len(np.unique(seen)) > seen.size - 5
+        # Uniform in [0, 2^32): mean within seven standard deviations.
+        assert abs(seen.mean() - 2**31) < 7 * 2**32 / (12 * seen.size) ** 0.5
     corrections = [payload for kind, payload in heard if kind is Kind.TRIPLE_CORRECTION]
     assert len(set(corrections)) == len(corrections) >= 9
 
@@ -622,7 +622,7 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     with pytest.raises(PeerLost, match=r"(party_2|dealer) is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
     trio.one_two.close()
-    trio.threads[1].join(5)
+    trio.threads[1].join(60)
     assert [type(e) for e in trio.errors] == [PeerLost]
 
 
@@ -634,7 +634,7 @@ def test_the_dealer_ends_with_either_party() -> None:
         if lost == "two_dealer":  # noticed at the latest when party_1 leaves
             trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE))
             trio.one_dealer.close()
-        trio.threads[0].join(5)
+        trio.threads[0].join(60)
         assert not trio.threads[0].is_alive()
         assert trio.errors == []
 
@@ -656,7 +656,7 @@ def test_a_lost_party_2_ends_party_1() -> None:
     with pytest.raises(PeerLost, match="party_2 is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
     trio.one_dealer.close()
-    trio.threads[0].join(5)
+    trio.threads[0].join(60)
     assert trio.errors == []
 
 

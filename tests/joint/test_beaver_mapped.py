@@ -328,7 +328,7 @@ def test_nothing_is_sent_where_release_refuses() -> None:
         before = run.trio.two_one.sent.copy()
         with pytest.raises(PeerLost, match="party_2 is gone"):
             run.moving.project(torch.ones(3, 20, dtype=torch.int64))
-        run.trio.threads[-1].join(10)
+        run.trio.threads[-1].join(60)
         assert run.trio.two_one.sent == before
         assert [str(run.trio.errors.pop())] == [f"not {2 * 4 + 1} values more"]
 
@@ -419,11 +419,11 @@ def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatc
             words = np.uint32 if width == 32 else np.uint64
             seen = np.stack([np.frombuffer(p, words, count, s) for p, s in zip(heard[kind], start, strict=True)])
         assert seen.shape == (times, count)
-        # About 0.02 pairs of equal words are expected: a repeated mask would show them at once.
-        assert len(np.unique(seen)) >= seen.size - 1
-        # Uniform: mean within five standard deviations.
+        # About 0.02 pairs of equal words are expected, five with a chance of 4e-11; a repeated mask makes hundreds.
+        assert len(np.unique(seen)) > seen.size - 5
+        # Uniform: mean within seven standard deviations.
         share = seen.astype(np.float64) / 2.0 ** (8 * seen.itemsize)
-        assert abs(share.mean() - 0.5) < 5 / (12 * seen.size) ** 0.5
+        assert abs(share.mean() - 0.5) < 7 / (12 * seen.size) ** 0.5
     for kind in (Kind.TRIPLE_CORRECTION, Kind.RESULT_SHARE):
         assert len(set(heard[kind])) == len(heard[kind]) >= 9
 

@@ -359,7 +359,7 @@ def test_what_the_cap_does_not_allow_is_not_sent(protocol: str) -> None:
     assert not {Kind.RESULT_SHARE, Kind.MASKED_RESULT} & set(trio.two_one.sent)
     with contextlib.suppress(PeerLost):
         trio.one_dealer.send(Kind.FINISH)
-    trio.threads[-1].join(10)
+    trio.threads[-1].join(60)
     assert [type(e) for e in trio.errors if not isinstance(e, PeerLost)] == [BudgetExceeded]
 
 
@@ -404,7 +404,8 @@ def test_equal_rows_and_operands_of_spdz_look_different_each_time(monkeypatch: p
     assert [len(v) for v in heard.values()] == [8, 4]
     for words in map(np.concatenate, heard.values()):
         assert len(np.unique(words)) == len(words)
-        assert abs(words.astype(np.float64).mean() - 2**63) < 5 * 2**64 / (12 * len(words)) ** 0.5
+        # Uniform in [0, 2^64): mean within seven standard deviations.
+        assert abs(words.astype(np.float64).mean() - 2**63) < 7 * 2**64 / (12 * len(words)) ** 0.5
 
 
 def test_bytes_of_bfv() -> None:
@@ -459,7 +460,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, scheme: Any, calls: Counter[str]) -> 
 class Pair:
     """Both ends of bfv in one process, with one operand of two ciphertexts; party_2 answers when it is told to."""
 
-    links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=20.0))
+    links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=120.0))
 
     def __post_init__(self) -> None:
         self.map, self.y = splines((90, 100), 9), torch.arange(9_000) % 50
@@ -720,7 +721,9 @@ def test_words_above_the_bound_are_drawn_again() -> None:
 
 
 def test_floods_have_their_full_width_and_are_centred() -> None:
-    low, middle, top = bfv_slots._flood(KeyStream(new_key()), 1)
+    # One flood of 8192 leaves an end of the top digit's 2048 values out with a chance of 4 %; eight do with 3e-14.
+    stream = KeyStream(new_key())
+    low, middle, top = map(np.concatenate, zip(*(bfv_slots._flood(stream, n) for n in range(8)), strict=True))
     assert int(low.max()) < PRIMES[2]
     assert int(middle.max()) < PRIMES[1]
     assert min(int(low.max()), int(middle.max())) > 0.99 * 2**60
