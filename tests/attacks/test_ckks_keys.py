@@ -29,8 +29,8 @@ SLOTS = DEGREE // 2
 SCALE = 2.0**40
 # Twenty times what the noise and TenSEAL's inexact rescale (2^-23 of a product) may add up to.
 MARGIN = 0.01
-# Five standard deviations of the correlation of independent vectors.
-AT_CHANCE = 5 / np.sqrt(SLOTS)
+# Six standard deviations of the correlation of independent vectors.
+AT_CHANCE = 6 / np.sqrt(SLOTS)
 
 
 class NaiveParty2:

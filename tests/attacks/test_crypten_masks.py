@@ -68,16 +68,16 @@ def in_threads(**work: Callable[[], None]) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     return errors
 
 
 def our_products(rows: list[Tensor], y: Tensor, between: Callable[..., None] | None = None) -> list[BaseException]:
     """Products of our spdz with one operand; `between(side)` runs in each party after each product."""
-    one_two, two_one = link_pair("party_1", "party_2", timeout=20)
-    one_dealer, dealer_one = link_pair("party_1", "dealer", timeout=20)
-    two_dealer, dealer_two = link_pair("party_2", "dealer", timeout=20)
+    one_two, two_one = link_pair("party_1", "party_2", timeout=120)
+    one_dealer, dealer_one = link_pair("party_1", "dealer", timeout=120)
+    two_dealer, dealer_two = link_pair("party_2", "dealer", timeout=120)
     header = OperandHeader(0, len(y), len(rows[0]), 1.0, 0.0, int(y.abs().max()), int((y * y).sum()))
 
     def party_1() -> None:
@@ -115,12 +115,12 @@ def images(points: int = 4000, rows: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def says_nothing(guess: Words, truth: Words) -> bool:
-    """No word is right, and guess and truth do not correlate (5 sigma)."""
+    """No word is right, and guess and truth do not correlate (7 sigma: a test asks up to 18 times)."""
     flat, true = guess.reshape(-1), truth.reshape(-1)
     assert flat.size == true.size
     shown = true != 0
     correlation = np.corrcoef(flat[shown].astype(float), true[shown].astype(float))[0, 1]
-    return not np.any(flat == true) and abs(correlation) < 5 / np.sqrt(shown.sum())
+    return not np.any(flat == true) and abs(correlation) < 7 / np.sqrt(shown.sum())
 
 
 # 1. The trusted first party makes the triples, so it knows b and reads Y = d + b.

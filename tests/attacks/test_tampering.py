@@ -90,8 +90,8 @@ class Middle:
         two, self._at_two = socket.socketpair()
         self._tag_size = TAG_SIZE if link is Link else 0
         self.session = session
-        self.party_1 = link(one, session, key, "party_1", "party_2", 5.0)
-        self.party_2 = link(two, session, key, "party_2", "party_1", 5.0)
+        self.party_1 = link(one, session, key, "party_1", "party_2", 60.0)
+        self.party_2 = link(two, session, key, "party_2", "party_1", 60.0)
 
     def caught(self, count: int, of: str = "party_1") -> list[Caught]:
         """The next messages that a party sent; they have not been passed on."""

@@ -563,7 +563,7 @@ class CkksOne(EncryptedOne):
 
 def upload(module: Any, headers: list[OperandHeader], operands: list[Tensor]) -> Messages:
     """The messages of a fresh party_2 that encrypts these operands."""
-    ends, messages = link_pair(ONE, TWO, timeout=20), Messages()
+    ends, messages = link_pair(ONE, TWO, timeout=120), Messages()
     record(ends[0], messages)
     fixed = module.ENTRY.fixed_side(ends[1], None, "cpu")
     for header, values in zip(headers, operands, strict=True):
@@ -595,7 +595,7 @@ class EncryptedTwo(Simulator):
         parts = []
         replies = zip(payloads(view[ONE], Kind.REPLY_CIPHERTEXTS), self.own.products(), strict=True)
         for payload, (header, product) in replies:
-            c0, _, c1 = self.module._parse_reply(payload, header, self.module._layout(header).group)
+            c0, _, c1, _ = self.module._parse_reply(payload, header, self.module._layout(header).group)
             c1 = c1.view(np.int64).reshape(len(c1), -1, bfv.DEGREE)
             c0 = c0.reshape(len(c0), -1).astype(object)
             parts.append(self.read(c0 + self.phases(header, product, c1)) | {"c1": Part(c1, 60)})
@@ -1181,7 +1181,7 @@ def test_tape_is_not_told_from_the_simulators(protocol: str, party: str) -> None
     [
         ("beaver", ONE, "one b for all operands", 16),
         ("beaver", TWO, "one A for all products", 16),
-        ("beaver", TWO, "one c1 for all products", 32),
+        ("beaver", TWO, "one c1 for all products", 48),
         ("spdz", ONE, "one triple for all products", 16),
         ("spdz", TWO, "one triple for all products", 16),
         ("bfv", TWO, "no flood", 20),
@@ -1216,17 +1216,17 @@ def test_same_attacker_tells_the_images_without_masks(protocol: str, party: str,
 @pytest.mark.parametrize("attacker", ["bytes", "values", "correlation"])  # the classifier would need more products
 @pytest.mark.parametrize("party", [ONE, TWO])
 def test_same_attacker_tells_the_images_under_masks_that_are_too_short(party: str, attacker: str) -> None:
-    assert which_image(attacker, observe("beaver", party, "short masks", SESSION)) > SIGMAS
+    assert which_image(attacker, observe("beaver", party, "short masks", 2 * SESSION)) > SIGMAS
 
 
 @pytest.mark.parametrize(("protocol", "party"), [view for view in TOLD if view[0] not in ENCRYPTED])
 def test_no_word_is_one_of_the_other_partys_input(protocol: str, party: str) -> None:
-    def hits(seen: Observed) -> float:
-        found = [c[name] == t[name] for c, t in zip(seen.clues, seen.truths, strict=True) for name in t]
-        return float(np.mean(found))
+    def hits(seen: Observed) -> NDArray[np.bool_]:
+        return np.concatenate([c[k] == t[k] for c, t in zip(seen.clues, seen.truths, strict=True) for k in t])
 
-    assert hits(observe(protocol, party, "ours", SESSION)) == 0
-    assert hits(observe(protocol, party, "no masks", SESSION)) == 1
+    # 96,000 words of 32 bits under beaver: one is right with a chance of 2e-5, two are with 2e-10.
+    assert np.count_nonzero(hits(observe(protocol, party, "ours", SESSION))) < 2
+    assert hits(observe(protocol, party, "no masks", SESSION)).all()
 
 
 @pytest.mark.parametrize(("variant", "repeats"), [("ours", 0), ("one c1 for all products", 7)])
