@@ -17,6 +17,7 @@ from torch.func import functional_call, jvp, vmap
 
 from .grids import Grid
 from .images import Image
+from .transforms.dense import sampled_once
 
 __all__ = [
     "affine_table",
@@ -106,7 +107,8 @@ def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear"
     """The moving image resampled onto `grid` through `transform` (fixed points to moving points)."""
     points = grid.points(dtype=moving.tensor.dtype, device=moving.tensor.device)
     with torch.no_grad():
-        values = torch.cat([sample(moving, transform(part), mode) for part in torch.split(points, 2**20)])
+        once = sampled_once(transform)
+        values = torch.cat([sample(moving, once(part), mode) for part in torch.split(points, 2**20)])
     return Image(values.reshape(1, *grid.shape), grid)
 
 

@@ -15,6 +15,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .dense import sampled_once
 
 __all__ = ["Composite"]
 
@@ -67,6 +68,16 @@ class Composite(nn.Module):
         for part in self.parts:
             points = part(points)
         return points
+
+    def sampled(self) -> Composite:
+        """The same map with every part's own `sampled`, where it has one: for many calls without derivatives.
+
+        >>> Composite([nn.Identity()]).sampled().parts
+        ModuleList(
+          (0): Identity()
+        )
+        """
+        return Composite([sampled_once(part) for part in self.parts])
 
     def inverse(self) -> Composite:
         """The parts' inverses in reverse order, each as the part's own `inverse()` gives it.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..grids import Grid
 
-__all__ = ["Displacement", "interpolate", "invert"]
+__all__ = ["Displacement", "interpolate", "invert", "sampled_once"]
 
 
 class Displacement(nn.Module):
@@ -90,7 +90,8 @@ class Displacement(nn.Module):
         """
         points = grid.points(dtype=torch.float64, device=_device(transform))
         with torch.no_grad():
-            moved = torch.cat([transform(part) - part for part in torch.split(points, 2**20)])
+            once = sampled_once(transform)
+            moved = torch.cat([once(part) - part for part in torch.split(points, 2**20)])
         return Displacement(grid, moved.T.reshape(grid.dimension, *grid.shape))
 
     def extra_repr(self) -> str:
@@ -99,6 +100,18 @@ class Displacement(nn.Module):
             f"size={self.grid.size}, spacing_mm={self.grid.spacing}, "
             f"largest_mm={float(self.field.detach().abs().max()):.4g}"
         )
+
+
+def sampled_once(transform: nn.Module) -> nn.Module:
+    """The same map as it is now, without derivatives, from which any number of calls costs one flow at most.
+
+    Transforms that have something to work out before each call say so by a method `sampled`.
+
+    >>> sampled_once(nn.Identity())
+    Identity()
+    """
+    sampled: Callable[[], nn.Module] | None = getattr(transform, "sampled", None)
+    return transform if sampled is None else sampled()
 
 
 def interpolate(field: Tensor, grid: Grid, points: Tensor) -> Tensor:

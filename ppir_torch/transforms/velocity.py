@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..grids import Grid
 from .bspline import ControlLattice, expand, refinement
-from .dense import interpolate
+from .dense import Displacement, interpolate
 
 __all__ = ["VelocityField", "exponential"]
 
@@ -36,7 +36,7 @@ class VelocityField(nn.Module):
     between its voxels; as in `Displacement`, nothing moves from half a voxel outside that grid on. A flow that leaves
     the grid is carried on with the border's velocity, so that it is smooth up to the border.
 
-    Each call computes the whole flow. To map many sets of points, sample it once: `Displacement.from_transform`.
+    Each call computes the whole flow. To map many sets of points, sample it once: `sampled`.
 
     Args:
         lattice: the control points.
@@ -98,6 +98,15 @@ class VelocityField(nn.Module):
             return self.field().flatten(1).T
         points = grid.points(dtype=self.coefficients.dtype, device=self.coefficients.device)
         return interpolate(self.field(), self.lattice.grid, points)
+
+    def sampled(self) -> Displacement:
+        """The same map with the flow worked out: for many calls without derivatives.
+
+        >>> VelocityField(ControlLattice(Grid((9, 7)), 4.0)).sampled()
+        Displacement(size=(9, 7), spacing_mm=(1.0, 1.0), largest_mm=0)
+        """
+        with torch.no_grad():
+            return Displacement(self.lattice.grid, self.field())
 
     def refined(self, spacing_mm: float | tuple[float, ...]) -> VelocityField:
         """The same velocity with control points `spacing_mm` apart; exact where `BSpline.refined` is.

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
 from ppir_torch.metrics import jacobian_determinant
-from ppir_torch.transforms import BSpline, ControlLattice, VelocityField, to_simpleitk_transform
+from ppir_torch.transforms import BSpline, Composite, ControlLattice, Translation, VelocityField, to_simpleitk_transform
 from ppir_torch.transforms.velocity import exponential
 
 Oblique = Callable[..., Grid]
@@ -168,3 +168,18 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="NaN or infinite"):
         broken(torch.zeros(1, 2))
     assert "squarings=6" in repr(VelocityField(lattice, squarings=6))
+
+
+def test_a_sampled_composite_maps_as_before_and_works_its_flow_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((12, 10))
+    flow = random_velocity(grid, 4.0)
+    whole = Composite([flow, Translation(grid)])
+    points = grid.points(dtype=torch.float64)
+    with torch.no_grad():
+        expected = whole(points)
+    calls: list[None] = []
+    original = VelocityField.field
+    monkeypatch.setattr(VelocityField, "field", lambda self: (calls.append(None), original(self))[1])
+    once = whole.sampled()
+    assert torch.equal(torch.cat([once(part) for part in points.split(7)]), expected)
+    assert len(calls) == 1
