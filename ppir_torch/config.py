@@ -415,10 +415,15 @@ class _PublicConfig(_SharedConfig):
                     f"backend.kind: {backend.kind!r}, with transform {self.transform.kind!r} one of clear, beaver, "
                     "spdz, bfv is needed"
                 )
-            if self.sampler.kind not in ("none", "urs"):
+            if self.sampler.kind == "chunks":
                 lines.append(
-                    f"sampler.kind: {self.sampler.kind!r}, with transform {self.transform.kind!r} one of none, urs is "
-                    "needed"
+                    f"sampler.kind: 'chunks', with transform {self.transform.kind!r} one of none, urs, gms is needed: "
+                    "its products keep the image's order"
+                )
+            if self.sampler.kind == "gms" and self.loss.kind == "ncc":
+                lines.append(
+                    f"sampler.kind: 'gms', with transform {self.transform.kind!r} and loss 'ncc' one of none, urs is "
+                    "needed: the gradient asks for J's mean over the weighted points, which is not opened"
                 )
         _raise(lines)
         return self

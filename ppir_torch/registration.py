@@ -258,8 +258,7 @@ def register_images(
     """
     plan = plan or Plan()
     started = time.perf_counter()
-    if isinstance(plan.optimizer, InverseCompositional) and plan.loss.kind != "ssd":
-        raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {plan.loss.kind!r}")
+    _check_plan(plan)
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
@@ -318,7 +317,9 @@ class _Run:
             yield part
             coarse = self._features(level, outer)
             lattice, rows, measure = part.lattice, 1 + self.fixed.grid.dimension, self.plan.loss
-            operand = self.fixed.operand(level, _choice(self.plan.sampler), number, rows, IMAGE, lattice, measure)
+            operand = _sampled(
+                self.plan, Composite([part, outer]), coarse, self.fixed, level, number, rows, IMAGE, lattice
+            )
             regulariser = Regulariser.of(
                 wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
             )
@@ -362,10 +363,22 @@ def _lattice_transform(kind: str, grid: Grid, spacing_mm: float) -> BSpline | Ve
     return kinds[kind](ControlLattice(grid, spacing_mm))
 
 
-def _choice(sampler: Sampler) -> Choice:
-    if not isinstance(sampler, Full | Uniform):
-        raise ConfigError(f"sampler: {type(sampler).__name__}, deformable runs take all points or Uniform (URS)")
-    return sampler
+def _check_plan(plan: Plan) -> None:
+    """Refuse what does not go together before anything is computed or sent."""
+    if isinstance(plan.optimizer, InverseCompositional) and plan.loss.kind != "ssd":
+        raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {plan.loss.kind!r}")
+    if plan.deformable is None:
+        return
+    if isinstance(plan.sampler, Chunks):
+        raise ConfigError(
+            "sampler: Chunks, with a deformable stage one of Full, Uniform (URS), GradientMagnitude (GMS) is needed: "
+            "mapped products keep the image's order"
+        )
+    if isinstance(plan.sampler, GradientMagnitude) and plan.loss.normalised:
+        raise ConfigError(
+            f"sampler: GradientMagnitude, with a deformable stage and loss {plan.loss.kind!r} one of Full, Uniform "
+            "(URS) is needed: its gradient asks for J's mean over the weighted points, which is not opened"
+        )
 
 
 def _start(plan: Plan, moving: Image, fixed: FixedSource) -> LinearTransform:
@@ -400,21 +413,41 @@ def _operand(
         rows, columns = 1, Columns("steepest_descent", plan.transform)
     elif isinstance(transform, Affine) and fixed.prefers_moments(count) and not (measure.normalised and some_points):
         rows, columns = 1 + fixed.grid.dimension, Columns("moments")
+    return _sampled(plan, transform, moving, fixed, level, number, rows, columns)
+
+
+def _sampled(
+    plan: Plan,
+    transform: LinearTransform | Composite,
+    moving: Image,
+    fixed: FixedSource,
+    level: Level,
+    number: int,
+    rows: int,
+    columns: Columns,
+    lattice: ControlLattice | None = None,
+) -> Operand:
+    """The operand at the points of the plan's sampler, which may look at the moving image along the transform."""
+    sampler = plan.sampler
+
+    def operand(choice: Choice) -> Operand:
+        return fixed.operand(level, choice, number, rows, columns, lattice, plan.loss)
+
     if isinstance(sampler, Chunks):
-        operand = fixed.operand(level, Permuted(sampler.seed), number, rows, columns, measure=measure)
-        assert operand.sample.index is not None
-        return operand.part(sampler.window(operand.sample.index.numel(), number), None)
+        permuted = operand(Permuted(sampler.seed))
+        assert permuted.sample.index is not None
+        return permuted.part(sampler.window(permuted.sample.index.numel(), number), None)
     if not isinstance(sampler, GradientMagnitude):
-        return fixed.operand(level, sampler, number, rows, columns, measure=measure)
+        return operand(sampler)
     chosen = sampler.draw(_gradient_magnitude(transform, moving, fixed, level, number), number)
     if sampler.disclose_points:
-        return fixed.operand(level, chosen, number, rows, columns, measure=measure)
+        return operand(chosen)
     assert chosen.index is not None
-    return fixed.operand(level, Full(), number, rows, columns, measure=measure).part(chosen.index, chosen.weights)
+    return operand(Full()).part(chosen.index, chosen.weights)
 
 
 def _gradient_magnitude(
-    transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
+    transform: LinearTransform | Composite, moving: Image, fixed: FixedSource, level: Level, number: int
 ) -> Tensor:
     """Of the warped moving image (of its features: of all channels) at the level's candidate points (N,)."""
     candidates, _ = select_points(fixed.grid, fixed.mask, level, Full(), number)

@@ -339,13 +339,27 @@ def test_backends_of_a_deformable_stage(backend: str, kind: str) -> None:
 @pytest.mark.parametrize("sampler", ["none", "urs", "chunks", "gms"])
 def test_samplers_of_a_deformable_stage(sampler: str, kind: str) -> None:
     settings = deformable(kind) | {"sampler": {"kind": sampler}}
-    if sampler in ("chunks", "gms"):
-        expected = f"sampler.kind: '{sampler}', with transform '{kind}' one of none, urs is needed"
+    if sampler == "chunks":
+        expected = (
+            f"sampler.kind: 'chunks', with transform '{kind}' one of none, urs, gms is needed: its products keep the "
+            "image's order"
+        )
         assert refused(settings) == [expected]
         # Both mistakes are named at once.
         assert refused(settings | {"backend": {"kind": "ckks"}})[1:] == [expected]
     else:
         load_config(settings)
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+def test_gms_goes_with_every_deformable_loss_but_ncc(kind: str) -> None:
+    """Its gradient asks for the fixed image's weighted mean; an affine stage alone needs none."""
+    gms = {"sampler": {"kind": "gms"}}
+    for loss in ("ssd", "local_ncc", "mind"):
+        assert load_config(deformable(kind) | gms | {"loss": {"kind": loss}}).sampler.kind == "gms"
+    [line] = refused(deformable(kind) | gms | {"loss": {"kind": "ncc"}})
+    assert line.startswith(f"sampler.kind: 'gms', with transform '{kind}' and loss 'ncc' one of none, urs is needed")
+    load_config(mapping(loss={"kind": "ncc"}, sampler={"kind": "gms"}))
 
 
 def test_a_start_file_goes_with_an_affine_stage_before_a_deformable_one() -> None:

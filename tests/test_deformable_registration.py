@@ -15,12 +15,14 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, LinkError, PeerLost
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.operands import Operand
+from ppir_torch.losses import Correlation, LocalCorrelation, Measure, Mind
 from ppir_torch.metrics import displacement_rmse, folding_share, foreground_points, jacobian_determinant
 from ppir_torch.optimizers import Stopping
 from ppir_torch.registration import ClearFixed, Deformable, LevelIteration, Plan, Result, register_images
-from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sampler, Uniform
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import Affine, BSpline, Composite, ControlLattice, VelocityField
 from ppir_torch.transforms.bspline import refinement
+from ppir_torch.warping import sample_with_gradient
 
 Make = Callable[..., Any]
 # Of the displacement in the foreground, by dimension: the truth moves points by 1.3 mm (2-D) and 1.0 mm (3-D) beyond
@@ -28,6 +30,7 @@ Make = Callable[..., Any]
 # nothing.
 CLOSE_MM = {2: 0.25, 3: 0.36}
 LEVELS = (Level(2, 3.0), Level(1, 0.0))
+GMS = GradientMagnitude(0.4, 5)
 KINDS: dict[str, type[BSpline] | type[VelocityField]] = {"bspline": BSpline, "velocity": VelocityField}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 # 3-D runs take seconds on a busy machine: most of them wait for the slow tests.
@@ -145,8 +148,12 @@ def same_map(first: Result, second: Result) -> bool:
 @every_kind
 @pytest.mark.parametrize(
     ("dimension", "sampler"),
-    [(2, Full()), (2, Uniform(0.4, 5)), (3, Full()), pytest.param(3, Uniform(0.4, 5), marks=pytest.mark.slow)],
-    ids=["2-D all", "2-D URS", "3-D all", "3-D URS"],
+    [
+        *((2, sampler) for sampler in (Full(), Uniform(0.4, 5), GMS, replace(GMS, disclose_points=True))),
+        (3, Full()),
+        *(pytest.param(3, sampler, marks=pytest.mark.slow) for sampler in (Uniform(0.4, 5), GMS)),
+    ],
+    ids=["2-D all", "2-D URS", "2-D GMS", "2-D GMS disclosed", "3-D all", "3-D URS", "3-D GMS"],
 )
 def test_recovers_a_known_smooth_displacement(sampler: Sampler, kind: str, dimension: int, bent: Make) -> None:
     images = bent(dimension)
@@ -163,6 +170,15 @@ def test_recovers_a_known_smooth_displacement(sampler: Sampler, kind: str, dimen
     # The linear stage is that of an affine run; only the lattice moves afterwards.
     if isinstance(sampler, Full):
         assert all(torch.equal(a, b) for a, b in zip(linear.parameters(), affine.transform.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("measure", [LocalCorrelation(), Mind(1, 1)], ids=lambda m: m.kind)
+def test_gms_of_features_finds_about_what_all_points_find(measure: Measure, bent: Make) -> None:
+    images = bent(2)
+    affine = register(images, Plan(levels=LEVELS, loss=measure))
+    full, result = (register(images, replace(plan(sampler), loss=measure)) for sampler in (Full(), GMS))
+    assert distance(images, result) < 0.8 * distance(images, affine)
+    assert distance(images, result) < 1.3 * distance(images, full)
 
 
 def test_the_warped_image_is_on_the_fixed_grid_and_looks_like_it(dimension: int, bent: Make) -> None:
@@ -233,7 +249,7 @@ def test_refining_twice_is_bit_equal(oblique_grid: Make) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("sampler", [Full(), Uniform(0.4, 5)], ids=["all", "URS"])
+@pytest.mark.parametrize("sampler", [Full(), Uniform(0.4, 5), GMS], ids=["all", "URS", "GMS"])
 def test_two_runs_are_bit_equal(sampler: Sampler, kind: str, bent: Make) -> None:
     images = bent(2)
     first, second = (register(images, plan(sampler, kind=kind)) for _ in range(2))
@@ -347,6 +363,36 @@ def test_nothing_outside_the_mask_is_looked_at(dimension: int, bent: Make) -> No
     assert clean.history[-1].points == int(mask.sum())
 
 
+def test_disclosing_points_changes_who_knows_them_and_nothing_else(bent: Make) -> None:
+    """The same points, drawn from the same gradient; of the fixed image other columns are rounded, in float32."""
+    images = bent(2)
+    hidden, told = (known_run(images, plan(replace(GMS, disclose_points=d))) for d in (False, True))
+    assert [h.points for h in hidden.history] == [h.points for h in told.history]
+    assert displacement_rmse(hidden.transform, told.transform, images.points) < 0.02
+
+
+def test_gms_draws_its_points_along_the_deformation_so_far(bent: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a level, from the gradient of the moving image under the linear map and what was deformed before."""
+    images, seen = bent(2), []
+
+    def draw(self: GradientMagnitude, magnitude: Tensor, level: int) -> Sample:
+        seen.append((level, magnitude.clone()))
+        return real(self, magnitude, level)
+
+    real = GradientMagnitude.draw
+    monkeypatch.setattr(GradientMagnitude, "draw", draw)
+    levels = (Level(1, 1.5), Level(1, 1.5))  # the same images and grid twice
+    result = register(images, replace(plan(GMS, spacing_mm=16.0, levels=levels), levels=(Level(1, 1.5),)))
+    assert [level for level, _ in seen] == [0, 1, 2]
+    # The first deformable level starts from the linear map, as if there were no lattice; the second is deformed.
+    linear, smooth = parts_of(result)[1], images.moving.at_level(Level(1, 1.5))
+    with torch.no_grad():
+        mapped = linear(images.fixed.grid.points(dtype=smooth.tensor.dtype))
+    plain = sample_with_gradient(smooth, smooth.outside, mapped)[1].norm(dim=1)
+    torch.testing.assert_close(seen[1][1].to(plain), plain, rtol=1e-4, atol=1e-3)
+    assert float((seen[2][1] - seen[1][1]).abs().mean()) > 0.02 * float(plain.mean())
+
+
 def test_a_samples_points_are_those_of_the_level(bent: Make) -> None:
     images = bent(2)
     total = [images.fixed.at_level(level).grid.count for level in (*LEVELS, *deformable().levels)]
@@ -391,10 +437,10 @@ def test_the_number_of_iterations_is_bounded(bent: Make) -> None:
         ({"deformable": deformable(kind="demons")}, ("deformable", "'demons'", "bspline, velocity")),
         ({"deformable": deformable(regulariser="curvature")}, ("regulariser", "'curvature'", "bending")),
         ({"deformable": deformable(spacing_mm=0.0)}, ("control spacing", "positive")),
-        ({"sampler": Chunks(0.3)}, ("sampler", "Chunks", "URS")),
-        ({"sampler": GradientMagnitude(0.3)}, ("sampler", "GradientMagnitude", "URS")),
+        ({"sampler": Chunks(0.3)}, ("sampler", "Chunks", "URS", "GMS")),
+        ({"sampler": GMS, "loss": Correlation()}, ("sampler", "GradientMagnitude", "'ncc'", "URS")),
     ],
-    ids=["kind", "regulariser", "spacing", "chunks", "gms"],
+    ids=["kind", "regulariser", "spacing", "chunks", "gms with ncc"],
 )
 def test_a_plan_that_cannot_run(changes: dict[str, Any], names: tuple[str, ...], bent: Make) -> None:
     images = bent(2)

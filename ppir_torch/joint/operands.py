@@ -83,11 +83,14 @@ class Operand(Protocol):
         ...
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(rows as carried (D + 1, n), B^T (X[d] * J) (D, M) float64, X[-1] . J), where the operand has a map."""
+        """(rows as carried (D + 1, n), B^T (X[d] * J) (D, M) float64, X[-1] . J), where the operand has a map.
+
+        n points of the sample; at the operand's other points the rows are zero.
+        """
         ...
 
     def adjoint(self, fields: Tensor) -> Tensor:
-        """B^T of fields (rows, n) of party_1 alone, with the map's weights: (rows, M) float64."""
+        """B^T of party_1's own fields (rows, n) at the sample's points, with the map's weights: (rows, M) float64."""
         ...
 
 
@@ -149,12 +152,14 @@ class ClearOperand:
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
         """See `Operand`."""
         values = self.fixed.values.to(rows)
+        places = _places(self.sample.positions, values.shape[1], self.channels)
+        values = values if places is None else values[:, places]
         return rows, self.adjoint(rows[:-1] * values), float(exact_products(rows[-1:], values))
 
     def adjoint(self, fields: Tensor) -> Tensor:
         """See `Operand`."""
         assert self.public_map is not None
-        return self.public_map.adjoint(fields)
+        return self.public_map.adjoint(_scattered(fields, self.sample.positions, self.public_map))
 
 
 @dataclass
@@ -243,7 +248,8 @@ class PrivateOperand:
         assert self.public_map is not None
         integers, scale = quantise_mapped_rows(rows, self.side.limits)
         self.link.at(self.link.level, self.link.iteration + 1)
-        exact = self.side.project(integers).cpu().double() * self.header.scale
+        whole = _scattered(integers, self.sample.positions, self.public_map)
+        exact = self.side.project(whole).cpu().double() * self.header.scale
         fields = exact[:-1].reshape(rows.shape[0] - 1, -1) / (scale[:-1, None] * self.public_map.unit)
         carried = integers.to(rows) / scale[:, None].to(rows)
         total = float(exact[-1] / scale[-1])
@@ -254,7 +260,7 @@ class PrivateOperand:
     def adjoint(self, fields: Tensor) -> Tensor:
         """See `Operand`."""
         assert self.public_map is not None
-        return self.public_map.adjoint(fields)
+        return self.public_map.adjoint(_scattered(fields, self.sample.positions, self.public_map))
 
     def _enter(self, kept: KeptLedger, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
         """Enter what was opened into the ledger, as equations on J; the last row is party_1's own warped image."""
@@ -291,7 +297,10 @@ class PrivateOperand:
         if kept.ledger.rank + len(results) > MOST_EQUATIONS:
             kept.last = kept.ledger.take_as_known(len(results))
         else:
-            kept.last = kept.ledger.record(self.public_map.functionals(rows), results, rows[-1])
+            weights, positions = self.sample.weights, self.sample.positions
+            own = rows[-1:] if weights is None else rows[-1:] / weights.to(rows).repeat(self.channels)
+            rows, own = (_scattered(r, positions, self.public_map) for r in (rows, own))
+            kept.last = kept.ledger.record(self.public_map.functionals(rows), results, own[0])
         self._check(kept)
 
 
@@ -300,6 +309,16 @@ def _places(positions: Tensor | None, points: int, channels: int) -> Tensor | No
     if positions is None or channels == 1:
         return positions
     return (torch.arange(channels)[:, None] * (points // channels) + positions.cpu()).flatten()
+
+
+def _scattered(rows: Tensor, positions: Tensor | None, public_map: PublicMap) -> Tensor:
+    """Rows (rows, n) at a sample's points as rows over all points of the operand's map, zero at the others."""
+    places = _places(positions, public_map.points, public_map.channels)
+    if places is None:
+        return rows
+    whole = rows.new_zeros(len(rows), public_map.points)
+    whole[:, places.to(rows.device)] = rows
+    return whole
 
 
 def quantise_columns(

@@ -80,11 +80,12 @@ class DeformableSSD:
         weights, normaliser = self.operand.sample.weights, float(rows.shape[1])
         if weights is not None:
             weights, normaliser = weights.to(rows).repeat(moving.tensor.shape[0]), float(moving.tensor.shape[0])
-        carried, projected, total = self.operand.project(rows if weights is None else rows * weights)
-        warped = carried[-1] if weights is None else carried[-1] / weights
-        own = self.operand.adjoint(carried[:-1] * warped)
+        weighted = rows if weights is None else rows * weights
+        carried, projected, total = self.operand.project(weighted)
+        # The rows' rounding meets the small residual I - J alone: in the gradient that of G, in the value that of I.
+        own = self.operand.adjoint(carried[:-1] * rows[-1])
         gradient = (2 / normaliser) * (own - projected).cpu().flatten()
-        energy = float(exact_products(carried[-1:], warped[None]))
+        energy = float(exact_products(2 * carried[-1:] - weighted[-1:], rows[-1:]))
         value = (energy - 2 * total) / normaliser + self.operand.mean_square
         return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], weights, normaliser))
 

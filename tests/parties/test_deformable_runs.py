@@ -32,6 +32,7 @@ from ppir_torch.warping import warp
 
 CLOSE_MM = 0.05  # of the clear run, in the foreground
 URS = {"kind": "urs", "fraction": 0.4, "seed": 5}
+GMS = {"kind": "gms", "fraction": 0.4, "seed": 5}
 # Control points 12 mm apart on 48 x 40 voxels of 1.5 x 2 mm.
 DEFORMABLE = {"spacing_mm": 12.0, "weight": 0.1}
 CONTROL_POINTS = [9, 10]
@@ -86,6 +87,7 @@ class Finished:
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bspline": ("bspline", {}),
     "bspline URS": ("bspline", {"sampler": URS}),
+    "bspline GMS": ("bspline", {"sampler": GMS}),
     "velocity": ("velocity", {}),
 }
 
@@ -118,9 +120,12 @@ def test_a_private_run_equals_the_clear_run(finished: Finished) -> None:
     assert finished.result["rmse_to_truth_mm"] == pytest.approx(error, rel=1e-6)
     linear = found.get_submodule("parts.1")
     assert error < 0.6 * displacement_rmse(linear, truth, points)
-    levels = {h["level"]: h["points"] for h in finished.clear["history"]}
-    assert {h["level"]: h["points"] for h in finished.result["history"]} == levels
-    assert finished.result["ssd"] == pytest.approx(finished.clear["ssd"], rel=0.05, abs=0.05)
+    # The gradient's points follow the transform so far, which is rounded: a few others are drawn, of other sums.
+    by_gradient = finished.result["sampler"] == "gms"
+    used, expected = ({h["level"]: h["points"] for h in r["history"]} for r in (finished.result, finished.clear))
+    assert used == (pytest.approx(expected, rel=0.01) if by_gradient else expected)
+    abs_error = 0.02 * float(fixed.tensor.var()) if by_gradient else 0.05
+    assert finished.result["ssd"] == pytest.approx(finished.clear["ssd"], rel=0.05, abs=abs_error)
 
 
 def test_the_files_are_one_map_for_simpleitk(finished: Finished) -> None:
@@ -209,6 +214,40 @@ def test_messages_hold_sums_and_no_force_of_a_voxel(finished: Finished) -> None:
     assert sent <= 8 * opened + 60 * finished.result["iterations"]
     assert "PUBLIC_MAP" in finished.result["party_1"]["messages"]
     assert "PUBLIC_MAP" not in finished.result["party_2"]["messages"]
+
+
+def test_gms_keeps_its_points(files: Files, tmp_path: Path) -> None:
+    """As many bytes of each kind go out in a product as of all points, and no list of points but with consent."""
+    seen, stop = {}, {"max_iterations": 2, "decrease": 0.0, "step_voxels": 0.0}
+    for name, sampler in {"all": {"kind": "none"}, "kept": GMS, "told": GMS | {"disclose_points": True}}.items():
+        config = configuration(files, "beaver", sampler=sampler, optimizer={"kind": "gauss_newton", "stopping": stop})
+        settings = config.model_dump(mode="json")
+        config = load_config(settings | {"transform": settings["transform"] | stop})
+        with started_parties():
+            result = run(config, tmp_path / name)
+        seen[name] = {k: v for k, v in result["party_1"]["messages"].items() if k not in ("HELLO", "FINISH")}
+        lines = " ".join(result["disclosed"]["party_2"])
+        assert ("where the moving image has edges" in lines) is (name == "told")
+        assert ("the chosen points stay with party_1" in lines) is (name == "kept")
+        # Two products a level, each of as many rows.
+        assert [h["iteration"] for h in result["history"]] == [1, 2] * 4
+    assert seen["kept"] == seen["all"]
+    assert "SAMPLE" not in seen["kept"]
+    assert seen["told"]["SAMPLE"] > 0
+    assert seen["told"]["MASKED_ROWS"] < 0.6 * seen["all"]["MASKED_ROWS"]
+
+
+@pytest.mark.parametrize("protocol", ["spdz", "bfv"])
+def test_every_protocol_follows_the_clear_run_with_gms(protocol: str, files: Files, tmp_path: Path) -> None:
+    fixed = load_image(files.fixed)
+    budget = {"file": str(tmp_path / "releases.sqlite"), "max_values": 100_000}
+    found = []
+    for backend in ("clear", protocol):
+        more = {} if backend == "clear" else {"budget": budget}
+        with started_parties():
+            run(configuration(files, backend, sampler=GMS | {"fraction": 0.6}, **more), tmp_path / backend)
+        found.append(load_any_transform(tmp_path / backend / "transform.h5", fixed.grid))
+    assert displacement_rmse(*found, foreground_points(fixed)) <= CLOSE_MM
 
 
 # --- where a run stops
