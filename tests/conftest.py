@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from ppir_torch.grids import Grid
@@ -25,8 +25,8 @@ os.environ["PPIR_RELEASES"] = str(Path(_RELEASES.name) / "releases.sqlite")
 # These problems are small: a second thread gains nothing, and on a busy machine costs a factor of four.
 torch.set_num_threads(1)
 
-# The same cases each time; `pytest --hypothesis-profile=default` looks for new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# The same cases each time; `pytest --hypothesis-profile=default` looks for new ones. A slow machine is no fault.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 SIZES = {2: (48, 40), 3: (32, 28, 24)}

@@ -344,7 +344,7 @@ def test_more_files_are_refused(tmp_path: Path) -> None:
         load_points(tmp_path / "bare.txt", ("x", "y"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=60) | st.text("xyz,0123456789.-e\n#pt", max_size=60).map(str.encode))
 @pytest.mark.parametrize("name", ["p.csv", "p.txt", "p.fcsv", "p.mrk.json", "p.npy"])
 def test_any_content_is_points_or_one_clear_line(name: str, content: bytes, tmp_path: Path) -> None:

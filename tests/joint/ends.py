@@ -41,9 +41,9 @@ class Trio:
     """The links of party_1, party_2 and a dealer, as seen by each end, and threads for those who are not the test."""
 
     def __init__(self) -> None:
-        self.one_two, self.two_one = link_pair("party_1", "party_2", timeout=20)
-        self.one_dealer, self.dealer_one = link_pair("party_1", "dealer", timeout=20)
-        self.two_dealer, self.dealer_two = link_pair("party_2", "dealer", timeout=20)
+        self.one_two, self.two_one = link_pair("party_1", "party_2", timeout=120)
+        self.one_dealer, self.dealer_one = link_pair("party_1", "dealer", timeout=120)
+        self.two_dealer, self.dealer_two = link_pair("party_2", "dealer", timeout=120)
         self.links = [v for v in vars(self).values() if isinstance(v, Link)]
         self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
@@ -63,7 +63,7 @@ class Trio:
             with contextlib.suppress(PeerLost):
                 link.send(Kind.FINISH)
         for thread in self.threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 

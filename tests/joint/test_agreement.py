@@ -236,7 +236,7 @@ def test_nothing_is_sent_where_release_refuses(protocol: str) -> None:
         before = run.trio.two_one.sent.copy()
         with pytest.raises(PeerLost, match="party_2 is gone"):
             run.moving.multiply(x)
-        run.trio.threads[-1].join(10)
+        run.trio.threads[-1].join(60)
         assert run.trio.two_one.sent == before
         assert [str(run.trio.errors.pop())] == ["not 1 values more"]
 

@@ -28,7 +28,7 @@ MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
 class Parties:
     """Both ends in one process; party_2 answers in a thread."""
 
-    links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=20.0))
+    links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=120.0))
 
     def __post_init__(self) -> None:
         self.moving, self.fixed = BfvMovingSide(self.links[0]), BfvFixedSide(self.links[1])

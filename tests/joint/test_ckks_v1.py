@@ -23,7 +23,7 @@ class Parties:
     """Both ends in one process; party_2 answers in a thread."""
 
     def __init__(self) -> None:
-        self.links = link_pair("party_1", "party_2", timeout=20.0)
+        self.links = link_pair("party_1", "party_2", timeout=120.0)
         self.moving, self.fixed = CkksV1MovingSide(self.links[0]), CkksV1FixedSide(self.links[1])
 
     def send(self, values: Tensor, rows: int, number: int = 0) -> None:
@@ -160,7 +160,7 @@ def test_malformed_keys_are_refused(parties: Parties) -> None:
     with_secret_key = context.serialize(True, True, False, False)
     without_rotations = context.serialize(True, False, False, False)
     for key in (b"", b"123", bytes(1 << 25), without_rotations, with_secret_key):
-        party_1, party_2 = link_pair("party_1", "party_2", timeout=20.0)
+        party_1, party_2 = link_pair("party_1", "party_2", timeout=120.0)
         party_2.send(Kind.GALOIS_KEYS, key)
         with pytest.raises(LinkError, match="GALOIS_KEYS"):
             CkksV1MovingSide(party_1).accept_operand(header_of(VALUES, 1))

@@ -8,7 +8,6 @@ import random
 import socket
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -289,7 +288,7 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     moving.accept_operand(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
-    trio.threads[1].join(5)
+    trio.threads[1].join(60)
     assert [type(e) for e in trio.errors] == [PeerLost]
 
 
@@ -301,7 +300,7 @@ def test_the_dealer_ends_with_either_party() -> None:
         if lost == "two_dealer":  # noticed at the latest when party_1 leaves
             trio.one_dealer.send(Kind.TRIPLE, pack({"rows": 2, "points": 5, "columns": 1}))
             trio.one_dealer.close()
-        trio.threads[0].join(5)
+        trio.threads[0].join(60)
         assert not trio.threads[0].is_alive()
         assert trio.errors == []
 
@@ -337,7 +336,7 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
     near, far = socket.socketpair()
     near_dealer, far_dealer = socket.socketpair()
     trio = Trio()
-    link = Link(near, bytes(16), bytes(16), "party_1", "party_2", timeout=60)
+    link = Link(near, bytes(16), bytes(16), "party_1", "party_2", timeout=120)
     dealer_two = Link(near_dealer, bytes(16), bytes([1] * 16), "dealer", "party_2")
     trio.start(serve_dealer, trio.dealer_one, dealer_two)
     fds = (far.fileno(), far_dealer.fileno())
@@ -350,13 +349,12 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
         moving.accept_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540))
         x = torch.arange(120).reshape(3, 40)
         assert moving.multiply(x).tolist() == python_products(x, torch.arange(40))
-        started = time.monotonic()
-        with pytest.raises(PeerLost, match="party_2 is gone"):
+        # Noticed as it happens, not by the silence after it.
+        with pytest.raises(PeerLost, match=r"party_2 is gone \((?!nothing arrived)"):
             moving.multiply(x)
-        assert time.monotonic() - started < 10
     assert party_2.returncode == -9
     trio.one_dealer.send(Kind.FINISH)
-    trio.threads[0].join(5)
+    trio.threads[0].join(60)
     assert not trio.threads[0].is_alive()
 
 

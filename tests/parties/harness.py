@@ -129,6 +129,8 @@ def started_parties(quick: bool = True) -> Iterator[Started]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "Party", Recorded)
+            # A slow machine may need long to end; whoever is still there then is killed, which tests see.
+            patch.setattr(launch, "GRACE_S", 100.0)
             yield started
         assert [party.role for party in started if party.running] == []
     finally:
@@ -203,7 +205,7 @@ class Taps:
     def join(self) -> None:
         """Wait until every wire is closed."""
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
     def messages(self, source: str, target: str) -> list[Tapped]:

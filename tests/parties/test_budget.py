@@ -205,7 +205,7 @@ def test_processes_that_charge_at_once_never_pass_the_cap(path: Path) -> None:
         for spender in spenders:
             spender.stdin.write("go\n")
             spender.stdin.flush()
-        granted = [int(spender.communicate(timeout=60)[0]) for spender in spenders]
+        granted = [int(spender.communicate(timeout=120)[0]) for spender in spenders]
     finally:
         for spender in spenders:
             spender.kill()
@@ -228,7 +228,7 @@ def test_a_charge_waits_for_the_one_before(path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(budget_module, "_now", late)
     first = threading.Thread(target=budget.charge, args=(10, "product"))
     first.start()
-    assert checked.wait(10)
+    assert checked.wait(60)
     with pytest.raises(BudgetExceeded, match="10 of at most 10"):
         ReleaseBudget(path, "party_1", IMAGE, 10).charge(10, "product")
     first.join()

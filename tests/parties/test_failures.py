@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from parties.harness import Files, Started, started_parties, tapped_wires
 from ppir_torch.errors import PeerLost, PpirError
 from ppir_torch.images import Image, load_image, save_image
 from ppir_torch.link import Kind
-from ppir_torch.parties.launch import GRACE_S
 from ppir_torch.run import run
 from ppir_torch.transforms import load_transform
 
@@ -46,29 +43,18 @@ class Loss:
     """One run in which `victim` is killed (kill -9) when it has said all it has to say in product PRODUCTS."""
 
     def __init__(self, backend: str, victim: str, files: Files, folder: Path) -> None:
-        self.folder, self.ended = folder, dict[str, float]()
+        self.folder = folder
         source, target, kind = LAST_WORDS[backend, victim]
 
         def watch(*passing: Any) -> None:
             if passing == (source, target, kind, PRODUCTS):
                 os.kill(started[victim].process.pid, signal.SIGKILL)
-                self.killed = time.monotonic()
-                threads.extend(threading.Thread(target=self._wait, args=(party,)) for party in started)
-                for thread in threads:
-                    thread.start()
 
-        threads: list[threading.Thread] = []
         with started_parties() as started, tapped_wires(watch), pytest.raises(PeerLost) as caught:
             run(files.configuration(backend), folder)
-        self.seconds = time.monotonic() - self.killed
-        for thread in threads:
-            thread.join()
+        # A party that does not end by itself is killed, too.
+        self.killed = {party.role for party in started if party.process.returncode == -signal.SIGKILL}
         self.error = caught.value
-
-    def _wait(self, party: Any) -> None:
-        while party.running:
-            time.sleep(0.02)
-        self.ended[party.role] = time.monotonic() - self.killed
 
     def report(self, role: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{role}.json").read_text()))
@@ -88,7 +74,7 @@ def test_party_2_is_killed(
     assert is_one_clear_line(str(loss.error))
     assert "party_2 is gone" in str(loss.error)
     assert str(tmp_path) in str(loss.error)
-    assert max(loss.ended.values()) < GRACE_S
+    assert loss.killed == {"party_2"}
     assert loss.report("party_1")["exit_code"] == 3
     # What is kept is the best of the products that came to an end: where the clear run was after as many.
     result = json.loads((tmp_path / "result.json").read_text())
@@ -115,7 +101,7 @@ def test_party_1_is_killed(backend: str, site_files: Callable[..., Files], tmp_p
     assert loss.error.exit_code == 3
     assert is_one_clear_line(str(loss.error))
     assert "party_1 ended without a report" in str(loss.error)
-    assert loss.ended["party_2"] < GRACE_S
+    assert loss.killed == {"party_1"}
     report = loss.report("party_2")
     assert (report["exit_code"], report["complete"]) == (3, False)
     # The dealer ends with party_1, too, and party_2 may notice that first.
@@ -129,7 +115,7 @@ def test_the_dealer_is_killed(backend: str, site_files: Callable[..., Files], tm
     loss = Loss(backend, "dealer", site_files("affine", 2), tmp_path)
     assert loss.error.exit_code == 3
     assert is_one_clear_line(str(loss.error))
-    assert max(loss.ended.values()) < GRACE_S
+    assert loss.killed == {"dealer"}
     one, two = loss.report("party_1"), loss.report("party_2")
     assert (one["exit_code"], two["exit_code"]) == (3, 3)
     assert "dealer is gone" in two["error"]
@@ -147,16 +133,16 @@ def test_the_dealer_is_killed(backend: str, site_files: Callable[..., Files], tm
 
 
 def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Files], tmp_path: Path) -> None:
-    """It is stopped, not killed: no connection breaks."""
+    """It is stopped, not killed: no connection breaks. A slow machine must not be silent for as long before that."""
 
     def watch(source: str, _target: str, kind: Kind, count: int) -> None:
         if source == "party_2" and kind is Kind.MASKED_RESULT and count == PRODUCTS:
             os.kill(started["party_2"].process.pid, signal.SIGSTOP)
 
-    config = site_files("affine", 2).configuration("bfv", transport={"kind": "local", "timeout_s": 1.0})
+    config = site_files("affine", 2).configuration("bfv", transport={"kind": "local", "timeout_s": 10.0})
     with started_parties() as started, tapped_wires(watch), pytest.MonkeyPatch.context() as patch:
         patch.setattr("ppir_torch.parties.launch.GRACE_S", 1.0)
-        with pytest.raises(PeerLost, match="nothing arrived for 1 s"):
+        with pytest.raises(PeerLost, match="nothing arrived for 10 s"):
             run(config, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["complete"], result["iterations"]) == (False, PRODUCTS)

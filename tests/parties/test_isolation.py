@@ -179,7 +179,7 @@ def test_the_hidden_folder_is_hidden(site_files: Callable[..., Files], tmp_path:
     reports = {}
     for name, (party, mine) in parties.items():
         mine.shutdown(socket.SHUT_WR)  # party_1 is gone: no party_2 goes on for long
-        reports[name] = party.wait(60)
+        reports[name] = party.wait(120)
         mine.close()
     assert reports["hidden"]["error"] == f"{files.moving}: no such file or folder"
     assert reports["hidden"]["exit_code"] == 2

@@ -204,7 +204,7 @@ def test_the_moments_are_exact_integers(backend: str, dimension: int) -> None:
     MovingPoints(moving).align(trio.one_two, side, backend)
     trio.one_dealer.send(Kind.FINISH)
     for thread in trio.threads:
-        thread.join(20)
+        thread.join(60)
     assert trio.errors == []
     assert charged == [(released_values(dimension), "points")]
     values = quantise_fixed(fixed - fixed.mean(0), backend, True)[1]
@@ -256,7 +256,7 @@ def rogue_party_1(points: Tensor, **more: Any) -> Iterator[tuple[Link, list[Base
     greet(trio.one_two, "points, plain")
     yield trio.one_two, trio.errors
     for thread in trio.threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -321,7 +321,7 @@ def test_a_cap_that_is_too_small_sends_nothing() -> None:
 )
 def test_a_malformed_operand_is_refused(change: dict[str, Any], said: str) -> None:
     fixed, moving = made_sets(2)
-    mine, theirs = link_pair("party_1", "party_2", timeout=5)
+    mine, theirs = link_pair("party_1", "party_2", timeout=60)
     header = quantise_fixed(fixed - fixed.mean(0), "plain", True)[0]
     meta = {**header.to_meta(), "centre": [1.0, 2.0], "spread": True}
     meta["further_scales"] = list(header.further_scales)
@@ -342,7 +342,7 @@ def hello() -> dict[str, str]:
 
 
 def test_an_image_party_and_a_points_party_do_not_meet() -> None:
-    mine, theirs = link_pair("party_1", "party_2", timeout=5)
+    mine, theirs = link_pair("party_1", "party_2", timeout=60)
     theirs.send(Kind.HELLO, pack(hello() | {"protocol": "plain"}))
     with pytest.raises(ConfigError, match="both must be the same"):
         MovingPoints(made_sets(2)[1]).align(mine, PlainMovingSide(mine), "plain")

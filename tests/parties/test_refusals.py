@@ -90,7 +90,7 @@ class Served:
 
     def error(self, *kinds: type[BaseException]) -> str:
         """The line with which party_2 stopped."""
-        for _ in range(500):
+        for _ in range(6000):
             if self.outcome:
                 break
             time.sleep(0.01)
@@ -100,7 +100,7 @@ class Served:
 
 @contextmanager
 def served(party: FixedParty) -> Iterator[Served]:
-    mine, theirs = link_pair("party_1", "party_2", timeout=10)
+    mine, theirs = link_pair("party_1", "party_2", timeout=60)
     run = Served(mine, PlainFixedSide(theirs), [])
 
     def work() -> None:
@@ -115,7 +115,7 @@ def served(party: FixedParty) -> Iterator[Served]:
         yield run
     finally:
         mine.close()
-        thread.join(10)
+        thread.join(60)
         theirs.close()
         assert not thread.is_alive()
 
@@ -394,7 +394,7 @@ def test_a_lost_party_1_ends_party_2() -> None:
 @contextmanager
 def peer(*answers: tuple[Kind, list[Any]]) -> Iterator[Link]:
     """party_1's link to a party_2 that says these, whatever it is told."""
-    mine, theirs = link_pair("party_1", "party_2", timeout=5)
+    mine, theirs = link_pair("party_1", "party_2", timeout=60)
     for kind, payload in answers:
         theirs.send(kind, payload)
     yield mine
