@@ -128,6 +128,14 @@ class MindConfig(_Settings):
     dilation: int = Field(default=2, ge=1, le=16)
 
 
+class MutualInformationConfig(_Settings):
+    """Minus the mutual information of the intensities; see `ppir_torch.MutualInformation`. Linear transforms only."""
+
+    kind: Literal["mi"] = "mi"
+    moving_bins: int = Field(default=16, ge=4, le=64)
+    fixed_bins: int = Field(default=8, ge=4, le=64)
+
+
 class StoppingConfig(_Settings):
     """When a level ends; see `ppir_torch.Stopping`, which has the same defaults."""
 
@@ -140,6 +148,15 @@ class GaussNewtonConfig(_Settings):
     kind: Literal["gauss_newton"] = "gauss_newton"
     damping: float = Field(default=1e-4, gt=0, le=1e6)
     stopping: StoppingConfig = StoppingConfig()
+
+
+class LbfgsConfig(_Settings):
+    """L-BFGS from the loss's own Hessian: for losses whose Gauss-Newton model is rough. It stops later."""
+
+    kind: Literal["lbfgs"] = "lbfgs"
+    memory: int = Field(default=10, ge=1, le=100)
+    damping: float = Field(default=1e-4, gt=0, le=1e6)
+    stopping: StoppingConfig = StoppingConfig(decrease=1e-7)
 
 
 class InverseCompositionalConfig(_Settings):
@@ -351,8 +368,12 @@ class TransportConfig(_Settings):
 
 
 Transform = Annotated[LinearConfig | DeformableConfig, Field(discriminator="kind")]
-Loss = Annotated[SsdConfig | NccConfig | LocalNccConfig | MindConfig, Field(discriminator="kind")]
-Optimizer = Annotated[GaussNewtonConfig | InverseCompositionalConfig | AdamConfig, Field(discriminator="kind")]
+Loss = Annotated[
+    SsdConfig | NccConfig | LocalNccConfig | MindConfig | MutualInformationConfig, Field(discriminator="kind")
+]
+Optimizer = Annotated[
+    GaussNewtonConfig | LbfgsConfig | InverseCompositionalConfig | AdamConfig, Field(discriminator="kind")
+]
 PrivateKind = SpdzConfig | BeaverConfig | BfvConfig | CkksConfig | CkksV1Config
 Backend = Annotated[ClearConfig | AutoConfig | PrivateKind, Field(discriminator="kind")]
 PrivateBackend = Annotated[PrivateKind, Field(discriminator="kind")]
@@ -379,6 +400,18 @@ class _PublicConfig(_SharedConfig):
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     share_transform: bool = False
     ledger: LedgerConfig = LedgerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimizer_of_the_loss(cls, values: object) -> object:
+        # Where no optimiser is named: Gauss-Newton's model is poor for mutual information.
+        if not isinstance(values, Mapping):
+            return values
+        chosen, loss = values.get("optimizer"), values.get("loss")
+        if chosen is not None and not (isinstance(chosen, Mapping) and "kind" not in chosen):
+            return values
+        of_mi = isinstance(loss, Mapping) and loss.get("kind") == "mi"
+        return {**values, "optimizer": {"kind": "lbfgs" if of_mi else "gauss_newton", **(chosen or {})}}
 
     @model_validator(mode="after")
     def _check_sampler(self) -> _PublicConfig:
@@ -419,6 +452,10 @@ class _PublicConfig(_SharedConfig):
                 lines.append(
                     f"sampler.kind: 'chunks', with transform {self.transform.kind!r} one of none, urs, gms is needed: "
                     "its products keep the image's order"
+                )
+            if self.loss.kind == "mi":
+                lines.append(
+                    f"loss.kind: 'mi', with transform {self.transform.kind!r} ssd, ncc, local_ncc or mind is needed"
                 )
             if self.sampler.kind == "gms" and self.loss.kind == "ncc":
                 lines.append(
@@ -545,14 +582,16 @@ def build_plan(
 ) -> Plan:
     """The registration's plan; `start` is the loaded transform where start.kind is "file"."""
     from .images import Level
-    from .optimizers import Adam, GaussNewton, InverseCompositional, Stopping
+    from .optimizers import LBFGS, Adam, GaussNewton, InverseCompositional, Stopping
     from .registration import Deformable, Plan
 
     if (config.start.kind == "file") != (start is not None):
         raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
-    optimizer: GaussNewton | InverseCompositional | Adam
+    optimizer: GaussNewton | LBFGS | InverseCompositional | Adam
     if isinstance(config.optimizer, GaussNewtonConfig):
         optimizer = GaussNewton(config.optimizer.damping)
+    elif isinstance(config.optimizer, LbfgsConfig):
+        optimizer = LBFGS(config.optimizer.memory, config.optimizer.damping)
     elif isinstance(config.optimizer, InverseCompositionalConfig):
         optimizer = InverseCompositional(config.optimizer.damping)
     else:
@@ -584,12 +623,14 @@ def build_plan(
     )
 
 
-def build_measure(loss: SsdConfig | NccConfig | LocalNccConfig | MindConfig) -> Measure:
+def build_measure(loss: Loss) -> Measure:
     """The measure of similarity that the configuration describes."""
-    from .losses import Correlation, LocalCorrelation, Mind, SquaredDifference
+    from .losses import Correlation, LocalCorrelation, Mind, MutualInformation, SquaredDifference
 
     if isinstance(loss, MindConfig):
         return Mind(loss.radius, loss.dilation)
+    if isinstance(loss, MutualInformationConfig):
+        return MutualInformation(loss.moving_bins, loss.fixed_bins)
     if isinstance(loss, LocalNccConfig):
         return LocalCorrelation(loss.radius_mm, loss.floor)
     return Correlation() if isinstance(loss, NccConfig) else SquaredDifference()

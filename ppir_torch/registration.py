@@ -25,7 +25,7 @@ from .joint.columns import IMAGE, Columns
 from .joint.operands import ClearOperand, Operand
 from .joint.public_map import PublicMap
 from .losses import SSD, AnyLinearisation, DeformableSSD, InverseSSD, Measure, Smoothness, SquaredDifference
-from .optimizers import Adam, GaussNewton, InverseCompositional, Iteration, Stopping
+from .optimizers import LBFGS, Adam, GaussNewton, InverseCompositional, Iteration, Stopping
 from .regularisers import Regulariser
 from .sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Sampler, Uniform
 from .transforms import LINEAR_TRANSFORMS, Affine, BSpline, Composite, ControlLattice, LinearTransform, VelocityField
@@ -188,7 +188,7 @@ class Plan:
         transform: "translation", "rigid", "similarity" or "affine".
         levels: coarse to fine.
         sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS).
-        optimizer: `GaussNewton`, `InverseCompositional` or `Adam`.
+        optimizer: `GaussNewton`, `LBFGS` (for `MutualInformation`), `InverseCompositional` or `Adam`.
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
         deformable: what follows the linear stage, if anything does.
@@ -199,7 +199,7 @@ class Plan:
     transform: str = "affine"
     levels: tuple[Level, ...] = DEFAULT_LEVELS
     sampler: Sampler = field(default_factory=Full)
-    optimizer: GaussNewton | InverseCompositional | Adam = field(default_factory=GaussNewton)
+    optimizer: GaussNewton | LBFGS | InverseCompositional | Adam = field(default_factory=GaussNewton)
     stopping: Stopping = field(default_factory=Stopping)
     start: str | Affine = "centres"
     deformable: Deformable | None = None
@@ -259,6 +259,8 @@ def register_images(
     plan = plan or Plan()
     started = time.perf_counter()
     _check_plan(plan)
+    if plan.deformable is not None and not plan.loss.deforms:
+        raise ConfigError(f"loss: {plan.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform")
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
@@ -408,8 +410,10 @@ def _operand(
     sampler, measure = plan.sampler, plan.loss
     count = level_grid(fixed.grid, level)[0].count * measure.channels(fixed.grid.dimension)
     some_points = isinstance(sampler, Chunks | GradientMagnitude)
-    rows, columns = 1 + sum(p.numel() for p in transform.parameters()), IMAGE
-    if isinstance(plan.optimizer, InverseCompositional):
+    rows, columns = 1 + sum(p.numel() for p in transform.parameters()), measure.columns()
+    if columns.kind != "image":
+        rows = measure.most_rows(fixed.grid.dimension)
+    elif isinstance(plan.optimizer, InverseCompositional):
         rows, columns = 1, Columns("steepest_descent", plan.transform)
     elif isinstance(transform, Affine) and fixed.prefers_moments(count) and not (measure.normalised and some_points):
         rows, columns = 1 + fixed.grid.dimension, Columns("moments")

@@ -98,7 +98,7 @@ def register(
     fraction: float = 0.1,
     seed: int = 0,
     levels: tuple[int, ...] = (4, 2, 1),
-    optimizer: str = "gauss_newton",
+    optimizer: str | None = None,
     start: str = "centres",
     fixed_mask: str | Path | None = None,
     disclose_mask: bool = False,
@@ -124,7 +124,8 @@ def register(
         sampler: "none", "urs", "chunks" or "gms", with `fraction` of the points.
         seed: of the sampler.
         levels: shrink factors, coarse to fine.
-        optimizer: "gauss_newton", "inverse_compositional" or "adam".
+        optimizer: "gauss_newton", "lbfgs", "inverse_compositional" or "adam"; None: what suits the loss ("lbfgs" for
+            "mi", else "gauss_newton").
         start: "centres", "identity", "centre_of_mass" (clear runs), or the path of an ITK transform.
         fixed_mask: foreground of the fixed image; private runs tell it to party_1 and need `disclose_mask`.
         truth: known ITK transform to compare with.
@@ -135,8 +136,9 @@ def register(
         noise: party_2's noise on every product, as a share of the fixed image.
         disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
         allow_insecure: let "ckks-v1" run.
-        loss: "ssd", "ncc" (correlation), "local_ncc", "mind" (across modalities), or a mapping with the kind and its
-            settings, see `ppir_torch.losses.measures`. A network's features go with `register_images` only.
+        loss: "ssd", "ncc" (correlation), "local_ncc", "mind" or "mi" (mutual information; both across modalities),
+            or a mapping with the kind and its settings, see `ppir_torch.losses.measures`. A network's features go with
+            `register_images` only.
         preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
             (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from).
 
@@ -161,7 +163,7 @@ def register(
             {
                 "transform": {"kind": transform} if isinstance(transform, str) else dict(transform),
                 "loss": {"kind": loss} if isinstance(loss, str) else dict(loss),
-                "optimizer": {"kind": optimizer},
+                **({} if optimizer is None else {"optimizer": {"kind": optimizer}}),
                 "backend": {"kind": backend} | ({"allow_insecure": allow_insecure} if backend == "ckks-v1" else {}),
                 "sampler": {"kind": sampler}
                 | ({} if sampler == "none" else {"fraction": fraction})
@@ -298,6 +300,10 @@ _OF_LOSS: dict[str, list[str]] = {
     "ssd": [],
     "ncc": ["with loss ncc J is the fixed image at zero mean and unit variance: neither is told"],
     "local_ncc": ["with loss local_ncc J is the locally normalised fixed image, not its intensities"],
+    "mi": [
+        "with loss mi it learns the joint histogram of the two images' bins and D (D + 1) moments of its derivative at "
+        "each iteration; no range, mean, scale or energy of J is told"
+    ],
     "mind": ["with loss mind J is the fixed image's MIND descriptors (12 channels, 4 in 2-D), not its intensities"],
 }
 

@@ -13,14 +13,14 @@ from ppir_torch.errors import ConfigError
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
 GROUPS = {
     "transform": ["affine", "bspline", "rigid", "similarity", "translation", "velocity"],
-    "loss": ["local_ncc", "mind", "ncc", "ssd"],
-    "optimizer": ["adam", "gauss_newton", "inverse_compositional"],
+    "loss": ["local_ncc", "mi", "mind", "ncc", "ssd"],
+    "optimizer": ["adam", "gauss_newton", "inverse_compositional", "lbfgs"],
     "backend": ["auto", "beaver", "bfv", "ckks", "ckks-v1", "clear", "spdz"],
     "sampler": ["chunks", "gms", "none", "urs"],
     "pyramid": ["default", "five", "single"],
     "data": ["files"],
     "transport": ["local"],
-    "experiment": ["demo", "itk2d"],
+    "experiment": ["between_subjects", "demo", "itk2d"],
 }
 
 
@@ -38,7 +38,7 @@ def test_groups_are_all_there() -> None:
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names])
 def test_every_group_file_is_valid(group: str, name: str) -> None:
     consent = ["backend.allow_insecure=true"] if name == "ckks-v1" else []
-    config = one(f"{group}={name}", *consent, *([] if group == "experiment" else DATA))
+    config = one(f"{group}={name}", *consent, *([] if name in ("demo", "itk2d") else DATA))
     if group not in ("pyramid", "data", "experiment"):
         assert getattr(config, group).kind == name
 
@@ -104,7 +104,7 @@ def test_sweep_is_every_combination() -> None:
         ("sampler.fraction=0.1", "sampler.fraction: not a setting of none; beside kind it takes nothing else"),
         ("backend@x=bfv", "configuration: Could not override 'backend@x'."),
         ("~nothing", "configuration: Could not delete from config. 'nothing' does not exist."),
-        ("experiment=mine", "experiment: 'mine', one of demo, itk2d is needed"),
+        ("experiment=mine", "experiment: 'mine', one of between_subjects, demo, itk2d is needed"),
         ("seed=${oc.env:HOME}", "seed: '${oc.env:HOME}', a plain value is needed: resolvers are not run"),
         ("seed=${nothing}", "configuration: Interpolation key 'nothing' not found"),
         ("seed=-1", "seed: -1, an integer >= 0 and <= 4294967295 is needed"),

@@ -21,6 +21,7 @@ FLOORS = (
     "grids",
     "images",
     "features",
+    "histograms",
     "transforms",
     "regularisers",
     "points",

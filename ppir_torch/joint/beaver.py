@@ -61,7 +61,7 @@ from .protocol import (
     check_operand,
     check_pairs,
     check_range,
-    most_terms,
+    check_sums,
 )
 from .public_map import MAPPED_ROW_BITS, PublicMap
 from .words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
@@ -211,10 +211,13 @@ class BeaverMovingSide(MovingSide):
         """
         if self._header is None or self._map is not None:
             raise RuntimeError("multiply before accept_operand, or of an operand with a map")
-        check_range(rows, self._header, self.limits, most_terms(into))
+        check_range(rows, self._header, self.limits)
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
-        return self._product(rows, pairs, None if into is None else check_into(into, len(pairs)))
+        if into is not None:
+            into = check_into(into, len(pairs))
+            check_sums(rows, self._header, self.limits, pairs, into)
+        return self._product(rows, pairs, into)
 
     def project(self, rows: Tensor) -> Tensor:
         """See `MovingSide`; raises as `multiply`."""

@@ -3,6 +3,8 @@
 - `IMAGE`: J less its mean. With rows S^T (P) and I_w it serves any transform.
 - `MOMENTS`: J times 1 and times each normalised coordinate (public). For an affine transform S = G (x) (1, x, y, z),
   G the spatial gradient (D rows): D + 1 rows with D + 1 columns say what P + 1 rows with one column do.
+- `BINS`: the Parzen weights of J in each of K bins, and each of them times the normalised coordinates: what joint
+  histograms and their derivatives need (mutual information).
 - `STEEPEST_DESCENT`: J and its own steepest-descent images S_J at the identity, for inverse-compositional
   Gauss-Newton (Baker and Matthews 2004): then only I_w (one row) moves from iteration to iteration.
 
@@ -21,38 +23,72 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError
 from ..grids import Grid
+from ..histograms import bin_weights
 from ..images import Image
 from ..transforms import LINEAR_TRANSFORMS
 from ..warping import grid_gradient, steepest_descent
-from .protocol import Pairs
+from .protocol import COLUMN_BITS, ROW_BITS, Pairs
 
-__all__ = ["IMAGE", "Columns", "FixedColumns", "columns_of", "functionals", "homogeneous"]
+__all__ = [
+    "BIN_PEAK",
+    "IMAGE",
+    "MOST_BINS",
+    "Columns",
+    "FixedColumns",
+    "columns_of",
+    "functionals",
+    "homogeneous",
+    "table_of",
+]
 
-Kind = Literal["image", "moments", "steepest_descent"]
+Kind = Literal["image", "moments", "steepest_descent", "bins"]
+BIN_PEAK = 2 / 3  # the largest weight of a value in a bin
+MOST_BINS = 64
+_MANY_POINTS = 1 << 15  # from here on the rounding of bin weights averages out
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are wanted, all of it public: the kind, and for "steepest_descent" the transform's name.
+    """Which columns are wanted, all of it public.
+
+    Args:
+        kind: see the module's docstring.
+        transform: for "steepest_descent", the transform's name.
+        bins: for "bins", how many.
 
     Raises:
-        ConfigError: an unknown kind or transform.
+        ConfigError: an unknown kind or transform, or other than 4 to 64 bins.
     """
 
     kind: Kind = "image"
     transform: str = ""
+    bins: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ConfigError(f"columns: {self.kind!r}, one of {', '.join(get_args(Kind))} is needed")
         if (self.kind == "steepest_descent") != (self.transform in LINEAR_TRANSFORMS):
             raise ConfigError(f"columns: {self.kind!r} of transform {self.transform!r} do not go together")
+        if self.bins not in (range(4, MOST_BINS + 1) if self.kind == "bins" else (0,)):
+            raise ConfigError(f"columns: {self.bins} bins with {self.kind!r}, 4 to {MOST_BINS} with 'bins' are needed")
 
     def count(self, grid: Grid) -> int:
         """Number of columns for a fixed image on `grid`."""
         if self.kind == "steepest_descent":
             return 1 + sum(p.numel() for p in LINEAR_TRANSFORMS[self.transform](grid).parameters())
-        return 1 if self.kind == "image" else 1 + grid.dimension
+        if self.kind == "image":
+            return 1
+        return (self.bins or 1) * (1 + grid.dimension)
+
+    def row_bits(self, points: int) -> int:
+        """Of a typical entry of party_1's rows."""
+        return 6 if self.kind == "bins" and points >= _MANY_POINTS else ROW_BITS
+
+    def column_bits(self, points: int, usual: int) -> int:
+        """Bits, sign included, of the columns' integers; `usual` is what the protocol takes for images."""
+        if self.kind != "bins":
+            return usual
+        return 8 if points >= _MANY_POINTS else COLUMN_BITS
 
 
 IMAGE = Columns("image")
@@ -63,7 +99,8 @@ class FixedColumns:
     """The columns of a fixed image at one level.
 
     Attributes:
-        values: (C, n) in the image's dtype; the first is J less `offset`.
+        values: (C, n) in the image's dtype; the first is J less `offset`. Of "bins" the K bins' weights, then these
+            times each coordinate, K columns a time.
         offset: the public constant that was subtracted, the mean over the level's candidate points.
         level_mean_square: mean of (J - offset)^2 over all candidate points.
     """
@@ -93,9 +130,16 @@ def columns_of(
             correlation); the offset is 0 then, and neither mean nor variance is told.
 
     Raises:
-        ImageError: a constant image where a normalised one is wanted.
+        ImageError: a constant image where a normalised one or bins are wanted.
     """
     flat = image.tensor.flatten(1)
+    if wanted.kind == "bins":
+        low, high = (float(v) for v in _take(flat, candidates).aminmax())
+        if not low < high:
+            raise ImageError("fixed image: constant over the level's points, its mutual information is not defined")
+        weights = table_of(_take(flat[0], index), low, high, wanted.bins)
+        factors = homogeneous(image.grid, index, weights)
+        return FixedColumns((factors[:, None] * weights).flatten(0, 1), 0.0, 0.0)
     if normalised:
         chosen = _take(flat.double(), index)
         deviation = float(chosen.std(unbiased=False))
@@ -118,6 +162,11 @@ def columns_of(
     else:
         values = centred[None]
     return FixedColumns(values, offset, mean_square)
+
+
+def table_of(values: Tensor, low: float, high: float, bins: int) -> Tensor:
+    """`bin_weights` (bins, n) without the bin that is always empty: the first one."""
+    return bin_weights(values, low, high, bins + 1)[:, 1:].T.contiguous()
 
 
 def functionals(

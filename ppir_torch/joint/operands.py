@@ -22,9 +22,21 @@ from ..grids import Grid
 from ..images import Image
 from ..link import Link
 from ..sampling import Sample
-from .columns import IMAGE, Columns, FixedColumns, columns_of, functionals
+from .columns import BIN_PEAK, IMAGE, Columns, FixedColumns, columns_of, functionals
 from .ledger import Ledger, LedgerEntry
-from .protocol import COLUMN_BITS, PART, Limits, MovingSide, OperandHeader, Pairs, euclidean_norms
+from .protocol import (
+    COLUMN_BITS,
+    PART,
+    ROW_BITS,
+    Into,
+    Limits,
+    MovingSide,
+    OperandHeader,
+    Pairs,
+    add_up,
+    euclidean_norms,
+    largest_sum,
+)
 from .public_map import MAPPED_ROW_BITS, PublicMap
 
 __all__ = [
@@ -41,7 +53,6 @@ __all__ = [
 ]
 
 MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
-ROW_BITS = 14  # of a typical entry; its rounding is multiplied by the small residual I - J only
 
 
 class Operand(Protocol):
@@ -76,6 +87,10 @@ class Operand(Protocol):
     def gram(self) -> Tensor | None: ...
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """(rows as they were carried (rows, n), their products (pairs,) with the columns, float64)."""
+        ...
+
+    def combine(self, rows: Tensor, pairs: Pairs, into: Into) -> Tensor:
+        """Sums (results,) float64 of the products of the pairs; no product is opened by itself."""
         ...
 
     def part(self, positions: Tensor, weights: Tensor | None) -> Operand:
@@ -145,6 +160,10 @@ class ClearOperand:
         table = exact_products(rows, values if places is None else values[:, places])
         return rows, torch.stack([table[row, column] for row, column in pairs])
 
+    def combine(self, rows: Tensor, pairs: Pairs, into: Into) -> Tensor:
+        """See `Operand`."""
+        return add_up(self.multiply(rows, pairs)[1], into)
+
     def part(self, positions: Tensor, weights: Tensor | None) -> ClearOperand:
         """See `Operand`."""
         return replace(self, sample=self.sample.at(positions, weights))
@@ -171,12 +190,14 @@ class KeptLedger:
         points: of its equations.
         most: share of J's energy, beyond what party_1's own image explains, at which the run stops; None: never.
         last: its state after the last product.
+        further: values that were opened and are no equations on J (joint histograms and their derivatives).
     """
 
     ledger: Ledger
     points: int
     most: float | None = None
     last: LedgerEntry | None = None
+    further: int = 0
 
 
 @dataclass(frozen=True)
@@ -243,6 +264,22 @@ class PrivateOperand:
             self._enter(self.kept, carried, pairs, results)
         return carried, results
 
+    def combine(self, rows: Tensor, pairs: Pairs, into: Into) -> Tensor:
+        """See `Operand`; all rows are quantised alike, and all columns must have one scale."""
+        integers, scale = quantise_together(rows, self.header, self.side.limits, pairs, into)
+        places = _places(self.sample.positions, self.header.points, self.channels)
+        if places is not None:
+            whole = torch.zeros(len(integers), self.header.points, dtype=torch.int64)
+            whole[:, places] = integers
+            integers = whole
+        self.link.at(self.link.level, self.link.iteration + 1)
+        used = places if self.sample.weights is None else None
+        sums = self.side.multiply(integers, pairs, used, into).cpu().double() / scale * self.header.scale
+        if self.kept is not None:
+            carried = integers.to(rows) / scale
+            self._enter_sums(self.kept, carried, sums)
+        return sums
+
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
         """See `Operand`; the rows are quantised to `MAPPED_ROW_BITS`, by a power of two for each."""
         assert self.public_map is not None
@@ -291,6 +328,31 @@ class PrivateOperand:
                 f"more than ledger.most = {kept.most:.2%}; the run stops here and keeps what it has"
             )
 
+    def _enter_sums(self, kept: KeptLedger, rows: Tensor, results: Tensor) -> None:
+        """Enter a joint histogram (rows over all points): numbers of bins times their weights are J, w_a . J is linear.
+
+        What it says of J's spread within a bin of the warped image is no linear equation on J, and is not counted; nor
+        are the histogram's derivatives.
+        """
+        bins = self.columns.bins
+        if len(results) != bins * len(rows):
+            kept.further += len(results)
+            return
+        table = results.reshape(len(rows), bins)
+        numbers = torch.arange(bins, dtype=torch.float64)
+        mean = float((table.sum(0) @ numbers) / table.sum())
+        equations = table @ (numbers - mean)
+        own = torch.arange(len(rows)).to(rows) @ rows / rows.sum(0).clamp(min=1e-6)
+        used = rows.sum(0) > 0
+        own = torch.where(used, own - own[used].mean(), 0.0)
+        # Of J at variance 1: a cubic B-spline has a third of a bin of variance by itself.
+        variance = float((table.sum(0) @ (numbers - mean).square()) / table.sum()) - 1 / 3
+        equations /= math.sqrt(max(variance, 1e-6))
+        entry = kept.ledger.record(rows, equations, own)
+        kept.further += len(results) - len(rows)
+        kept.last = replace(entry, opened=entry.opened + kept.further)
+        self._check(kept)
+
     def _enter_mapped(self, kept: KeptLedger, rows: Tensor, results: Tensor) -> None:
         """Enter what a mapped product opened; a fine control grid's equations are too many to keep."""
         assert self.public_map is not None
@@ -326,14 +388,52 @@ def quantise_columns(
 ) -> tuple[Tensor, tuple[float, ...]]:
     """(Y int64 (C, n), scales) with columns about scale Y and |Y| < 2^(bits-1).
 
-    Moments share the scale of J: that of their own would say more about J.
+    Moments share the scale of J: that of their own would say more about J. Bin weights' scale is the same for every J.
     """
     exact = fixed.values.double()
     largest = exact.abs().amax(1)
+    if columns.kind == "bins":
+        largest = torch.full_like(largest, BIN_PEAK)
     if columns.kind == "moments":
         largest = largest[:1].expand_as(largest)
     scales = torch.where(largest > 1e-300, largest / (2 ** (bits - 1) - 1), 1.0)
+    if columns.kind == "bins":
+        return dithered(exact / scales[:, None]), tuple(scales.tolist())
     return (exact / scales[:, None]).round().to(torch.int64), tuple(scales.tolist())
+
+
+def quantise_together(
+    rows: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, into: Into
+) -> tuple[Tensor, float]:
+    """(X int64 (rows, n), s) with X about s rows, s the largest number with which all sums of products fit.
+
+    Raises:
+        RangeError: rows that are not finite, or no room for them.
+    """
+    norms, largest, count = euclidean_norms(rows).cpu().double(), float(rows.abs().max()), rows.shape[1]
+    if not bool(torch.isfinite(norms).all()):
+        raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
+    # Rounding moves each entry by less than one, and so each row's length by less than the root of their number.
+    room = 0.999 * limits.max_result - largest_sum(torch.full_like(norms, math.sqrt(count)), header, pairs, into)
+    longest = min(2.0**ROW_BITS * math.sqrt(count), 0.999 * limits.max_norm) - math.sqrt(count)
+    if room <= 0 or longest <= 0:
+        raise RangeError(f"product: {count} points leave no room in sums of at most {limits.max_result}")
+    bounds = (
+        room / max(largest_sum(norms, header, pairs, into), 1e-300),
+        longest / max(float(norms.max()), 1e-300),
+        (0.999 * limits.max_row - 1) / max(largest, 1e-300),
+    )
+    scale = min(*bounds, 2.0**100)
+    return dithered(rows.cpu() * scale), scale
+
+
+def dithered(values: Tensor) -> Tensor:
+    """Values rounded up or down by chance (int64), right on average: steps that are coarse for most leave no bias.
+
+    The chance is the same in every call, so that runs can be repeated and a loss does not jump.
+    """
+    chance = torch.rand(values.shape, generator=torch.Generator().manual_seed(0), dtype=values.dtype)
+    return chance.add_(values).floor_().to(torch.int64)
 
 
 def exact_products(rows: Tensor, columns: Tensor) -> Tensor:
@@ -359,12 +459,12 @@ def take(values: Tensor, index: Tensor | None) -> Tensor:
 
 
 def row_norm(header: OperandHeader, limits: Limits) -> float:
-    """The largest |X|_2 of a quantised row, public: entries of 2^ROW_BITS (root mean square) where the ring has room.
+    """The largest |X|_2 of a quantised row, public: entries of 2^row_bits (root mean square) where the ring has room.
 
     Most rows come to within a factor of two of it, so party_2 can size its noise by it without knowing them.
     """
     by_result = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1))
-    return min(by_result, 0.999 * limits.max_norm, 2.0**ROW_BITS * math.sqrt(header.points))
+    return min(by_result, 0.999 * limits.max_norm, 2.0**header.row_bits * math.sqrt(header.points))
 
 
 def quantise_mapped_rows(rows: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:

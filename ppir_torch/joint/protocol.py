@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,9 +44,10 @@ __all__ = [
     "check_operand",
     "check_pairs",
     "check_range",
+    "check_sums",
     "compute_device",
     "euclidean_norms",
-    "most_terms",
+    "largest_sum",
     "release_all",
 ]
 
@@ -82,6 +82,7 @@ class OperandHeader:
         columns: how many columns the operand has.
         further_scales: of the columns after the first; none where there is one column.
         row_bits: of a typical entry of party_1's rows; protocols choose words for it, where they have a choice.
+        together: bound of the sum of Y^2 over those columns whose products may be added up; 0: nothing is known of it.
     """
 
     number: int
@@ -94,6 +95,7 @@ class OperandHeader:
     columns: int = 1
     further_scales: tuple[float, ...] = ()
     row_bits: int = ROW_BITS
+    together: int = 0
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -109,7 +111,10 @@ class OperandHeader:
         """Inverse of `to_meta`; raises LinkError where a field is missing or not a number in range."""
         try:
             header = cls(
-                **{k: int(meta[k]) for k in ("number", "points", "rows", "max_abs", "energy", "columns", "row_bits")},
+                **{
+                    k: int(meta[k])
+                    for k in ("number", "points", "rows", "max_abs", "energy", "columns", "row_bits", "together")
+                },
                 scale=float(meta["scale"]),
                 offset=float(meta["offset"]),
                 further_scales=tuple(float(scale) for scale in meta["further_scales"]),
@@ -122,7 +127,7 @@ class OperandHeader:
             raise LinkError(f"operand header contradicts itself: {header}")
         if not (all(0 < scale < math.inf for scale in header.scales) and math.isfinite(header.offset)):
             raise LinkError(f"operand header out of range: {header}")
-        if not 1 <= header.row_bits <= ROW_BITS:
+        if not 1 <= header.row_bits <= ROW_BITS or not 0 <= header.together <= header.columns * header.energy:
             raise LinkError(f"operand header out of range: {header}")
         if header.columns < 1 or header.columns != len(header.scales):
             raise LinkError(f"operand header contradicts itself: {header}")
@@ -255,15 +260,21 @@ def check_into(into: Into | None, count: int) -> list[int]:
         return list(range(count))
     checked = [int(number) for number in into]
     if len(checked) != count or set(checked) != set(range(max(checked, default=-1) + 1)):
-        raise LinkError(
-            f"product: sums {str(checked)[:40]} of {count} pairs, a number for each is due; refused"
-        )
+        raise LinkError(f"product: sums {str(checked)[:40]} of {count} pairs, a number for each is due; refused")
     return checked
 
 
-def most_terms(into: Into | None) -> int:
-    """The most products that one result is the sum of."""
-    return 1 if into is None else max(Counter(into).values(), default=1)
+def largest_sum(norms: Tensor, header: OperandHeader, pairs: Pairs, into: Into) -> float:
+    """Bound of |R|, R sums of products, by Cauchy and Schwarz: (sum |X_r|^2)^(1/2) (sum |Y_c|^2)^(1/2).
+
+    Args:
+        norms: |X_r|_2 of the rows.
+    """
+    squares = add_up(norms.double().square()[[row for row, _ in pairs]], into)
+    columns = [header.energy * terms for terms in torch.bincount(torch.tensor(into)).tolist()]
+    if header.together:
+        columns = [min(energy, max(header.together, header.energy)) for energy in columns]
+    return float((squares.cpu() * torch.tensor(columns, dtype=torch.float64)).max().sqrt()) * (1 + 1e-9)
 
 
 def add_up(products: Tensor, into: Into) -> Tensor:
@@ -317,6 +328,20 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
     bound = largest * header.max_abs * public_map.largest_sum
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
+
+
+def check_sums(rows: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, into: Into) -> None:
+    """Refuse rows whose sums of products could leave the protocol's range.
+
+    Raises:
+        RangeError: a possible |R| above `limits.max_result`.
+    """
+    bound = largest_sum(euclidean_norms(rows), header, pairs, into)
+    if bound > limits.max_result:  # Hoelder's bound may be the smaller one
+        sizes = rows.to(torch.float64).abs_().sum(1)[[row for row, _ in pairs]]
+        bound = min(bound, float(add_up(sizes, into).max()) * header.max_abs * (1 + 1e-9))
+    if bound > limits.max_result:
+        raise RangeError(f"sums: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
 def check_range(rows: Tensor, header: OperandHeader, limits: Limits, terms: int = 1) -> None:

@@ -51,7 +51,7 @@ from .protocol import (
     check_operand,
     check_pairs,
     check_range,
-    most_terms,
+    check_sums,
 )
 from .public_map import PublicMap
 from .words import word_products
@@ -135,13 +135,16 @@ class SpdzMovingSide(MovingSide):
         header = self._party.header
         if self._party.public_map is not None:
             raise RuntimeError("multiply after accept_operand with a map; use project")
-        check_range(rows, header, self.limits, most_terms(into))
+        check_range(rows, header, self.limits)
         self._party.crypten.check_provider()
         shape = {"rows": rows.shape[0], "points": rows.shape[1]}
         pairs = all_pairs(rows.shape[0], header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], header)
+        if into is not None:
+            into = check_into(into, len(pairs))
+            check_sums(rows, header, self.limits, pairs, into)
         self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
-        sums = [] if into is None else [np.array(check_into(into, len(pairs)), np.uint16)]
+        sums = [] if into is None else [np.array(into, np.uint16)]
         self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16), *sums]))
         result: Tensor = self._party.product(rows.shape[0], pairs, into, rows, None).data.to(rows.device)
         return result

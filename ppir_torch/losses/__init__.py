@@ -3,11 +3,21 @@
 from .deformable import DeformableNCC, DeformableSSD, Smoothness
 from .inverse_ssd import InverseSSD
 from .linearisation import AnyLinearisation, Linearisation, OperatorLinearisation
-from .measures import Correlation, LocalCorrelation, Measure, Mind, ModuleFeatures, SquaredDifference
+from .measures import (
+    Correlation,
+    LocalCorrelation,
+    Measure,
+    Mind,
+    ModuleFeatures,
+    MutualInformation,
+    SquaredDifference,
+)
+from .mutual_information import MI
 from .ncc import NCC
 from .ssd import SSD
 
 __all__ = [
+    "MI",
     "NCC",
     "SSD",
     "AnyLinearisation",
@@ -20,6 +30,7 @@ __all__ = [
     "Measure",
     "Mind",
     "ModuleFeatures",
+    "MutualInformation",
     "OperatorLinearisation",
     "Smoothness",
     "SquaredDifference",

@@ -13,6 +13,7 @@ g = phi(J) of the fixed image, both of C channels, the bilinear form that is com
 | `LocalCorrelation` | (I - local mean) / local deviation | mean (f - g)^2 |
 | `Mind` | MIND-SSC descriptors, 12 channels (4 in 2-D) | mean (f - g)^2 over points and channels |
 | `ModuleFeatures` | a network's channels | mean (f - g)^2 over points and channels |
+| `MutualInformation` | the image | - information of the joint histogram, see `losses.mutual_information` |
 
 mean (f - g)^2 = mean f^2 - 2 mean f g + mean g^2: the last does not change, so what is maximised is the product
 mean f g up to the energy of the warped features. For `LocalCorrelation` that product is
@@ -52,13 +53,23 @@ from ..errors import ConfigError, ImageError
 from ..features import apply_module, local_normalised, mind_ssc, turned_towards
 from ..grids import Grid
 from ..images import Image
+from ..joint.columns import IMAGE, MOST_BINS, Columns
 from ..joint.operands import Operand
 from ..transforms import BSpline, LinearTransform, VelocityField
 from .deformable import DeformableNCC, DeformableSSD, Smoothness
+from .mutual_information import MI
 from .ncc import NCC
 from .ssd import SSD
 
-__all__ = ["Correlation", "LocalCorrelation", "Measure", "Mind", "ModuleFeatures", "SquaredDifference"]
+__all__ = [
+    "Correlation",
+    "LocalCorrelation",
+    "Measure",
+    "Mind",
+    "ModuleFeatures",
+    "MutualInformation",
+    "SquaredDifference",
+]
 
 MAX_CHANNELS = 1024
 _WINDOW_VOXELS, _LEAST_WINDOW_VOXELS = 4.0, 2.0
@@ -72,11 +83,13 @@ class Measure(ABC):
         normalised: party_2's column goes to zero mean and unit variance over the operand's points.
         follows_axes: features depend on the tensor's axes and voxels; a registration makes those of the moving image
             along the transform that a level starts from (`resampled_along`), which is party_1's alone.
+        deforms: it goes with control lattices, too.
     """
 
     kind: ClassVar[str]
     follows_axes: ClassVar[bool] = False
     normalised: ClassVar[bool] = False
+    deforms: ClassVar[bool] = True
 
     def channels(self, dimension: int) -> int:  # noqa: ARG002
         """C, of D-dimensional images."""
@@ -90,6 +103,14 @@ class Measure(ABC):
             fixed: the fixed image's grid at the level (public): features follow its axes and voxels.
         """
         return image
+
+    def columns(self) -> Columns:
+        """What party_2's operand is made of, where the optimiser and the protocol have no other wish."""
+        return IMAGE
+
+    def most_rows(self, dimension: int) -> int:  # noqa: ARG002
+        """Of one product where `columns` are not the image: the loss's own."""
+        return 1
 
     def to_meta(self) -> dict[str, Any]:
         """Kind and settings as JSON values: both parties must have the same."""
@@ -156,6 +177,49 @@ class Mind(Measure):
     def to_meta(self) -> dict[str, Any]:
         """See `Measure`."""
         return {"kind": self.kind, "radius": self.radius, "dilation": self.dilation}
+
+
+@dataclass(frozen=True)
+class MutualInformation(Measure):
+    """Minus the mutual information of the intensities, in nats: across modalities, for linear transforms.
+
+    See `losses.mutual_information` for what is opened. Bins divide each party's own range of intensities, which is not
+    told; a cubic window lies over three of them on either side, so few are needed.
+
+    Args:
+        moving_bins: of the moving image, 4 to 64; every iteration sends as many rows.
+        fixed_bins: of the fixed image, 4 to 64; every iteration sends D times as many rows.
+
+    Raises:
+        ConfigError: other numbers of bins.
+    """
+
+    moving_bins: int = 16
+    fixed_bins: int = 8
+
+    kind = "mi"
+    deforms = False
+
+    def __post_init__(self) -> None:
+        for name, bins in (("moving_bins", self.moving_bins), ("fixed_bins", self.fixed_bins)):
+            if not 4 <= bins <= MOST_BINS:
+                raise ConfigError(f"{name}: {bins}, 4 to {MOST_BINS} are needed")
+
+    def columns(self) -> Columns:
+        """Bin weights, see `Columns`."""
+        return Columns("bins", bins=self.fixed_bins)
+
+    def most_rows(self, dimension: int) -> int:
+        """Of the histogram, and of its derivative."""
+        return max(self.moving_bins, dimension * self.fixed_bins)
+
+    def to_meta(self) -> dict[str, Any]:
+        """See `Measure`."""
+        return {"kind": self.kind, "moving_bins": self.moving_bins, "fixed_bins": self.fixed_bins}
+
+    def loss(self, operand: Operand) -> SSD:
+        """See `Measure`."""
+        return MI(operand, self.moving_bins)
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ImageError
+from ..histograms import bin_weights, information
 
-__all__ = [
-    "bin_slopes",
-    "bin_weights",
-    "information",
-    "local_correlation",
-    "local_ncc",
-    "mutual_information",
-    "ncc",
-]
+__all__ = ["local_correlation", "local_ncc", "mutual_information", "ncc"]
 
 _CHUNK = 1 << 16  # values whose (n, bins) weights are held at once
-_PADDING = 2  # empty bins at either end, so that the cubic window never leaves the histogram
 _FLAT = 1e-10  # variance, as a share of the squared half-range, below which a window counts as flat
 
 
@@ -145,80 +137,6 @@ def mutual_information(
     return information(torch.stack(parts).sum(0))[0].to(warped.dtype)
 
 
-def bin_weights(values: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """Cubic B-spline Parzen weights of each value in each bin: not negative, 1 in all for each value.
-
-    Bin k weighs B3(t - k), t = 2 + (bins - 4) (value - low) / (high - low): ITK's histogram, two bins of padding at
-    either end. (Mattes et al., IEEE TMI 2003.)
-
-    Args:
-        values: (n,) floating; those beyond [low, high] count as the nearer end.
-        low: value at bin 2.
-        high: value at bin `bins` - 2.
-        bins: at least 5.
-
-    Returns:
-        (n, bins) in the dtype of the values; four at most of each row are not 0.
-
-    Raises:
-        ConfigError: bins below 5, or not finite low < high.
-
-    >>> bin_weights(torch.tensor([0.0, 0.25]), 0.0, 1.0, 6).mul(48).round().int().tolist()
-    [[0, 8, 32, 8, 0, 0], [0, 1, 23, 23, 1, 0]]
-    """
-    distance = _bin_distance(values, low, high, bins).abs()
-    weights = ((2 - distance).clamp(min=0) ** 3 - 4 * (1 - distance).clamp(min=0) ** 3) / 6
-    return weights.to(values.dtype)
-
-
-def bin_slopes(values: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """Derivatives of `bin_weights` by the value, (n, bins) per unit of intensity: arguments and errors as there.
-
-    Each row sums to 0; values beyond [low, high] have slope 0.
-
-    >>> bin_slopes(torch.tensor([0.0, 2.0]), 0.0, 1.0, 6).int().tolist()
-    [[0, -1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]
-    """
-    offset = _bin_distance(values, low, high, bins)
-    distance = offset.abs()
-    slopes = offset.sign() * (2 * (1 - distance).clamp(min=0).square() - (2 - distance).clamp(min=0).square() / 2)
-    inside = (values.double() >= low) & (values.double() <= high)
-    return (slopes * (inside * ((bins - 2 * _PADDING) / (high - low)))[:, None]).to(values.dtype)
-
-
-def information(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Mutual information of a joint histogram, in nats, and its derivative by every entry.
-
-    With p = table / sum, r and c its row and column sums:   value = sum p log(p / (r c)),
-    d value / d table = (log(p / (r c)) - value) / sum   (Thevenaz and Unser, IEEE TIP 2000).
-
-    Args:
-        table: (rows, columns) floating, counts or probabilities. Entries not above 0 are empty cells: they add
-            nothing and have derivative 0 (a B-spline's slope is 0 where its weight is, so no voxel ever asks).
-
-    Returns:
-        (scalar, (rows, columns)) in the table's dtype; the value carries autograd's graph too.
-
-    Raises:
-        ImageError: not a matrix, an entry that is not finite, or none above 0.
-
-    >>> value, slopes = information(torch.eye(2))
-    >>> round(value.item(), 5), slopes.tolist()
-    (0.69315, [[0.0, 0.0], [0.0, 0.0]])
-    """
-    kept = table.clamp(min=0)
-    total = kept.sum()
-    if table.ndim != 2 or not 0 < float(total.detach()) < math.inf:
-        raise ImageError(f"joint histogram {tuple(table.shape)} of sum {float(total):g}: a positive finite is needed")
-    p = kept / total
-    filled = p > 0
-    independent = p.sum(1, keepdim=True) * p.sum(0, keepdim=True)
-    # The logarithm of an empty cell would be infinite, and its derivative not a number.
-    ratio = torch.where(filled, p, 1.0).log() - torch.where(filled, independent, 1.0).log()
-    value = (p * ratio).sum()
-    return value, (torch.where(filled, ratio - value, 0.0) / total).detach()
-
-
 def _check_shapes(warped: Tensor, fixed: Tensor) -> None:
     if warped.shape != fixed.shape or warped.numel() == 0:
         raise ImageError(
@@ -247,17 +165,6 @@ def _unit_range(values: Tensor) -> Tensor:
 def _own_range(values: Tensor) -> tuple[float, float]:
     low, high = (float(extreme) for extreme in torch.aminmax(values.detach()))
     return low, high if high > low else low + max(1.0, abs(low))  # a constant is in one bin, whatever the width
-
-
-def _bin_distance(values: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """(n, bins): the value's place on the axis of bins, less each bin's number."""
-    if bins < 2 * _PADDING + 1:
-        raise ConfigError(f"histogram: {bins} bins, at least {2 * _PADDING + 1} are needed")
-    if not 0 < high - low < math.inf:
-        raise ConfigError(f"histogram: range {low:g} to {high:g}, finite ones with low < high are needed")
-    # In float64: a narrow range far from 0 has no float32 between its ends.
-    place = _PADDING + (values.double().clamp(low, high) - low) / (high - low) * (bins - 2 * _PADDING)
-    return place[:, None] - torch.arange(bins, dtype=torch.float64, device=values.device)
 
 
 def _box_mean(channels: Tensor, radius: int) -> Tensor:

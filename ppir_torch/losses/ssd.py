@@ -129,12 +129,16 @@ class SSD(nn.Module):
         warped = carried[-1] if weights is None else carried[-1] / weights
         own = exact_products(carried, self._homogeneous(rows) * warped).cpu()
         moments = (own[:-1] - products[:-1].cpu().reshape(dimension, -1)) / normaliser
+        value = float(own[-1, 0] - 2 * products[-1].cpu()) / normaliser + self.operand.mean_square
+        return value, 2 * self._of_moments(moments, transform)
+
+    def _of_moments(self, moments: Tensor, transform: nn.Module) -> Tensor:
+        """S^T e (P,) from the moments sum_x G_d h_j e (D, D + 1) of a field e, for an affine map."""
         # h = (1, M x + o) in terms of the physical x: S_A = G (x) x and S_b = G
         matrix, offset = self.operand.grid.physical_to_normalised()
         by_matrix = (moments[:, 1:] - moments[:, :1] * offset) @ torch.linalg.inv(matrix).T
         entries = torch.cat([by_matrix, moments[:, :1]], 1).flatten()
-        value = float(own[-1, 0] - 2 * products[-1].cpu()) / normaliser + self.operand.mean_square
-        return value, 2 * affine_table(transform).T.to(entries) @ entries
+        return affine_table(transform).T.to(entries) @ entries
 
     def _homogeneous(self, like: Tensor) -> Tensor:
         if self._moments is None:

@@ -3,6 +3,7 @@
 from .adam import Adam
 from .gauss_newton import GaussNewton
 from .inverse_compositional import InverseCompositional
+from .lbfgs import LBFGS
 from .stopping import Iteration, Stopping
 
-__all__ = ["Adam", "GaussNewton", "InverseCompositional", "Iteration", "Stopping"]
+__all__ = ["LBFGS", "Adam", "GaussNewton", "InverseCompositional", "Iteration", "Stopping"]

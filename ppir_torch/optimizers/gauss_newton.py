@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..losses import AnyLinearisation
-from .parameters import copies, restore
+from .parameters import add_step, copies, restore
 from .stopping import Iteration, Stopping
 
 __all__ = ["GaussNewton"]
@@ -56,7 +55,7 @@ class GaussNewton:
                 return
             before = copies(parameters)
             if move is None:
-                _move(parameters, step)
+                add_step(parameters, step)
             else:
                 move(step)
             kept = False
@@ -73,10 +72,3 @@ class GaussNewton:
                 damping, rejected = max(damping * 10, 0.1), rejected + 1
                 if rejected == _MOST_REJECTIONS:
                     return
-
-
-@torch.no_grad()
-def _move(parameters: list[nn.Parameter], step: Tensor) -> None:
-    parts = torch.split(step, [p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.add_(part.reshape(parameter.shape).to(parameter))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copies", "restore"]
+__all__ = ["add_step", "copies", "restore"]
 
 
 def copies(parameters: list[nn.Parameter]) -> list[Tensor]:
@@ -18,3 +18,11 @@ def restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
     """Give the parameters these values, bit for bit."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
+
+
+@torch.no_grad()
+def add_step(parameters: list[nn.Parameter], step: Tensor) -> None:
+    """Add a step (P,), of all parameters one after the other."""
+    parts = torch.split(step, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.add_(part.reshape(parameter.shape).to(parameter))

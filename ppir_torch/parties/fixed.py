@@ -16,7 +16,7 @@ from ..config import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..grids import Grid
 from ..images import Image, Level, level_grid
-from ..joint.columns import Columns, columns_of
+from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
 from ..joint.operands import quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
@@ -142,17 +142,27 @@ class FixedParty:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
         features = self.measure.features(self.image.at_level(level), coarse)
         fixed = columns_of(features, candidates, sample.index, columns, self.image.grid, self.measure.normalised)
-        values, scales = quantise_columns(fixed, columns, side.column_bits(points, public_map))
+        bits = columns.column_bits(points, side.column_bits(points, public_map))
+        values, scales = quantise_columns(fixed, columns, bits)
+        max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
+        of_sample, together = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
+        if columns.kind == "bins":  # what any image's could be: how full J's bins are is not told
+            max_abs = 2 ** (bits - 1)
+            energy, of_sample = points * max_abs**2, 0.0
+            # The squares of a value's weights sum to 1/2 at most, where the largest is BIN_PEAK; a tenth for rounding.
+            together = math.ceil(1.1 * energy / 2 / BIN_PEAK**2)
         header = OperandHeader(
             number=number,
             points=points,
             rows=rows,
             scale=scales[0],
             offset=fixed.offset,
-            max_abs=int(values.abs().max()),
-            energy=max(int(column.square().sum()) for column in values),
+            max_abs=max_abs,
+            energy=energy,
             columns=len(scales),
             further_scales=scales[1:],
+            row_bits=columns.row_bits(points),
+            together=together,
         )
         arrays: list[Any] = []
         if columns.kind == "steepest_descent":
@@ -163,7 +173,7 @@ class FixedParty:
         sums = sum(a.shape[0] * (a.shape[0] + 1) // 2 + a.shape[0] - 1 for a in arrays)
         self._spend(OPERAND_VALUES + sums, "operand")
         means = {
-            "sample_mean_square": float(values[0].square().sum()) * scales[0] ** 2 / points,
+            "sample_mean_square": of_sample,
             "level_mean_square": fixed.level_mean_square,
         }
         link.send(Kind.OPERAND, pack({**header.to_meta(), **means}, arrays))
@@ -178,6 +188,8 @@ class FixedParty:
                 f"operand: loss {str(asked)[:200]} was asked for, this party agreed to {self.measure.to_meta()}; "
                 "refused"
             )
+        if columns.bins != self.measure.columns().bins:
+            raise LinkError(f"operand: {columns.bins} bins of loss {self.measure.kind!r}; refused")
         if columns.kind == "steepest_descent" and self.measure.kind != "ssd":
             raise LinkError(f"operand: steepest-descent images of loss {self.measure.kind!r}, there are none; refused")
 
@@ -188,7 +200,7 @@ def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uni
         rows, kind = int(meta["rows"]), meta["choice"]["kind"]
         if not (1 <= level.shrink <= 1024 and 0 <= level.smoothing_mm <= 1000 and 1 <= rows <= MAX_ROWS):
             raise ValueError(f"{level}, {rows} rows")
-        columns = Columns(meta["columns"]["kind"], meta["columns"]["transform"])
+        columns = Columns(meta["columns"]["kind"], meta["columns"]["transform"], int(meta["columns"].get("bins", 0)))
         if kind == "full":
             return level, rows, columns, Full()
         if kind == "uniform":

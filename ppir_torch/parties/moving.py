@@ -155,6 +155,8 @@ class PrivateFixed:
             return None
         if columns.kind == "steepest_descent":  # its equations are on all points of the level
             points, of_sample = coarse.count, of_level
+        if columns.kind == "bins":  # its equations are on J at variance 1
+            of_sample = 1.0
         self.ledgers.append(KeptLedger(Ledger(points, of_sample * points, SKETCH), points, self._most))
         return self.ledgers[-1]
 

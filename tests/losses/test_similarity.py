@@ -17,11 +17,9 @@ from torch import Tensor
 
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.grids import Grid
+from ppir_torch.histograms import bin_slopes, bin_weights, information
 from ppir_torch.images import Image, to_simpleitk
 from ppir_torch.losses.similarity import (
-    bin_slopes,
-    bin_weights,
-    information,
     local_correlation,
     local_ncc,
     mutual_information,
