@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, ImageError
 from .grids import Grid
 from .images import Image
+from .transforms.dense import sampled_once
 
 __all__ = [
     "dice",
@@ -235,4 +236,5 @@ def _label_maps(first: Tensor, second: Tensor, labels: Sequence[int] | None) -> 
 
 def _map(transform: nn.Module, points: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([transform(part) for part in torch.split(points, _CHUNK)])
+        once = sampled_once(transform)
+        return torch.cat([once(part) for part in torch.split(points, _CHUNK)])
