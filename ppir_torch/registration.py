@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -187,7 +187,8 @@ class Plan:
     Args:
         transform: "translation", "rigid", "similarity" or "affine".
         levels: coarse to fine.
-        sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS).
+        sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS). In a deformable
+            stage their fraction is of the finest level's points; coarser levels take as many, up to all.
         optimizer: `GaussNewton`, `LBFGS` (for `MutualInformation`), `InverseCompositional` or `Adam`.
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
@@ -432,7 +433,7 @@ def _sampled(
     lattice: ControlLattice | None = None,
 ) -> Operand:
     """The operand at the points of the plan's sampler, which may look at the moving image along the transform."""
-    sampler = plan.sampler
+    sampler = plan.sampler if lattice is None else _for_deformation(plan, fixed.grid, level)
 
     def operand(choice: Choice) -> Operand:
         return fixed.operand(level, choice, number, rows, columns, lattice, plan.loss)
@@ -448,6 +449,19 @@ def _sampled(
         return operand(chosen)
     assert chosen.index is not None
     return operand(Full()).part(chosen.index, chosen.weights)
+
+
+def _for_deformation(plan: Plan, grid: Grid, level: Level) -> Sampler:
+    """The sampler with as many points at a coarse level as at the finest, up to all of it.
+
+    Control points lie as many voxels apart at every level. A share of few voxels says too little of them, the level
+    ends in another minimum, and the finer ones do not get out of it.
+    """
+    assert plan.deformable is not None
+    if not isinstance(plan.sampler, Uniform | GradientMagnitude):
+        return plan.sampler
+    finest, here = (level_grid(grid, chosen)[0].count for chosen in (plan.deformable.levels[-1], level))
+    return replace(plan.sampler, fraction=min(1.0, plan.sampler.fraction * finest / here))
 
 
 def _gradient_magnitude(

@@ -397,7 +397,10 @@ def test_a_samples_points_are_those_of_the_level(bent: Make) -> None:
     images = bent(2)
     total = [images.fixed.at_level(level).grid.count for level in (*LEVELS, *deformable().levels)]
     for entry in register(images, plan(Uniform(0.4, 5))).history:
-        assert entry.points == round(0.4 * total[entry.level])
+        # Of the deformable levels the finest counts: the one before has a fourth of its points, and uses them all.
+        assert entry.points == (total[2] if entry.level == 2 else round(0.4 * total[entry.level]))
+    for entry in register(images, plan(Uniform(0.1, 5))).history:
+        assert entry.points == round(0.1 * total[3 if entry.level == 2 else entry.level])
 
 
 # --- what is said while it runs
