@@ -180,6 +180,7 @@ class BeaverMovingSide(MovingSide):
         self._map: PublicMap | None = None
         self._products = 0
         self._ready: tuple[Tensor, Tensor] | None = None  # A and A d^T + c1 of the next product
+        self._rows_before, self._rows_after = 0, dict[int, int]()  # of the last product; after one of so many rows
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive d = Y - b; sets `limits`.
@@ -211,12 +212,12 @@ class BeaverMovingSide(MovingSide):
         """
         if self._header is None or self._map is not None:
             raise RuntimeError("multiply before accept_operand, or of an operand with a map")
-        check_range(rows, self._header, self.limits)
+        norms = check_range(rows, self._header, self.limits)
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
         if into is not None:
             into = check_into(into, len(pairs))
-            check_sums(rows, self._header, self.limits, pairs, into)
+            check_sums(rows, norms, self._header, self.limits, pairs, into)
         return self._product(rows, pairs, into)
 
     def project(self, rows: Tensor) -> Tensor:
@@ -232,11 +233,13 @@ class BeaverMovingSide(MovingSide):
         if self._ready is None or len(self._ready[0]) != count:
             self._ready = self._prepare(count)
         (a, known), self._ready = self._ready, None
+        self._rows_after[self._rows_before], self._rows_before = count, count
         masked = torch.sub(rows.to(a), a, out=a)  # A is done with: no fresh memory
         asked = [np.array(pairs or [(0, 0)], np.uint16), *([] if into is None else [np.array(into, np.uint16)])]
         head = pack({"product": self._products - 1, "rows": count}, asked)
         self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
-        self._ready = self._prepare(count)  # while party_2 computes
+        # While party_2 computes; what an iteration asks for follows the last one's order.
+        self._ready = self._prepare(self._rows_after.get(count, count))
         wanted = known if pairs is None else _wanted(known, pairs, into)
         z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, wanted.numel(), self._width)
         return signed_words(z + wanted, self._width)

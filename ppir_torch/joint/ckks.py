@@ -172,12 +172,12 @@ class CkksMovingSide(MovingSide):
         """
         if self._header is None:
             raise RuntimeError("multiply before accept_operand")
-        check_range(rows, self._header, self.limits)
+        norms = check_range(rows, self._header, self.limits)
         pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], self._header)
         places_of_sums = np.array(check_into(into, len(pairs)), np.uint16)
         if into is not None:
-            check_sums(rows, self._header, self.limits, pairs, into)
+            check_sums(rows, norms, self._header, self.limits, pairs, into)
         count, results = len(pairs), 1 + int(places_of_sums.max())
         _check_released(self._released + count)
         self._released += count

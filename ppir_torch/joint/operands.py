@@ -52,6 +52,7 @@ __all__ = [
     "take",
 ]
 
+_SHIFT = 1009
 MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
 
 
@@ -398,7 +399,7 @@ def quantise_columns(
         largest = largest[:1].expand_as(largest)
     scales = torch.where(largest > 1e-300, largest / (2 ** (bits - 1) - 1), 1.0)
     if columns.kind == "bins":
-        return dithered(exact / scales[:, None]), tuple(scales.tolist())
+        return dithered(exact / scales[:, None], seed=1), tuple(scales.tolist())
     return (exact / scales[:, None]).round().to(torch.int64), tuple(scales.tolist())
 
 
@@ -427,13 +428,17 @@ def quantise_together(
     return dithered(rows.cpu() * scale), scale
 
 
-def dithered(values: Tensor) -> Tensor:
-    """Values rounded up or down by chance (int64), right on average: steps that are coarse for most leave no bias.
+def dithered(values: Tensor, seed: int = 0) -> Tensor:
+    """Values (rows, n) rounded up or down by chance (int64), right on average: coarse steps leave no bias.
 
-    The chance is the same in every call, so that runs can be repeated and a loss does not jump.
+    The chance is the same in every call with a seed, so that runs can be repeated and a loss does not jump. Factors of
+    one product need two seeds.
     """
-    chance = torch.rand(values.shape, generator=torch.Generator().manual_seed(0), dtype=values.dtype)
-    return chance.add_(values).floor_().to(torch.int64)
+    rows, count = values.shape
+    generator = torch.Generator().manual_seed(seed)
+    # One row of numbers, from another place for each row: no voxel sees a number twice.
+    chance = torch.rand(count + _SHIFT * rows, generator=generator, dtype=values.dtype)
+    return values.add(chance.as_strided((rows, count), (_SHIFT, 1))).floor_().to(torch.int64)
 
 
 def exact_products(rows: Tensor, columns: Tensor) -> Tensor:

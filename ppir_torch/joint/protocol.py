@@ -330,13 +330,13 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
-def check_sums(rows: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, into: Into) -> None:
-    """Refuse rows whose sums of products could leave the protocol's range.
+def check_sums(rows: Tensor, norms: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, into: Into) -> None:
+    """Beside `check_range`, where results are sums: refuse rows whose sums could leave the protocol's range.
 
     Raises:
         RangeError: a possible |R| above `limits.max_result`.
     """
-    bound = largest_sum(euclidean_norms(rows), header, pairs, into)
+    bound = largest_sum(norms, header, pairs, into)
     if bound > limits.max_result:  # Hoelder's bound may be the smaller one
         sizes = rows.to(torch.float64).abs_().sum(1)[[row for row, _ in pairs]]
         bound = min(bound, float(add_up(sizes, into).max()) * header.max_abs * (1 + 1e-9))
@@ -344,10 +344,11 @@ def check_sums(rows: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs
         raise RangeError(f"sums: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
-def check_range(rows: Tensor, header: OperandHeader, limits: Limits, terms: int = 1) -> None:
+def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> Tensor:
     """Refuse rows whose product could leave the protocol's range (Cauchy-Schwarz and Hoelder bounds on |R|).
 
-    Results are sums of up to `terms` products.
+    Returns:
+        |X|_2 (rows,) float64.
 
     Raises:
         RangeError: wrong shape or type, an entry above `limits.max_row`, a row longer than `limits.max_norm`, or a
@@ -361,15 +362,16 @@ def check_range(rows: Tensor, header: OperandHeader, limits: Limits, terms: int 
     largest = max(-low, high)
     if largest > limits.max_row:
         raise RangeError(f"rows: entry of magnitude {largest}, at most {limits.max_row} is allowed")
-    longest = float(euclidean_norms(rows).max())
+    norms = euclidean_norms(rows)
+    longest = float(norms.max())
     if longest > limits.max_norm:
         raise RangeError(f"rows: a row of length {longest:.4g}, at most {limits.max_norm:.4g} is allowed")
     bound = longest * math.sqrt(header.energy) * (1 + 1e-9)
-    if bound * terms > limits.max_result:  # Hoelder's bound may be the smaller one
+    if bound > limits.max_result:  # Hoelder's bound may be the smaller one
         bound = min(bound, float(rows.to(torch.float64).abs_().sum(1).max()) * header.max_abs * (1 + 1e-9))
-    bound *= terms
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
+    return norms
 
 
 def euclidean_norms(rows: Tensor) -> Tensor:

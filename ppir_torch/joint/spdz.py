@@ -135,14 +135,14 @@ class SpdzMovingSide(MovingSide):
         header = self._party.header
         if self._party.public_map is not None:
             raise RuntimeError("multiply after accept_operand with a map; use project")
-        check_range(rows, header, self.limits)
+        norms = check_range(rows, header, self.limits)
         self._party.crypten.check_provider()
         shape = {"rows": rows.shape[0], "points": rows.shape[1]}
         pairs = all_pairs(rows.shape[0], header.columns) if pairs is None else pairs
         pairs = check_pairs(pairs, rows.shape[0], header)
         if into is not None:
             into = check_into(into, len(pairs))
-            check_sums(rows, header, self.limits, pairs, into)
+            check_sums(rows, norms, header, self.limits, pairs, into)
         self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
         sums = [] if into is None else [np.array(into, np.uint16)]
         self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16), *sums]))

@@ -380,7 +380,19 @@ def test_the_next_product_is_made_ready_and_given_up_when_rows_change() -> None:
         run.next_operand()
         multiply(2)
     # One for each product and one ahead; one more where what was made ready was of another shape or operand.
-    assert asked == [2, 3, 4, 6, 7, 9, 11, 12, 14]
+    # What is made ready is of the rows that last followed a product of so many: after 2 came 3 once.
+    assert asked == [2, 3, 4, 6, 7, 9, 11, 13, 15]
+
+
+def test_products_that_take_turns_are_made_ready_in_turn() -> None:
+    y = torch.arange(24).reshape(2, 12) - 9
+    with session("beaver", y) as run:
+        asked = []
+        for rows in (2, 3, 2, 3, 2, 3):
+            x = torch.arange(12 * rows).reshape(rows, 12)
+            assert run.moving.multiply(x).tolist() == python_products(x, y)
+            asked.append(triples(run))
+    assert asked == [2, 4, 6, 7, 8, 9]
 
 
 # --- party_2 refuses
