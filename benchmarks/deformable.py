@@ -6,6 +6,8 @@
 - known: the demo's brain (2 mm) under a known affine and a smooth displacement of up to 6 mm, 2 % noise: RMSE in mm to
   the truth inside the brain.
 - 05, 06: pairs of ../shared/data with labels, skipped where absent: Dice of the moved labels, mean over the structures.
+  Ours runs with `experiment=between_subjects` there: two people's images need a local correlation. The others' metrics
+  suit both cases.
 
 Every run is a fresh process. Times go from loaded images to the transform, the affine stage included. The share of
 voxels that fold is that of the displacement field each tool wrote.
@@ -26,8 +28,9 @@ import timing
 from deformable_worker import TOOLS
 from peers import available
 
-WORKER = Path(__file__).parent / "deformable_worker.py"
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+WORKER = Path(__file__).resolve().parent / "deformable_worker.py"
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SETTINGS = {"known": [], "05": ["experiment=between_subjects"], "06": ["experiment=between_subjects"]}
 PAIRS = {
     "05": (
         "05_brain3d_subject_to_mni_labels",
@@ -81,10 +84,13 @@ def prepare(case: str, scratch: Path) -> tuple[Path, Path, Callable[[Path], dict
     return where / fixed_name, where / moving_name, of_labels
 
 
-def run_once(python: str, tool: str, fixed: Path, moving: Path, folder: Path) -> float:
-    """One registration in a process of its own; its seconds."""
-    command = [python, str(WORKER), tool, str(fixed), str(moving), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_once(python: str, tool: str, fixed: Path, moving: Path, folder: Path, settings: list[str]) -> float:
+    """One registration in a process of its own, in its folder (elastix writes into the current one); its seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [str(path.resolve()) for path in (fixed, moving, folder)]
+    done = subprocess.run(
+        [python, str(WORKER), tool, *files, *settings], capture_output=True, text=True, check=False, cwd=folder
+    )
     if done.returncode != 0:
         raise SystemExit(f"deformable.py: {tool} failed ({done.returncode}): {done.stderr[-500:]}")
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
@@ -120,9 +126,13 @@ def main() -> None:
         fixed, moving, measure = prepare(case, scratch)
 
         def contender(
-            tool: str, python: str, scratch: Path = scratch, pair: tuple[Path, Path] = (fixed, moving)
+            tool: str,
+            python: str,
+            scratch: Path = scratch,
+            pair: tuple[Path, Path] = (fixed, moving),
+            settings: list[str] = SETTINGS[case],
         ) -> Callable[[], float]:
-            return lambda: run_once(python, tool, *pair, scratch / tool.replace(" ", "-"))
+            return lambda: run_once(python, tool, *pair, scratch / tool.replace(" ", "-"), settings)
 
         runs = timing.alternate({t: contender(t, p) for t, p in tools.items()}, arguments.repeats, warm_up=0)
         for tool, seconds in runs.items():

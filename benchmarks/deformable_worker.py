@@ -1,7 +1,8 @@
 """One deformable registration by one tool, in a process of its own: `deformable_worker.py TOOL FIXED MOVING OUTPUT`.
 
 Run by deformable.py, with the interpreter that has the tool; prints one JSON line with the seconds from loaded images
-to the transform, the affine stage included, and writes OUTPUT/displacement.nii.gz: LPS mm on the fixed grid.
+to the transform, the affine stage included, and writes OUTPUT/displacement.nii.gz: LPS mm on the fixed grid. What
+follows OUTPUT are settings of ours, in the grammar of `ppir run`.
 """
 
 from __future__ import annotations
@@ -18,22 +19,18 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 
 
 def ours(fixed: str, moving: str, output: Path, kind: str) -> float:
-    """The linear stage, then control points, with the configuration's defaults."""
+    """The linear stage, then control points, with the configuration's defaults but for the settings given."""
     import torch
 
+    from ppir_torch.compose import compose
     from ppir_torch.config import build_plan, load_config
     from ppir_torch.images import load_image
     from ppir_torch.registration import ClearFixed, register_images
     from ppir_torch.transforms import save_displacement
 
     torch.set_num_threads(THREADS)
-    config = load_config(
-        {
-            "backend": {"kind": "clear"},
-            "transform": {"kind": kind},
-            "data": {"moving": moving, "fixed": fixed},
-        }
-    )
+    given = [*sys.argv[5:], "backend=clear", f"transform={kind}", f"data.moving='{moving}'", f"data.fixed='{fixed}'"]
+    config = load_config(compose(given))
     a, b = load_image(fixed), load_image(moving)
     started = time.perf_counter()
     result = register_images(b, ClearFixed(a), build_plan(config, a.grid.spacing))
@@ -106,7 +103,7 @@ TOOLS: dict[str, Callable[[str, str, Path], float]] = {
 
 
 def main() -> None:
-    tool, fixed, moving, output = sys.argv[1:]
+    tool, fixed, moving, output = sys.argv[1:5]
     Path(output).mkdir(parents=True, exist_ok=True)
     print("\n" + json.dumps({"seconds": TOOLS[tool](fixed, moving, Path(output))}))
 
