@@ -259,7 +259,8 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
         Kind.GEOMETRY: {"grid", "centre_of_mass", "mask"},
         Kind.LEVEL: {"level", "rows", "choice", "columns", "measure", "map"},
         Kind.OPERAND: {"number", "points", "rows", "columns", "scale", "further_scales", "offset", "max_abs", "energy"}
-        | {"sample_mean_square", "level_mean_square"},
+        | {"sample_mean_square", "level_mean_square"}
+        | {"row_bits", "together"},  # of the columns' kind and the number of points, whatever J is
         Kind.FINISH: {"transform"},
         Kind.PRODUCT: {"rows", "points"},
         Kind.MASKED_ROWS: {"product", "rows"},
@@ -285,7 +286,8 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
     assert set(seen[Kind.LEVEL]["level"]) == {"shrink", "smoothing_mm"}
     assert seen[Kind.LEVEL]["choice"] == {"kind": "full"}
     assert (seen[Kind.LEVEL]["measure"], seen[Kind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
-    assert set(seen[Kind.LEVEL]["columns"]) == {"kind", "transform"}
+    assert set(seen[Kind.LEVEL]["columns"]) == {"kind", "transform", "bins"}
+    assert (seen[Kind.OPERAND]["row_bits"], seen[Kind.OPERAND]["together"]) == (14, 0)
     assert len(seen[Kind.OPERAND]["further_scales"]) == seen[Kind.OPERAND]["columns"] - 1
 
 

@@ -423,7 +423,8 @@ def test_a_malformed_geometry_is_refused(name: str) -> None:
 
 
 HEADER = {"number": 0, "points": 120, "rows": 4, "scale": 1.0, "offset": 0.0, "max_abs": 9, "energy": 100}
-HEADER |= {"columns": 4, "further_scales": [1.0] * 3, "sample_mean_square": 1.0, "level_mean_square": 1.0}
+HEADER |= {"row_bits": 14, "together": 0, "columns": 4, "further_scales": [1.0] * 3}
+HEADER |= {"sample_mean_square": 1.0, "level_mean_square": 1.0}
 GRAM = np.eye(4)
 
 
@@ -444,6 +445,10 @@ def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
         {"energy": -1},
         {"columns": 3, "further_scales": [1.0] * 2},
         {"columns": 5, "further_scales": [1.0] * 4},
+        {"row_bits": 0},
+        {"row_bits": 15},
+        {"together": -1},
+        {"together": 401},
         {"sample_mean_square": None},
         {"sample_mean_square": float("nan")},
         {"sample_mean_square": -1.0},
