@@ -313,6 +313,8 @@ class _Run:
     def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> Iterator[BSpline | VelocityField]:
         """The deformable stage, coarse to fine; yields what is being fitted before each level."""
         part: BSpline | VelocityField | None = None
+        chosen = self.plan.optimizer  # steepest-descent images of J are those of few parameters
+        optimizer = GaussNewton() if isinstance(chosen, InverseCompositional) else chosen
         for place, level in enumerate(wanted.levels):
             number = len(self.plan.levels) + place
             spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
@@ -332,7 +334,7 @@ class _Run:
                 return loss.linearise(coarse)
 
             voxel = min(operand.grid.spacing)
-            self._follow(GaussNewton().minimise(part, linearise, wanted.stopping, voxel), operand, number, level)
+            self._follow(optimizer.minimise(part, linearise, wanted.stopping, voxel), operand, number, level)
 
     def _features(self, level: Level, transform: LinearTransform) -> Image:
         """The moving image's own at the level; of the fixed image only the public grid counts.

@@ -17,7 +17,7 @@ from ppir_torch.images import Image, Level
 from ppir_torch.joint.operands import Operand
 from ppir_torch.losses import Correlation, LocalCorrelation, Measure, Mind
 from ppir_torch.metrics import displacement_rmse, folding_share, foreground_points, jacobian_determinant
-from ppir_torch.optimizers import Stopping
+from ppir_torch.optimizers import LBFGS, Adam, InverseCompositional, Stopping
 from ppir_torch.registration import ClearFixed, Deformable, LevelIteration, Plan, Result, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import Affine, BSpline, Composite, ControlLattice, VelocityField
@@ -170,6 +170,21 @@ def test_recovers_a_known_smooth_displacement(sampler: Sampler, kind: str, dimen
     # The linear stage is that of an affine run; only the lattice moves afterwards.
     if isinstance(sampler, Full):
         assert all(torch.equal(a, b) for a, b in zip(linear.parameters(), affine.transform.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "iterations", "factor"),
+    [(LBFGS(), 15, 1.0), (Adam(), 60, 1.5), (InverseCompositional(), 15, 1.0)],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int | float) else str(value),
+)
+def test_other_optimisers_deform_too(
+    optimizer: LBFGS | Adam | InverseCompositional, iterations: int, factor: float, bent: Make
+) -> None:
+    """The deformable stage is fitted by the plan's optimiser; inverse-compositional is Gauss-Newton there."""
+    images = bent(2)
+    stopping = Stopping(max_iterations=iterations, step_voxels=0.01, decrease=1e-3)
+    result = register(images, replace(plan(stopping=stopping), optimizer=optimizer))
+    assert distance(images, result) < factor * CLOSE_MM[2]
 
 
 @pytest.mark.parametrize("measure", [LocalCorrelation(), Mind(1, 1)], ids=lambda m: m.kind)
