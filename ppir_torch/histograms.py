@@ -59,7 +59,8 @@ def bin_slopes(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     square = t.square()
     taps = [-(1 - t).square(), 3 * square - 4 * t, 1 + 2 * t - 3 * square, square]
     inside = (values.double() >= low) & (values.double() <= high)
-    return _spread(torch.stack(taps) * (inside * ((bins - 2 * _PADDING) / (2 * (high - low)))), first, bins, values)
+    per_bin = inside.to(t) * ((bins - 2 * _PADDING) / (2 * (high - low)))  # in float64 as t, not in torch's default
+    return _spread(torch.stack(taps) * per_bin, first, bins, values)
 
 
 def information(table: Tensor) -> tuple[Tensor, Tensor]:
