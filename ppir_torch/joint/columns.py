@@ -45,6 +45,7 @@ Kind = Literal["image", "moments", "steepest_descent", "bins"]
 BIN_PEAK = 2 / 3  # the largest weight of a value in a bin
 MOST_BINS = 64
 _MANY_POINTS = 1 << 15  # from here on the rounding of bin weights averages out
+_FEW_POINTS, FINE_COLUMN_BITS = 1 << 13, 14  # up to here it does not, and words of 40 bits have room for more
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Columns:
         """Bits, sign included, of the columns' integers; `usual` is what the protocol takes for images."""
         if self.kind != "bins":
             return usual
-        return 8 if points >= _MANY_POINTS else COLUMN_BITS
+        return 8 if points >= _MANY_POINTS else COLUMN_BITS if points > _FEW_POINTS else FINE_COLUMN_BITS
 
 
 IMAGE = Columns("image")
@@ -190,6 +191,8 @@ def functionals(
         factors = homogeneous(grid, index, rows)
         factors = factors.repeat(1, rows.shape[1] // factors.shape[1])
         return torch.stack([rows[row] * factors[column] for row, column in pairs])
+    if wanted.kind != "steepest_descent":
+        raise ValueError(f"functionals: of {wanted.kind!r} there are none, its products are not linear in J")
     points = grid.points(index, rows.dtype, rows.device)
     transform = LINEAR_TRANSFORMS[wanted.transform](full or grid)
     matrix, _ = grid.index_to_physical()

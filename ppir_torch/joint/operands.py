@@ -27,7 +27,6 @@ from .ledger import Ledger, LedgerEntry
 from .protocol import (
     COLUMN_BITS,
     PART,
-    ROW_BITS,
     Into,
     Limits,
     MovingSide,
@@ -53,6 +52,7 @@ __all__ = [
 ]
 
 _SHIFT = 1009
+SUMMED_ROW_BITS = 20  # of a typical entry of rows whose products are added up, where the protocol has the room
 MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
 
 
@@ -338,6 +338,8 @@ class PrivateOperand:
         bins = self.columns.bins
         if len(results) != bins * len(rows):
             kept.further += len(results)
+            if kept.last is not None:
+                kept.last = replace(kept.last, opened=kept.last.opened + len(results))
             return
         table = results.reshape(len(rows), bins)
         numbers = torch.arange(bins, dtype=torch.float64)
@@ -416,7 +418,7 @@ def quantise_together(
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     # Rounding moves each entry by less than one, and so each row's length by less than the root of their number.
     room = 0.999 * limits.max_result - largest_sum(torch.full_like(norms, math.sqrt(count)), header, pairs, into)
-    longest = min(2.0**ROW_BITS * math.sqrt(count), 0.999 * limits.max_norm) - math.sqrt(count)
+    longest = min(2.0**SUMMED_ROW_BITS * math.sqrt(count), 0.999 * limits.max_norm) - math.sqrt(count)
     if room <= 0 or longest <= 0:
         raise RangeError(f"product: {count} points leave no room in sums of at most {limits.max_result}")
     bounds = (
@@ -469,7 +471,8 @@ def row_norm(header: OperandHeader, limits: Limits) -> float:
     Most rows come to within a factor of two of it, so party_2 can size its noise by it without knowing them.
     """
     by_result = 0.999 * limits.max_result / math.sqrt(max(header.energy, 1))
-    return min(by_result, 0.999 * limits.max_norm, 2.0**header.row_bits * math.sqrt(header.points))
+    bits = SUMMED_ROW_BITS if header.together else header.row_bits
+    return min(by_result, 0.999 * limits.max_norm, 2.0**bits * math.sqrt(header.points))
 
 
 def quantise_mapped_rows(rows: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
