@@ -57,6 +57,67 @@ def test_defaults_are_those_of_the_library() -> None:
     assert plan.sampler == GradientMagnitude(0.1)
 
 
+@pytest.mark.parametrize("loss", [None, "ssd", "ncc", "local_ncc", "mind", "mi"])
+@pytest.mark.parametrize("given_optimizer", ["absent", None, {}, {"damping": 0.5}, {"stopping": {"max_iterations": 7}}])
+def test_the_optimiser_follows_the_loss_where_none_is_named(given_optimizer: Any, loss: str | None) -> None:
+    """Mutual information has L-BFGS, which stops later; settings without a kind are those of that optimiser."""
+    from ppir_torch.optimizers import LBFGS, GaussNewton
+
+    named = {} if loss is None else {"loss": {"kind": loss}}
+    chosen = {} if given_optimizer == "absent" else {"optimizer": given_optimizer}
+    config = load_config(mapping(**named, **chosen))
+    assert config.optimizer.kind == ("lbfgs" if loss == "mi" else "gauss_newton")
+    plan = build_plan(config, SPACING)
+    assert type(plan.optimizer) is (LBFGS if loss == "mi" else GaussNewton)
+    settings = given_optimizer if isinstance(given_optimizer, dict) else {}
+    assert plan.optimizer.damping == settings.get("damping", type(plan.optimizer)().damping)
+    assert plan.stopping.max_iterations == settings.get("stopping", {}).get("max_iterations", 30)
+    if "stopping" not in settings:
+        assert plan.stopping.decrease == (1e-7 if loss == "mi" else 1e-5)
+    moving = moving_party(config)
+    assert MovingPartyConfig.model_validate_json(moving.model_dump_json()) == moving
+    assert moving.optimizer == config.optimizer
+
+
+def test_a_named_optimiser_stays() -> None:
+    for loss in ("ssd", "mi"):
+        for kind in ("gauss_newton", "lbfgs", "adam"):
+            assert load_config(mapping(loss={"kind": loss}, optimizer={"kind": kind})).optimizer.kind == kind
+    with pytest.raises(ConfigError, match=r"^optimizer\.kind: 'None', one of gauss_newton, lbfgs, "):
+        load_config(mapping(loss={"kind": "mi"}, optimizer={"kind": None}))
+    [line] = refused(mapping(loss={"kind": "mi"}, optimizer={"kind": "inverse_compositional"}))
+    assert line.startswith("optimizer.kind: 'inverse_compositional', with loss 'mi' one of ")
+    [line] = refused(mapping(loss={"kind": "mi"}, optimizer={"learning_rate_voxels": 1}))
+    assert line.startswith("optimizer.learning_rate_voxels: ")
+
+
+def test_mutual_information_reaches_the_plan() -> None:
+    from ppir_torch.losses import MutualInformation
+    from ppir_torch.optimizers import LBFGS
+
+    assert build_plan(load_config(mapping(loss={"kind": "mi"})), SPACING).loss == MutualInformation()
+    settings = {"loss": {"kind": "mi", "moving_bins": 32, "fixed_bins": 4}, "optimizer": {"memory": 3}}
+    plan = build_plan(load_config(mapping(**settings)), SPACING)
+    assert plan.loss == MutualInformation(32, 4)
+    assert plan.optimizer == LBFGS(memory=3)
+
+
+@pytest.mark.parametrize("name", ["moving_bins", "fixed_bins"])
+@pytest.mark.parametrize("value", [3, 65, 8.5, "8", None, True, -1])
+def test_bins_out_of_range_are_one_line(name: str, value: object) -> None:
+    [line] = refused(mapping(loss={"kind": "mi", name: value}))
+    assert line.startswith(f"loss.{name}: ")
+    assert line.endswith("an integer >= 4 and <= 64 is needed")
+    for allowed in (4, 64):
+        load_config(mapping(loss={"kind": "mi", name: allowed}))
+
+
+@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+def test_mutual_information_is_for_linear_transforms(kind: str) -> None:
+    [line] = refused(mapping(loss={"kind": "mi"}, transform={"kind": kind}))
+    assert line == f"loss.kind: 'mi', with transform '{kind}' ssd, ncc, local_ncc or mind is needed"
+
+
 def test_plan_resolves_smoothing_and_seed() -> None:
     from ppir_torch.sampling import Uniform
 
