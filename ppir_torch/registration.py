@@ -322,9 +322,7 @@ class _Run:
             yield part
             coarse = self._features(level, outer)
             lattice, rows, measure = part.lattice, 1 + self.fixed.grid.dimension, self.plan.loss
-            operand = _sampled(
-                self.plan, Composite([part, outer]), coarse, self.fixed, level, number, rows, IMAGE, lattice
-            )
+            operand = _sampled(self.plan, outer, coarse, self.fixed, level, number, rows, IMAGE, lattice)
             regulariser = Regulariser.of(
                 wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
             )
@@ -347,8 +345,7 @@ class _Run:
         if not measure.follows_axes:
             return measure.features(self.moving.at_level(level), grid)
         smooth = self.moving.at_level(Level(1, level.smoothing_mm))
-        matrix = (transform.affine_map()[0].detach() * MATRIX_STEPS).round() / MATRIX_STEPS
-        return measure.features(resampled_along(smooth, matrix, grid), grid)
+        return measure.features(resampled_along(smooth, _rounded_matrix(transform), grid), grid)
 
     def _follow(self, iterations: Iterator[Iteration], operand: Operand, number: int, level: Level) -> None:
         points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
@@ -425,7 +422,7 @@ def _operand(
 
 def _sampled(
     plan: Plan,
-    transform: LinearTransform | Composite,
+    transform: LinearTransform,
     moving: Image,
     fixed: FixedSource,
     level: Level,
@@ -434,7 +431,7 @@ def _sampled(
     columns: Columns,
     lattice: ControlLattice | None = None,
 ) -> Operand:
-    """The operand at the points of the plan's sampler, which may look at the moving image along the transform."""
+    """The operand at the points of the plan's sampler, which may look at the moving image where it maps to."""
     sampler = plan.sampler if lattice is None else _for_deformation(plan, fixed.grid, level)
 
     def operand(choice: Choice) -> Operand:
@@ -467,17 +464,30 @@ def _for_deformation(plan: Plan, grid: Grid, level: Level) -> Sampler:
 
 
 def _gradient_magnitude(
-    transform: LinearTransform | Composite, moving: Image, fixed: FixedSource, level: Level, number: int
+    transform: LinearTransform, moving: Image, fixed: FixedSource, level: Level, number: int
 ) -> Tensor:
-    """Of the warped moving image (of its features: of all channels) at the level's candidate points (N,)."""
+    """Of the warped moving image (of its features: of all channels) at the level's candidate points (N,).
+
+    Along the rounded transform: private and clear runs, a rounding apart, draw the same points. The weights make up for
+    other probabilities.
+    """
     candidates, _ = select_points(fixed.grid, fixed.mask, level, Full(), number)
     coarse, _ = level_grid(fixed.grid, level)
-    points = coarse.points(candidates, moving.tensor.dtype, moving.tensor.device)
+    centre = fixed.grid.centre
     with torch.no_grad():
-        mapped = transform(points)
+        target = transform(centre[None])[0].double()
+    matrix, step = _rounded_matrix(transform).double(), min(fixed.grid.spacing)
+    offset = (target / step).round() * step - matrix @ centre.double()
+    points = coarse.points(candidates, torch.float64)
+    mapped = (points @ matrix.T + offset).to(moving.tensor)
     gradients = [sample_with_gradient(above, 0.0, mapped)[1] for above, _ in channels_above_outside(moving)]
     magnitude: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
     return magnitude
+
+
+def _rounded_matrix(transform: LinearTransform) -> Tensor:
+    """(D, D), the same for runs whose transforms are a rounding apart."""
+    return (transform.affine_map()[0].detach() * MATRIX_STEPS).round() / MATRIX_STEPS
 
 
 def _check_overlap(transform: LinearTransform, moving: Image, grid: Grid) -> None:

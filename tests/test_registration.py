@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from ppir_torch.joint.operands import Operand
 from ppir_torch.joint.protocol import Pairs
 from ppir_torch.metrics import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.optimizers import Adam, GaussNewton, Stopping
-from ppir_torch.registration import ClearFixed, LevelIteration, Plan, Result, register_images, select_points
-from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sampler, Uniform
+from ppir_torch.registration import Choice, ClearFixed, LevelIteration, Plan, Result, register_images, select_points
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, load_transform, save_transform
 
 Make = Callable[..., Any]
@@ -43,6 +44,19 @@ def plan(**changes: Any) -> Plan:
 def same_map(first: Result, second: Result) -> bool:
     pairs = zip(first.transform.parameters(), second.transform.parameters(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+class Recorded(ClearFixed):
+    """Keeps the samples of the operands that are asked for."""
+
+    @cached_property
+    def drawn(self) -> list[Sample]:
+        return []
+
+    def operand(self, level: Level, choice: Choice | None = None, *others: Any) -> Operand:
+        if isinstance(choice, Sample):
+            self.drawn.append(choice)
+        return super().operand(level, choice, *others)
 
 
 # --- the truth
@@ -154,6 +168,25 @@ def test_hiding_the_points_of_a_gradient_magnitude_sample_changes_nothing(dimens
     )
     assert displacement_rmse(hidden.transform, disclosed.transform, foreground_points(images.fixed)) < 1e-9
     assert [h.points for h in hidden.history] == [h.points for h in disclosed.history]
+
+
+def test_transforms_a_rounding_apart_draw_the_same_points(dimension: int, pair: Make) -> None:
+    """Private and clear runs compare the same function."""
+    images = pair("affine", dimension)
+    matrix, offset = images.truth.affine_map()
+    drawn = []
+    for shift in (0.0, 1e-4):
+        start = Affine(images.fixed.grid)
+        start.set_affine_map(matrix.detach() + shift / 100, offset.detach() + shift)
+        source = Recorded(images.fixed)
+        register_images(
+            images.moving, source, plan(sampler=SAMPLERS[-1], start=start, stopping=Stopping(max_iterations=1))
+        )
+        drawn.append(source.drawn)
+    assert len(drawn[0]) == len(LEVELS)
+    for first, second in zip(*drawn, strict=True):
+        assert torch.equal(first.index, second.index)
+        assert torch.equal(first.weights, second.weights)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=sampler_name)

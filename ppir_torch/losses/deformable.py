@@ -98,13 +98,14 @@ class DeformableSSD:
             smooth = self._alpha * self.smoothness.regulariser.apply(coefficients)
             gradient = gradient + smooth.flatten()
             value += 0.5 * float((smooth * coefficients).sum())
-        floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        # What is left to deform is less than what an affine map starts from.
+        nominal = 0.0 if self.operand.sample.known else 0.001 * self.operand.mean_square
 
         def apply(vector: Tensor) -> Tensor:
             image = self._apply(tensor, vector)
             return image if without is None else image - without.T @ (without @ vector)
 
-        return OperatorLinearisation(value, gradient, apply, self._diagonal(tensor), len(coefficients), floor)
+        return OperatorLinearisation(value, gradient, apply, self._diagonal(tensor), len(coefficients), nominal)
 
     def _rows(self, moving: Image) -> Tensor:
         """(D + 1, C n): the warped image's gradient by the displacement, and the warped image less the offset."""

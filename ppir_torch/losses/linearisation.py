@@ -45,19 +45,19 @@ class AnyLinearisation(Protocol):
 class Linearisation:
     """Value, gradient (P,) and Gauss-Newton Hessian (P, P) of a loss at one transform; float64.
 
-    `floor` is the least size for relative stopping rules: with weighted points the value is known up to a constant
-    only, and may be negative.
+    `nominal` is the size for relative stopping rules where the value is known up to a constant only (weighted points):
+    it may be negative then, or many times what the images differ by. 0: the value is the size.
     """
 
     value: float
     gradient: Tensor
     hessian: Tensor
-    floor: float = 0.0
+    nominal: float = 0.0
 
     @property
     def size(self) -> float:
-        """What a relative stopping rule compares with: |value|, at least `floor`."""
-        return max(abs(self.value), self.floor)
+        """What a relative stopping rule compares with: `nominal` where there is one, else |value|."""
+        return self.nominal or abs(self.value)
 
     def solve(self, damping: float) -> Tensor:
         """See `AnyLinearisation`; directly."""
@@ -92,12 +92,12 @@ class OperatorLinearisation:
     apply: Callable[[Tensor], Tensor]
     diagonal: Tensor
     dimension: int
-    floor: float = 0.0
+    nominal: float = 0.0
 
     @property
     def size(self) -> float:
-        """|value|, at least `floor`."""
-        return max(abs(self.value), self.floor)
+        """As of `Linearisation`."""
+        return self.nominal or abs(self.value)
 
     def solve(self, damping: float) -> Tensor:
         """See `AnyLinearisation`; by conjugate gradients, preconditioned with the diagonal (Nocedal and Wright, 5.3).

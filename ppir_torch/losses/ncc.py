@@ -63,10 +63,10 @@ class NCC(SSD):
         by_moments = self.operand.columns.kind == "moments"
         rows, images = self._rows(transform, moving, with_images=True, with_slopes=by_moments)
         weights, normaliser = self._weights(rows)
-        floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        nominal = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
         deviation = standardise(rows, weights)
         if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
-            return Linearisation(1.0, images.new_zeros(len(images)).double().cpu(), _nothing(images), floor)
+            return Linearisation(1.0, images.new_zeros(len(images)).double().cpu(), _nothing(images), nominal)
         share, total = (None, normaliser) if weights is None else (weights, float(weights.double().sum()))
         weighted = images if share is None else images * share
         mean = exact_products(weighted, torch.ones_like(rows[-1:]))[:, 0] / total
@@ -80,10 +80,10 @@ class NCC(SSD):
             hessian = exact_products(images if weights is None else images * weights, images).cpu() / normaliser
         if not by_moments:
             value, gradient = self._compare(rows)
-            return Linearisation(value / 2, gradient / 2, hessian, floor)
+            return Linearisation(value / 2, gradient / 2, hessian, nominal)
         value, gradient = self._by_moments(rows, transform)
         left = 1 - (1 + self.operand.mean_square - value) / 2  # mean of I^ (I^ - J^); that of I^ - J^ is 0
-        return Linearisation(value / 2, (gradient / 2 - left * along.cpu()) / deviation, hessian, floor)
+        return Linearisation(value / 2, (gradient / 2 - left * along.cpu()) / deviation, hessian, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)

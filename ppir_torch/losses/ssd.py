@@ -77,8 +77,8 @@ class SSD(nn.Module):
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
         value, gradient = self._by_moments(rows, transform) if by_moments else self._compare(rows)
-        floor = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
-        return Linearisation(value, gradient, hessian, floor)
+        nominal = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        return Linearisation(value, gradient, hessian, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         return self._compare(self._rows(transform, moving, with_images=False, with_slopes=False)[0])[0]

@@ -62,7 +62,7 @@ def test_the_value_is_that_of_the_ssd(
     forward = SSD(fixed.operand(FULL, choice)).linearise(transform, images.moving)
     assert inverse.value == pytest.approx(forward.value, rel=1e-5 if dtype == torch.float32 else 1e-10)
     assert forward.value > 1
-    assert inverse.floor == forward.floor == 0
+    assert inverse.nominal == forward.nominal == 0
     assert inverse.gradient.dtype == inverse.hessian.dtype == torch.float64
 
 

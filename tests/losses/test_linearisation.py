@@ -31,12 +31,12 @@ def gradient(seed: int = 1) -> Tensor:
     return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def dense(hessian: Tensor, value: float = 3.0, floor: float = 0.0) -> Linearisation:
-    return Linearisation(value, gradient(), hessian, floor)
+def dense(hessian: Tensor, value: float = 3.0, nominal: float = 0.0) -> Linearisation:
+    return Linearisation(value, gradient(), hessian, nominal)
 
 
-def operator(hessian: Tensor, value: float = 3.0, floor: float = 0.0) -> OperatorLinearisation:
-    return OperatorLinearisation(value, gradient(), lambda v: hessian @ v, hessian.diagonal(), 2, floor)
+def operator(hessian: Tensor, value: float = 3.0, nominal: float = 0.0) -> OperatorLinearisation:
+    return OperatorLinearisation(value, gradient(), lambda v: hessian @ v, hessian.diagonal(), 2, nominal)
 
 
 both = pytest.mark.parametrize("kind", [dense, operator], ids=["direct", "conjugate gradients"])
@@ -136,12 +136,13 @@ def test_curvature_is_the_steps_own(kind: Kind) -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("value", "floor", "size"), [(3.0, 0.0, 3.0), (-3.0, 0.0, 3.0), (-3.0, 5.0, 5.0), (0.0, 0.0, 0.0)]
+    ("value", "nominal", "size"),
+    [(3.0, 0.0, 3.0), (-3.0, 0.0, 3.0), (-3.0, 5.0, 5.0), (-300.0, 5.0, 5.0), (0.0, 0.0, 0.0)],
 )
-def test_size_is_the_magnitude_of_the_value_and_at_least_the_floor(
-    value: float, floor: float, size: float, kind: Kind
+def test_size_is_the_magnitude_of_the_value_where_no_nominal_one_is_given(
+    value: float, nominal: float, size: float, kind: Kind
 ) -> None:
-    assert kind(spd(1.0), value, floor).size == size
+    assert kind(spd(1.0), value, nominal).size == size
 
 
 def test_length_is_in_mm() -> None:
