@@ -26,10 +26,12 @@ from ppir_torch.losses import (
     Measure,
     Mind,
     ModuleFeatures,
+    MutualInformation,
     Smoothness,
     SquaredDifference,
 )
 from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.optimizers import LBFGS, Stopping
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.registration import ClearFixed, Deformable, Plan, register_images
 from ppir_torch.regularisers import Regulariser
@@ -96,6 +98,88 @@ def test_a_private_run_ends_where_the_clear_run_ends(
         round(0.4 * points / measure.channels(dimension)) * measure.channels(dimension) if sampler == "urs" else points
     )
     assert all(0 <= row["explained"] <= 1 and row["opened"] > 0 for row in ledgers)
+
+
+INFORMATION_RUNS = [
+    *(("beaver", 2, sampler) for sampler in SAMPLERS),
+    *(("spdz", 2, sampler) for sampler in ("full", "urs")),
+    ("bfv", 2, "full"),
+    ("ckks", 2, "full"),
+    *(pytest.param(protocol, 2, "urs", marks=pytest.mark.slow) for protocol in ("bfv", "ckks")),
+    ("beaver", 3, "full"),
+]
+INFORMATION_BOUND_MM = {"bfv": 0.06}
+"""Where it is not `BOUND_MM`. Words of bfv leave rows of 11 bits: 0.003 to 0.044 mm, voxels are 1.5 and 2 mm."""
+
+
+@pytest.mark.parametrize(("protocol", "dimension", "sampler"), INFORMATION_RUNS)
+def test_a_private_run_of_mutual_information_ends_where_the_clear_run_ends(
+    protocol: str, dimension: int, sampler: str, pair: Make
+) -> None:
+    """0.001 to 0.007 mm apart. party_2 is charged K_m K_f + D (D + 1) values an iteration, and four an operand."""
+    images, measure, charged = (
+        pair("affine", dimension),
+        MutualInformation(16, 8),
+        dict.fromkeys(("products", "operand"), 0),
+    )
+
+    def charge(count: int, kind: str) -> None:
+        charged[kind] += count
+
+    stopping = Stopping(max_iterations=60, decrease=1e-7)
+    plan = Plan("affine", LEVELS, SAMPLERS[sampler], LBFGS(), stopping, loss=measure)
+    clear = register_images(images.moving, ClearFixed(images.fixed), plan)
+    with private_fixed(protocol, FixedParty(images.fixed, charge=charge, measure=measure)) as source:
+        private = register_images(images.moving, source, plan)
+        ledgers = source.ledger_rows()
+    assert private.complete, private.error
+    assert apart(private, clear, images.fixed) <= INFORMATION_BOUND_MM.get(protocol, BOUND_MM)
+    assert private.history[0].iteration.value == pytest.approx(clear.history[0].iteration.value, rel=1e-3)
+    an_iteration = 16 * 8 + dimension * (dimension + 1)
+    assert charged == {"products": an_iteration * len(private.history), "operand": 4 * len(LEVELS)}
+    for ledger in ledgers:
+        iterations = sum(h.level == ledger["operand"] for h in private.history)
+        assert ledger["opened"] == an_iteration * iterations
+        assert 0 < ledger["rank"] <= 16 * iterations
+        assert 0 <= ledger["own"] <= ledger["explained"] <= 1
+
+
+def test_nothing_of_j_is_in_what_party_2_says_of_its_bins(dimension: int, pair: Make) -> None:
+    """Two images of one grid: no range, mean, energy or histogram is told."""
+    images, measure, said = pair("affine", dimension), MutualInformation(), []
+    noise = torch.rand(images.fixed.tensor.shape, generator=torch.Generator().manual_seed(0))
+    for fixed in (images.fixed, Image(1e4 * noise - 3e5, images.fixed.grid)):
+        with private_fixed("beaver", FixedParty(fixed, measure=measure)) as source:
+            operand = source.operand(Level(1, 0.0), rows=24, columns=measure.columns(), measure=measure)
+            said.append((operand.header, operand.sample_mean_square, operand.level_mean_square, operand.gram))
+    assert said[0] == said[1]
+    assert said[0][0].offset == said[0][1] == said[0][2] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("agreed", "asked", "columns"),
+    [
+        (SquaredDifference(), MutualInformation(), Columns("bins", bins=8)),
+        (MutualInformation(), SquaredDifference(), Columns()),
+        (MutualInformation(16, 8), MutualInformation(16, 9), Columns("bins", bins=9)),
+        (MutualInformation(16, 8), MutualInformation(15, 8), Columns("bins", bins=8)),
+        # The agreed loss, and other columns for it: values, mean and energy of J itself, or a finer histogram.
+        (MutualInformation(), MutualInformation(), Columns()),
+        (MutualInformation(), MutualInformation(), Columns("moments")),
+        (MutualInformation(), MutualInformation(), Columns("bins", bins=64)),
+        (SquaredDifference(), SquaredDifference(), Columns("bins", bins=8)),
+    ],
+    ids=str,
+)
+def test_party_2_makes_the_bins_it_agreed_to_and_no_others(
+    agreed: Measure, asked: Measure, columns: Columns, pair: Make
+) -> None:
+    with (
+        pytest.raises(LinkError, match=r"(was asked for, this party agreed to .*|bins of loss '\w+'); refused"),
+        private_fixed("beaver", FixedParty(pair("affine", 2).fixed, measure=agreed)) as source,
+        pytest.raises(PpirError),
+    ):
+        source.operand(Level(1, 0.0), rows=24, columns=columns, measure=asked)
 
 
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
@@ -319,8 +403,8 @@ def settings(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("mapping", "line"),
     [
-        (settings(loss={"kind": "mi"}), "loss.kind: 'mi', one of ssd, ncc, local_ncc, mind is needed"),
-        (settings(loss={"kind": "module"}), "loss.kind: 'module', one of ssd, ncc, local_ncc, mind is needed"),
+        (settings(loss={"kind": "cc"}), "loss.kind: 'cc', one of ssd, ncc, local_ncc, mind, mi is needed"),
+        (settings(loss={"kind": "module"}), "loss.kind: 'module', one of ssd, ncc, local_ncc, mind, mi is needed"),
         (settings(loss={"kind": "mind", "radius": -1}), "loss.radius: -1, an integer >= 0 and <= 16 is needed"),
         (settings(loss={"kind": "mind", "dilation": 0}), "loss.dilation: 0, an integer >= 1 and <= 16 is needed"),
         (settings(loss={"kind": "mind", "radius": 1.5}), "loss.radius: 1.5, an integer >= 0 and <= 16 is needed"),
@@ -390,7 +474,7 @@ def test_register_takes_losses_by_name_and_settings(pair: Make, tmp_path: Path) 
 
 def test_yaml_never_names_a_module() -> None:
     """A configuration comes from others: no kind of loss in it loads code."""
-    kinds = ["ssd", "ncc", "local_ncc", "mind"]
+    kinds = ["ssd", "ncc", "local_ncc", "mind", "mi"]
     assert [load_config(settings(loss={"kind": kind})).loss.kind for kind in kinds] == kinds
     with pytest.raises(ConfigError):
         load_config(settings(loss={"kind": "ssd", "_target_": "os.system"}))
