@@ -65,12 +65,21 @@ SealEncryptor = seal.Encryptor
 
 @dataclass(frozen=True)
 class Product:
-    """One product: how many rows and which pairs is public; the rows and the result are party_1's."""
+    """One product: how many rows, which pairs and which of their sums is public; rows and result are party_1's."""
 
     count: int
     pairs: Pairs
     rows: Tensor | None = None
     result: Tensor | None = None
+    into: tuple[int, ...] | None = None
+
+    def sums(self, products: Any) -> Any:
+        """Of what belongs to the pairs (an array): added up as the products are."""
+        if self.into is None:
+            return products
+        added = np.zeros(1 + max(self.into), products.dtype)
+        np.add.at(added, list(self.into), products)
+        return added
 
 
 @dataclass(frozen=True)
@@ -144,10 +153,11 @@ def play(protocol: str, levels: Sequence[Level]) -> Transcript:
         trio.one_two.send(Kind.LEVEL)
         moving.accept_operand(level.header)
         with recorded_masks(masks):
-            products = [replace(p, result=moving.multiply(p.rows, p.pairs)) for p in level.products]
+            products = [replace(p, result=moving.multiply(p.rows, p.pairs, None, p.into)) for p in level.products]
         out.played.append(replace(level, products=products))
         for p in products:
-            assert p.result.tolist() == [int(p.rows[row] @ level.operand[column]) for row, column in p.pairs]
+            exact = np.array([int(p.rows[row] @ level.operand[column]) for row, column in p.pairs])
+            assert p.result.tolist() == p.sums(exact).tolist()
     trio.stop()
     assert trio.errors == []
     for link in trio.links:
@@ -261,13 +271,14 @@ def seeds_of(messages: Messages) -> list[bytes]:
     return [payload for kind, payload in messages if kind in (Kind.SEED, Kind.ZERO_SEED)]
 
 
-def requested(pairs: Pairs, **shape: int) -> bytes:
-    """Shape and pairs of a product as they are sent."""
-    return b"".join(pack(shape, [np.array(pairs, np.uint16)]))
+def requested(product: Product, /, **shape: int) -> bytes:
+    """Shape, pairs and sums of a product as they are sent."""
+    sums = [] if product.into is None else [np.array(product.into, np.uint16)]
+    return b"".join(pack(shape, [np.array(product.pairs, np.uint16), *sums]))
 
 
-def opened(table: Words, pairs: Pairs) -> Words:
-    return np.array([table[row, column] for row, column in pairs], np.int64)
+def opened(table: Words, product: Product) -> Words:
+    return product.sums(np.array([table[row, column] for row, column in product.pairs], np.int64))
 
 
 def beaver_products(own: Own) -> Iterator[tuple[list[tuple[int, int]], OperandHeader, Product]]:
@@ -323,7 +334,7 @@ class BeaverOne(Simulator):
             number = prepared[-1][0]
             a = ring_words(stream, "A", number, (product.count, header.points), bits)
             known = a @ d.T + ring_words(stream, "c", number, (product.count, header.columns), bits)
-            messages.append((Kind.RESULT_SHARE, packed(product.result.numpy() - opened(known, product.pairs), bits)))
+            messages.append((Kind.RESULT_SHARE, packed(product.result.numpy() - opened(known, product), bits)))
         return {TWO: messages, DEALER: [(Kind.SEED, tape.seeds[0])]}
 
 
@@ -345,7 +356,7 @@ class BeaverTwo(Simulator):
     def rebuild(self, tape: Tape) -> View:
         from_one, from_dealer = Messages(), [(Kind.SEED, tape.seeds[0])]
         for parts, (prepared, _, product) in zip(tape.parts, beaver_products(self.own), strict=True):
-            head = requested(product.pairs, product=prepared[-1][0], rows=product.count)
+            head = requested(product, product=prepared[-1][0], rows=product.count)
             from_one.append((Kind.MASKED_ROWS, len(head).to_bytes(4, "little") + head + packed(*parts["X - A"])))
             ends = np.cumsum([words for _, words in prepared])[:-1]
             for c2 in np.split(parts["c2"].words, ends):
@@ -443,7 +454,7 @@ class SpdzOne(Simulator):
                 e = product.rows.numpy()[:, chunk.part] - chunk.x - a + e2
                 d = chunk.y - b + d2
                 share += chunk.words(stream, "c") + e @ b.T + a @ d.T + e @ d.T
-            result = product.result.numpy() - opened(share, product.pairs)
+            result = product.result.numpy() - opened(share, product)
             messages.append((Kind.RESULT_SHARE, result.tobytes()))
         return {TWO: messages, DEALER: [(Kind.SEED, seed)]}
 
@@ -471,7 +482,7 @@ class SpdzTwo(Simulator):
     def rebuild(self, tape: Tape) -> View:
         from_one, from_dealer = Messages(), [(Kind.SEED, tape.seeds[0])]
         for parts, (header, product, chunks) in zip(tape.parts, self._products(), strict=True):
-            from_one.append((Kind.PRODUCT, requested(product.pairs, rows=product.count, points=header.points)))
+            from_one.append((Kind.PRODUCT, requested(product, rows=product.count, points=header.points)))
             for chunk, c2 in zip(chunks, np.split(parts["c2"].words, len(chunks)), strict=True):
                 e1 = parts["X - a1"].words[:, chunk.part] - chunk.x
                 from_one.append(opening(e1, chunk.y - parts["b1"].words[:, chunk.part]))
@@ -504,13 +515,17 @@ class EncryptedOne(Simulator):
     """
 
     module: Any
-    part: Callable[[memoryview, list[int], Words], Parts]
-    answer: Callable[[Parts, list[int], Words], bytes]
+    part: Callable[[memoryview, list[int], Any], Parts]
+    answer: Callable[[Parts, list[int], Any], bytes]
+
+    def mask_sums(self, product: Product, masks: Words) -> Any:
+        return product.sums(masks)
 
     def explain(self, view: View) -> Tape:
         uploads = [p for kind, p in view[TWO] if kind is not Kind.MASKED_RESULT]
         answers = zip(payloads(view[TWO], Kind.MASKED_RESULT), self.own.products(), self.own.masks, strict=True)
-        return Tape(uploads, [self.part(answer, p.result.tolist(), masks) for answer, (_, p), masks in answers])
+        parts = [self.part(answer, p.result.tolist(), self.mask_sums(p, masks)) for answer, (_, p), masks in answers]
+        return Tape(uploads, parts)
 
     def rebuild(self, tape: Tape) -> View:
         uploads, answers = iter(tape.seeds), zip(tape.parts, self.own.products(), self.own.masks, strict=True)
@@ -520,7 +535,8 @@ class EncryptedOne(Simulator):
             messages += [(Kind.OPERAND_CIPHERTEXTS, next(uploads)) for _ in range(-(-ciphertexts // 16))]
             for _ in level.products:
                 parts, (_, product), masks = next(answers)
-                messages.append((Kind.MASKED_RESULT, self.answer(parts, product.result.tolist(), masks)))
+                added = self.mask_sums(product, masks)
+                messages.append((Kind.MASKED_RESULT, self.answer(parts, product.result.tolist(), added)))
         return {TWO: messages}
 
     def draw(self, like: Tape) -> Tape:
@@ -543,21 +559,27 @@ class BfvOne(EncryptedOne):
 
 
 class CkksOne(EncryptedOne):
-    """The masked result is scale R + mask + flood, and noise that is 2^-58 of the flood; the tape is flood + noise."""
+    """The masked result is scale R + mask + flood, and noise that is 2^-58 of the flood; the tape is flood + noise.
+
+    Of a sum of products all of them are sums.
+    """
 
     module, half = ckks, 1 << ckks.FLOOD_BITS - 1
 
-    def part(self, answer: memoryview, results: list[int], masks: Words) -> Parts:
+    def mask_sums(self, product: Product, masks: Words) -> Any:
+        return product.sums(np.array([ckks._mask(mask) for mask in masks], object))
+
+    def part(self, answer: memoryview, results: list[int], masks: Any) -> Parts:
         scheme, steps = ckks._scheme(), zip(ckks._unpack_words(answer, Kind.MASKED_RESULT), results, masks, strict=True)
         floods = [
-            compose_residues(word.tolist(), scheme.kept) - scheme.scale * r - ckks._mask(mask) + self.half
+            compose_residues(word.tolist(), scheme.kept) - scheme.scale * r - mask + self.half
             for word, r, mask in steps
         ]
         return {"flood": Part(np.array([f % math.prod(scheme.kept) for f in floods], object), ckks.FLOOD_BITS)}
 
-    def answer(self, parts: Parts, results: list[int], masks: Words) -> bytes:
+    def answer(self, parts: Parts, results: list[int], masks: Any) -> bytes:
         scheme, steps = ckks._scheme(), zip(parts["flood"].words.tolist(), results, masks, strict=True)
-        words = [scheme.scale * r + ckks._mask(mask) + flood - self.half for flood, r, mask in steps]
+        words = [scheme.scale * r + mask + flood - self.half for flood, r, mask in steps]
         return pack60(np.array([[word % prime for prime in scheme.kept] for word in words], np.uint64)).tobytes()
 
 
@@ -658,7 +680,8 @@ class EncryptedTwo(Simulator):
                 places[number] = polynomial, slot
         words = (c0 % np.array(self.primes, object)).astype(np.uint64)
         head = struct.pack("<II", len(c0), len(c1))
-        return head + self.ordered(words, places) + pack60(c1.view(np.uint64).reshape(-1)).tobytes()
+        sums = b"" if product.into is None else np.array(product.into, np.uint16).tobytes()
+        return head + self.ordered(words, places) + pack60(c1.view(np.uint64).reshape(-1)).tobytes() + sums
 
 
 class BfvTwo(EncryptedTwo):
@@ -1027,8 +1050,12 @@ def told_from_simulation(seen: Observed) -> dict[str, float]:
 
 
 def mixed_levels(x: str, y: str) -> list[Level]:
-    """Two operands of 1 and 3 columns, products of 2 to 4 rows, not all pairs opened; which secrets is `x` and `y`."""
+    """Two operands of 1 and 3 columns, products of 2 to 4 rows; which secrets is `x` and `y`.
+
+    Not all pairs are opened, and of two products only sums.
+    """
     pairs = [[(0, 0), (2, 0)], [(1, 0)], [(1, 0), (0, 0)], [(0, 2), (3, 1), (1, 2), (3, 0)], [(2, 2), (0, 1)]]
+    sums = {2: (0, 0), 3: (0, 1, 1, 0)}
     levels = []
     for number, (columns, points, numbers) in enumerate([(1, 2100, (0, 1, 2)), (3, 1500, (3, 4))]):
         operands = dict(zip(("blob", "noise"), two_images(columns, points, number), strict=True))
@@ -1038,7 +1065,7 @@ def mixed_levels(x: str, y: str) -> list[Level]:
             count = (3, 3, 2, 4, 4)[i]
             rows = dict(zip(("blob", "noise"), two_images(count, points, i), strict=True))
             rows["black"] = torch.zeros_like(rows["blob"])
-            products.append(Product(count, pairs[i], rows[x]))
+            products.append(Product(count, pairs[i], rows[x], into=sums.get(i)))
         levels.append(Level(header, products, operands[y]))
     return levels
 
@@ -1081,6 +1108,30 @@ def test_simulated_view_has_the_form_of_a_real_one(protocol: str, party: str) ->
     for peer, messages in transcript.views[party].items():
         simulated_sizes = without_compressed(protocol, sizes(simulated.get(peer, [])))
         assert simulated_sizes == without_compressed(protocol, sizes(messages))
+
+
+@pytest.mark.parametrize("protocol", SIMULATORS)
+def test_view_of_a_sum_is_made_of_the_sum_alone(protocol: str) -> None:
+    """Two images of the same sums and other products: all that the simulator of party_1 is given is the same."""
+    one, _ = two_images(3, 1500, 8)
+    other = one[[1, 0, 2]]
+    rows = two_images(2, 1500, 9)[1][:1].expand(3, -1).clone()
+    pairs, into = [(0, 0), (1, 1), (2, 2), (0, 2), (2, 0), (0, 1)], (0, 0, 1, 1, 2, 2)
+    assert not torch.equal(rows @ one.T, rows @ other.T)
+    owns = []
+    for operand in (one, other):
+        transcript = play(
+            protocol, [Level(header_of(operand, rows=3), [Product(3, pairs, rows, into=into)] * 2, operand)]
+        )
+        own, view = transcript.owns[ONE], transcript.views[ONE]
+        simulator = SIMULATORS[protocol][ONE](own)
+        rebuilt = simulator.rebuild(simulator.explain(view))
+        for peer, messages in view.items():
+            assert rebuilt.get(peer, []) == messages
+        [level] = own.levels
+        assert level.operand is None
+        owns.append((level.header, [(p.count, p.pairs, p.into, p.result.tolist()) for p in level.products]))
+    assert owns[0] == owns[1]
 
 
 # SEAL compresses these, so that their sizes vary by some bytes from one to the next. Ciphertexts of primes of 60 bits

@@ -46,6 +46,7 @@ from ppir_torch.optimizers import LBFGS
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.registration import ClearFixed, FixedSource, Plan, register_images
 from ppir_torch.sampling import Full, Permuted, Uniform
+from ppir_torch.transforms import LINEAR_TRANSFORMS
 
 Make = Callable[..., Any]
 LEVEL = Level(1, 0.0)
@@ -431,3 +432,40 @@ def test_private_sums_are_the_clear_ones_up_to_rounding(protocol: str, sampler: 
             deviation = math.sqrt(terms) * float(rows.norm(dim=1).max()) * private.header.scale / 2
             assert 0 < float((found - expected).abs().max()) < 8 * 1.5 * deviation
             assert torch.equal(found, private.combine(rows, pairs, into)), "the same rounding each time"
+
+
+# --- the ledger
+
+
+def one_iteration(moving: Image, fixed: Image, bins: tuple[int, int] = (16, 8)) -> Any:
+    """The ledger's entry after one iteration where the images lie on each other."""
+    measure = MutualInformation(*bins)
+    with private_fixed("beaver", FixedParty(fixed, measure=measure)) as source:
+        rows = measure.most_rows(fixed.grid.dimension)
+        operand = source.operand(LEVEL, Full(), 0, rows, measure.columns(), measure=measure)
+        measure.loss(operand).linearise(LINEAR_TRANSFORMS["affine"](fixed.grid), moving)
+        [kept] = source.ledgers
+    assert kept.last is not None
+    return kept.last
+
+
+@pytest.mark.parametrize("remap", ["as it is", "inverted"])
+def test_ledger_says_that_an_image_that_determines_j_explains_it(remap: str, dimension: int, pair: Make) -> None:
+    """The warped image's windows span J, and its own share of them says nearly as much: nothing is news."""
+    fixed = pair("rigid", dimension).fixed
+    moving = Image(fixed.tensor if remap == "as it is" else 500 - 3 * fixed.tensor, fixed.grid)
+    entry = one_iteration(moving, fixed)
+    assert entry.opened == 16 * 8 + dimension * (dimension + 1)
+    assert 4 < entry.rank <= 16
+    assert entry.own > 0.97
+    assert entry.explained > 0.99
+
+
+def test_ledger_says_that_images_without_anything_in_common_explain_rank_over_points(dimension: int) -> None:
+    """One pair of images of noise: five standard deviations of the mean square of `rank` such cosines."""
+    grid = Grid((50, 40) if dimension == 2 else (14, 13, 12))
+    entry = one_iteration(noise(grid, torch.float32, 5), noise(grid, torch.float32, 6))
+    assert 8 < entry.rank <= 16
+    chance = entry.rank / grid.count
+    assert entry.explained == pytest.approx(chance, abs=5 * chance * math.sqrt(2 / entry.rank))
+    assert entry.own < 0.01
