@@ -23,8 +23,9 @@ def ours(fixed: str, moving: str, output: Path, kind: str) -> float:
     import torch
 
     from ppir_torch.compose import compose
-    from ppir_torch.config import build_plan, load_config
+    from ppir_torch.config import load_config
     from ppir_torch.images import load_image
+    from ppir_torch.plans import build_plan
     from ppir_torch.registration import ClearFixed, register_images
     from ppir_torch.transforms import save_displacement
 

@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .config import BeaverConfig, BfvConfig, CkksConfig, ClearConfig, File, SpdzConfig, TransportConfig
 from .config_lines import problem_line, show
 from .errors import ConfigError
+from .settings import BeaverConfig, BfvConfig, CkksConfig, ClearConfig, File, SpdzConfig, TransportConfig
 
 __all__ = [
     "FixedPointsConfig",

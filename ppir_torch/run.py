@@ -18,17 +18,7 @@ from typing import Any
 
 import torch
 
-from .config import (
-    AutoConfig,
-    RunConfig,
-    build_measure,
-    build_plan,
-    build_sampler,
-    fixed_party,
-    load_config,
-    moving_party,
-    preprocessed,
-)
+from .config import RunConfig, fixed_party, load_config, moving_party
 from .errors import ConfigError, PeerLost, PpirError
 from .grids import Grid
 from .images import Image, image_size, load_image, load_mask, save_image
@@ -39,9 +29,11 @@ from .metrics import displacement_rmse, foreground_points
 from .optimizers import Iteration
 from .parties.accounting import peak_memory_mb, write_json
 from .parties.launch import run_parties
+from .plans import build_measure, build_plan, build_sampler, preprocessed
 from .registration import ClearFixed, LevelIteration, Result, register_images
 from .reporting.files import save_result, summary
 from .reporting.progress import Progress
+from .settings import AutoConfig
 from .transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
 from .warping import warp
 

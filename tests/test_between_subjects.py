@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ppir_torch.compose import compose
-from ppir_torch.config import build_plan, load_config
+from ppir_torch.config import load_config
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
 from ppir_torch.metrics import displacement_rmse, folding_share, foreground_points, jacobian_determinant
+from ppir_torch.plans import build_plan
 from ppir_torch.registration import ClearFixed, Plan, register_images
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, affine_from_map
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppir_torch.config import FixedPartyConfig, MovingPartyConfig, build_plan, fixed_party, load_config, moving_party
+from ppir_torch.config import FixedPartyConfig, MovingPartyConfig, fixed_party, load_config, moving_party
 from ppir_torch.errors import ConfigError
+from ppir_torch.plans import build_plan
 
 SPACING = (2.0, 1.0, 3.0)
 

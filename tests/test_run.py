@@ -14,11 +14,12 @@ import torch
 from parties.harness import Files, started_parties, write_pair
 
 from ppir_torch import ClearFixed, Image, Plan, PpirError, load_image, register, register_images
-from ppir_torch.config import ClearConfig, RunConfig
+from ppir_torch.config import RunConfig
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.images import Level, save_image
 from ppir_torch.metrics import displacement_rmse, foreground_points
 from ppir_torch.run import run
+from ppir_torch.settings import ClearConfig
 from ppir_torch.transforms import load_transform
 
 SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "result-schema.md"

@@ -20,8 +20,8 @@ from .accounting import Stopwatch, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config import BudgetConfig
     from ..images import Image
+    from ..settings import BudgetConfig
     from .budget import ReleaseBudget
 
 DEALER_TIMEOUT_S = 7 * 86400.0  # an idle dealer costs nothing; it ends when a party's link closes
@@ -70,11 +70,12 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 
     import torch
 
-    from ..config import MovingPartyConfig, build_plan, preprocessed
+    from ..config import MovingPartyConfig
     from ..images import load_image
     from ..joint import load_protocol
     from ..joint.protocol import compute_device
     from ..link import Kind
+    from ..plans import build_plan, preprocessed
     from ..registration import register_images
     from ..reporting.files import save_result, summary
     from ..reporting.progress import Progress
@@ -119,10 +120,11 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
     import torch
 
-    from ..config import FixedPartyConfig, build_measure, preprocessed
+    from ..config import FixedPartyConfig
     from ..images import load_image, load_mask
     from ..joint import load_protocol
     from ..joint.protocol import compute_device
+    from ..plans import build_measure, preprocessed
     from .fixed import FixedParty
 
     config = FixedPartyConfig.model_validate_json(text)
