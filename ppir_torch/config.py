@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from .config_lines import kinds, problem_line, show
+from .config_lines import checked, kinds, show
 from .errors import ConfigError
 from .settings import (
     LARGEST_SEED,
@@ -208,11 +208,7 @@ def load_config(mapping: Mapping[str, object]) -> RunConfig:
     Raises:
         ConfigError: one line per problem: the field, its value, what is allowed.
     """
-    try:
-        return RunConfig.model_validate(mapping)
-    except ValidationError as error:
-        lines = [problem_line(problem, RunConfig) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    return checked(RunConfig, mapping)
 
 
 def moving_party(config: RunConfig) -> MovingPartyConfig:

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-__all__ = ["kinds", "problem_line", "show"]
+from .errors import ConfigError
+
+__all__ = ["checked", "kinds", "problem_line", "show"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], mapping: Mapping[str, object]) -> Model:
+    """The mapping as a configuration of this type.
+
+    Raises:
+        ConfigError: one line per problem: the field, its value, what is allowed.
+    """
+    try:
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        lines = [problem_line(problem, model) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def problem_line(problem: Any, root: type[BaseModel]) -> str:

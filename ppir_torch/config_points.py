@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .config_lines import problem_line, show
+from .config_lines import checked, show
 from .errors import ConfigError
 from .settings import BeaverConfig, BfvConfig, CkksConfig, ClearConfig, File, SpdzConfig, TransportConfig
 
@@ -136,11 +136,7 @@ def load_points_config(mapping: Mapping[str, object]) -> PointsConfig:
     Raises:
         ConfigError: one line per problem: the field, its value, what is allowed.
     """
-    try:
-        return PointsConfig.model_validate(mapping)
-    except ValidationError as error:
-        lines = [problem_line(problem, PointsConfig) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    return checked(PointsConfig, mapping)
 
 
 def moving_points_party(config: PointsConfig) -> MovingPointsConfig:
