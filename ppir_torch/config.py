@@ -98,7 +98,7 @@ class _PublicConfig(_SharedConfig):
         if self.optimizer.kind == "inverse_compositional" and self.loss.kind != "ssd":
             _raise(
                 [
-                    f"optimizer.kind: 'inverse_compositional', with loss {self.loss.kind!r} one of gauss_newton, adam "
+                    f"optimizer.kind: 'inverse_compositional', with loss {self.loss.kind!r} gauss_newton, lbfgs or adam "
                     "is needed: party_2's steepest-descent images are those of ssd"
                 ]
             )

@@ -419,7 +419,7 @@ def settings(**more: Any) -> dict[str, Any]:
         ),
         (
             settings(loss={"kind": "mind"}, optimizer={"kind": "inverse_compositional"}),
-            "optimizer.kind: 'inverse_compositional', with loss 'mind' one of gauss_newton, adam is needed: party_2's "
+            "optimizer.kind: 'inverse_compositional', with loss 'mind' gauss_newton, lbfgs or adam is needed: party_2's "
             "steepest-descent images are those of ssd",
         ),
         (
