@@ -98,8 +98,8 @@ class _PublicConfig(_SharedConfig):
         if self.optimizer.kind == "inverse_compositional" and self.loss.kind != "ssd":
             _raise(
                 [
-                    f"optimizer.kind: 'inverse_compositional', with loss {self.loss.kind!r} gauss_newton, lbfgs or adam "
-                    "is needed: party_2's steepest-descent images are those of ssd"
+                    f"optimizer.kind: 'inverse_compositional', with loss {self.loss.kind!r} gauss_newton, lbfgs or "
+                    "adam is needed: party_2's steepest-descent images are those of ssd"
                 ]
             )
         backend = getattr(self, "backend", None)

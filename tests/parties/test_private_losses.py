@@ -419,8 +419,8 @@ def settings(**more: Any) -> dict[str, Any]:
         ),
         (
             settings(loss={"kind": "mind"}, optimizer={"kind": "inverse_compositional"}),
-            "optimizer.kind: 'inverse_compositional', with loss 'mind' gauss_newton, lbfgs or adam is needed: party_2's "
-            "steepest-descent images are those of ssd",
+            "optimizer.kind: 'inverse_compositional', with loss 'mind' gauss_newton, lbfgs or adam is needed: "
+            "party_2's steepest-descent images are those of ssd",
         ),
         (
             settings(loss={"kind": "ncc"}, backend={"kind": "ckks-v1", "allow_insecure": True}),
