@@ -29,7 +29,7 @@ from ppir_torch.grids import Grid
 from ppir_torch.joint import load_protocol
 from ppir_torch.joint.columns import IMAGE, FixedColumns
 from ppir_torch.joint.operands import PrivateOperand, quantise_columns
-from ppir_torch.joint.protocol import OperandHeader, Pairs, all_pairs, release_all
+from ppir_torch.joint.protocol import ROW_BITS, OperandHeader, Pairs, all_pairs, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.link import Kind, Link, pack, unpack
 from ppir_torch.parties.launch import link_keys
@@ -231,7 +231,10 @@ def _serve(
     fixed = FixedColumns(torch.from_numpy(values), 0.0, 0.0)
     link = links["party_1"]
     side = entry.fixed_side(link, links.get("dealer"), "cpu")
-    columns, scales = quantise_columns(fixed, IMAGE, side.column_bits(values.shape[1], public_map))
+    row_bits, bits = ROW_BITS, side.column_bits(values.shape[1])
+    if public_map is not None:
+        row_bits, bits = side.mapped_bits(public_map)
+    columns, scales = quantise_columns(fixed, IMAGE, bits)
     energy = max(int(column.square().sum()) for column in columns)
     header = OperandHeader(
         number=0,
@@ -243,6 +246,7 @@ def _serve(
         energy=energy,
         columns=len(scales),
         further_scales=scales[1:],
+        row_bits=row_bits,
     )
     link.send(Kind.OPERAND, pack(header.to_meta()))
     side.send_operand(header, columns, public_map)

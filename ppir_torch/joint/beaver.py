@@ -63,7 +63,7 @@ from .protocol import (
     check_range,
     check_sums,
 )
-from .public_map import MAPPED_ROW_BITS, PublicMap
+from .public_map import PublicMap
 from .words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
 
 __all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
@@ -106,8 +106,8 @@ def width_of(header: OperandHeader) -> int:
 
 
 def mapped_width(header: OperandHeader, public_map: PublicMap) -> int:
-    """Bits per word where the products are mapped: rows with entries up to 2^MAPPED_ROW_BITS stay in the ring."""
-    needed = math.log2(max(header.max_abs, 1) * public_map.largest_sum) + MAPPED_ROW_BITS + 2
+    """Bits per word where the products are mapped: rows with entries up to 2^row_bits stay in the ring."""
+    needed = math.log2(max(header.max_abs, 1) * public_map.largest_sum) + header.row_bits + 2
     return narrowest_width(math.ceil(needed))
 
 
@@ -291,9 +291,9 @@ class BeaverFixedSide(FixedSide):
         self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
         self._header, self._operand = header, words.to(self._device)
 
-    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:
+    def column_bits(self, points: int) -> int:
         """Fewer where rounding averages out over many points: then words of 32 bits will do."""
-        return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS and public_map is None else COLUMN_BITS
+        return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS else COLUMN_BITS
 
     def answer(self, request: Message, release: Release) -> None:
         """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.

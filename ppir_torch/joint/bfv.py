@@ -39,11 +39,10 @@ from torch import Tensor
 from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack
 from .bfv_helper import BfvHelper, cores
-from .bfv_slots import SlotFixed, SlotMoving, slot_column_bits
+from .bfv_slots import SlotFixed, SlotMoving, slot_bits
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
-    COLUMN_BITS,
     FixedSide,
     Into,
     Limits,
@@ -404,9 +403,9 @@ class BfvFixedSide(FixedSide):
         self._slots: SlotFixed | None = None  # for operands with a map
         self._mapped = False
 
-    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:  # noqa: ARG002
-        """Fewer where the weights of a map need them."""
-        return COLUMN_BITS if public_map is None else slot_column_bits(public_map)
+    def mapped_bits(self, public_map: PublicMap) -> tuple[int, int]:
+        """See `FixedSide`."""
+        return slot_bits(public_map)
 
     def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.

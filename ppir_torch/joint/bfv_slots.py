@@ -48,12 +48,12 @@ from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, receive_files, receive_key
-from .protocol import COLUMN_BITS, Limits, OperandHeader, Release, check_mapped
-from .public_map import PublicMap
+from .protocol import Limits, OperandHeader, Release, check_mapped
+from .public_map import MOST_BITS, PublicMap
 from .seal_format import bfv_context, ciphertext_file, load_seal, save_seal
 from .words import pack_words, unpack_words
 
-__all__ = ["SlotFixed", "SlotMoving", "slot_column_bits"]
+__all__ = ["SlotFixed", "SlotMoving", "slot_bits"]
 
 T = (1 << 48) - 16383
 PRIMES = ((1 << 60) - 16383, (1 << 60) - 98303, (1 << 60) - 163839, (1 << 20) - 16383)  # the last is special
@@ -62,8 +62,7 @@ FRESH_NOISE = 34  # |sum w_j e_j| / |w|_2, passed with probability below 2^-78
 NOISE = math.ceil(FRESH_NOISE * math.sqrt(DEGREE) * T / 2) + DEGREE * T // 4 + 1
 MAX_PRODUCTS = 1 << 18  # multiplications of a ciphertext in a session
 MAX_RESULT = T // 2 - T // 32
-MAX_ROW = 1 << 11
-MIN_COLUMN_BITS = 6
+MAX_ROW = 1 << MOST_BITS
 POINTS = DEGREE - 1  # of a ciphertext
 
 _WIDTH = 48  # of words modulo t on the wire
@@ -328,10 +327,9 @@ def slot_limits(header: OperandHeader, public_map: PublicMap) -> Limits:
     return Limits(max_row=min(MAX_ROW, most), max_result=MAX_RESULT)
 
 
-def slot_column_bits(public_map: PublicMap) -> int:
-    """Bits, sign included, of a column: a little more than half of those that the map leaves to rows and columns."""
-    room = math.floor(math.log2(MAX_RESULT / public_map.largest_sum))
-    return min(COLUMN_BITS, max(MIN_COLUMN_BITS, room // 2 + 2))
+def slot_bits(public_map: PublicMap) -> tuple[int, int]:
+    """See `FixedSide.mapped_bits`."""
+    return public_map.bits_within(MAX_RESULT)
 
 
 @cache

@@ -36,7 +36,7 @@ from .protocol import (
     euclidean_norms,
     largest_sum,
 )
-from .public_map import MAPPED_ROW_BITS, PublicMap
+from .public_map import PublicMap
 
 __all__ = [
     "ClearOperand",
@@ -282,9 +282,9 @@ class PrivateOperand:
         return sums
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-        """See `Operand`; the rows are quantised to `MAPPED_ROW_BITS`, by a power of two for each."""
+        """See `Operand`; the rows are quantised to the header's bits, by a power of two for each."""
         assert self.public_map is not None
-        integers, scale = quantise_mapped_rows(rows, self.side.limits)
+        integers, scale = quantise_mapped_rows(rows, self.header, self.side.limits)
         self.link.at(self.link.level, self.link.iteration + 1)
         whole = _scattered(integers, self.sample.positions, self.public_map)
         exact = self.side.project(whole).cpu().double() * self.header.scale
@@ -475,12 +475,12 @@ def row_norm(header: OperandHeader, limits: Limits) -> float:
     return min(by_result, 0.999 * limits.max_norm, 2.0**bits * math.sqrt(header.points))
 
 
-def quantise_mapped_rows(rows: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), s powers of two, |X| <= 2^MAPPED_ROW_BITS."""
+def quantise_mapped_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:
+    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), s powers of two, |X| <= 2^row_bits."""
     largest = torch.stack([torch.stack(row.aminmax()).abs().max() for row in rows]).double().cpu()
     if not bool(torch.isfinite(largest).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
-    most = min(2.0**MAPPED_ROW_BITS, limits.max_row) - 0.5
+    most = min(2.0**header.row_bits, limits.max_row) - 0.5
     if most < 16:
         raise RangeError(f"product: rows of at most {limits.max_row} are too coarse; take a smaller control spacing")
     scale = torch.exp2((most / largest.clamp(min=1e-30)).log2().floor())

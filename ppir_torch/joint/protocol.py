@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LinkError, RangeError
 from ..link import Link, Message
-from .public_map import PublicMap
+from .public_map import MOST_BITS, PublicMap
 
 __all__ = [
     "COLUMN_BITS",
@@ -53,6 +53,7 @@ __all__ = [
 
 COLUMN_BITS = 12
 ROW_BITS = 14  # of a typical entry of a row, at most
+LARGEST_MAPPED = 1 << 62  # |R| of mapped products in words of 64 bits; the rest is room for the noise
 _MAPPED = "backend beaver, spdz or bfv is needed for them"
 PART = 1 << 15
 
@@ -81,7 +82,8 @@ class OperandHeader:
         energy: the largest sum of Y^2 of a column (of J alone: J^T J, disclosed once per operand).
         columns: how many columns the operand has.
         further_scales: of the columns after the first; none where there is one column.
-        row_bits: of a typical entry of party_1's rows; protocols choose words for it, where they have a choice.
+        row_bits: of a typical entry of party_1's rows, with a map of the largest one; protocols choose words for it,
+            where they have a choice.
         together: bound of the sum of Y^2 over those columns whose products may be added up; 0: nothing is known of it.
     """
 
@@ -127,7 +129,7 @@ class OperandHeader:
             raise LinkError(f"operand header contradicts itself: {header}")
         if not (all(0 < scale < math.inf for scale in header.scales) and math.isfinite(header.offset)):
             raise LinkError(f"operand header out of range: {header}")
-        if not 1 <= header.row_bits <= ROW_BITS or not 0 <= header.together <= header.columns * header.energy:
+        if not 1 <= header.row_bits <= MOST_BITS or not 0 <= header.together <= header.columns * header.energy:
             raise LinkError(f"operand header out of range: {header}")
         if header.columns < 1 or header.columns != len(header.scales):
             raise LinkError(f"operand header contradicts itself: {header}")
@@ -184,9 +186,13 @@ class FixedSide(ABC):
 
     limits: Limits
 
-    def column_bits(self, points: int, public_map: PublicMap | None = None) -> int:  # noqa: ARG002
+    def column_bits(self, points: int) -> int:  # noqa: ARG002
         """Bits, sign included, to which the columns of an operand of N points are to be quantised."""
         return COLUMN_BITS
+
+    def mapped_bits(self, public_map: PublicMap) -> tuple[int, int]:
+        """Of an operand with a map: bits of a row's largest entry, and of the column, sign included."""
+        return public_map.bits_within(LARGEST_MAPPED)
 
     @abstractmethod
     def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
@@ -267,12 +273,14 @@ def check_into(into: Into | None, count: int) -> list[int]:
 def largest_sum(norms: Tensor, header: OperandHeader, pairs: Pairs, into: Into) -> float:
     """Bound of |R|, R sums of products, by Cauchy and Schwarz: (sum |X_r|^2)^(1/2) (sum |Y_c|^2)^(1/2).
 
+    The header's `together` counts where no column comes twice in a sum.
+
     Args:
         norms: |X_r|_2 of the rows.
     """
     squares = add_up(norms.double().square()[[row for row, _ in pairs]], into)
     columns = [header.energy * terms for terms in torch.bincount(torch.tensor(into)).tolist()]
-    if header.together:
+    if header.together and len(set(zip(into, (column for _, column in pairs), strict=True))) == len(pairs):
         columns = [min(energy, max(header.together, header.energy)) for energy in columns]
     return float((squares.cpu() * torch.tensor(columns, dtype=torch.float64)).max().sqrt()) * (1 + 1e-9)
 

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from ..errors import LinkError
 
-__all__ = ["MAPPED_ROW_BITS", "PublicMap"]
+__all__ = ["MOST_BITS", "PublicMap"]
 
-MAPPED_ROW_BITS = 11  # of the largest entry of a row whose product with J is mapped
+MOST_BITS = 16  # of the largest entry of a row whose product with J is mapped; of J, sign included
+LEAST_COLUMN_BITS = 6
 ROUNDED_UNIT = 256  # what a spline's weight 1 becomes where no small unit makes all weights whole
 EXACT_UNITS = tuple(6 * k**3 for k in range(1, 6))  # cubic B-splines at multiples of 1/k are multiples of 1 / (6 k^3)
 MAX_WEIGHT = 1 << 16
@@ -97,6 +98,15 @@ class PublicMap:
     def largest_length(self) -> float:
         """The largest root of a control point's sum of squared weights."""
         return math.sqrt(self.channels * math.prod(float((m.astype(float) ** 2).sum(0).max()) for m in self.matrices))
+
+    def bits_within(self, largest: int) -> tuple[int, int]:
+        """Bits of a row's largest entry, and of J, sign included, with which no result is above `largest`.
+
+        J has two more, where there is no room for all: a row's rounding meets the small residual I - J alone.
+        """
+        room = math.floor(math.log2(largest / self.largest_sum))
+        column = min(MOST_BITS, max(LEAST_COLUMN_BITS, room // 2 + 2))
+        return min(MOST_BITS, max(1, room - column + 1)), column
 
     def apply(self, fields: Tensor) -> Tensor:
         """B^T of words (rows, points), in their own integer type and so modulo 2^64 or 2^32: (rows, M)."""

@@ -67,7 +67,8 @@ class GaussNewton:
                     restore(parameters, before)
             yield Iteration(number, trial.value, kept, length, damping)
             if kept:
-                best, damping, rejected = trial, max(damping / 10, 1e-12), 0
+                short = best.value - trial.value < 0.5 * expected
+                best, damping, rejected = trial, max(damping * 10, 0.1) if short else max(damping / 10, 1e-12), 0
             else:
                 damping, rejected = max(damping * 10, 0.1), rejected + 1
                 if rejected == _MOST_REJECTIONS:

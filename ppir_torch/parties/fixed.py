@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..grids import Grid
 from ..images import Image, Level, level_grid
@@ -20,11 +19,12 @@ from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
 from ..joint.operands import quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
-from ..joint.public_map import MAPPED_ROW_BITS, PublicMap
+from ..joint.public_map import PublicMap
 from ..link import Kind, Link, Message, pack, unpack
 from ..losses import Measure
 from ..registration import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
+from ..settings import LARGEST_SEED
 from .moving import greet
 
 __all__ = ["FixedParty"]
@@ -98,7 +98,7 @@ class FixedParty:
             # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
             return self._noise(stream, side, header, count, row_norm(header, side.limits) * root_mean_square)
         # A gradient's largest entry is some four times its typical one. The last result is a sum without weights.
-        typical = min(2.0**MAPPED_ROW_BITS, side.limits.max_row) / 4 * root_mean_square
+        typical = min(2.0**header.row_bits, side.limits.max_row) / 4 * root_mean_square
         fields = self._noise(stream, side, header, count - 1, typical * self._map.largest_length)
         return torch.cat([fields, self._noise(stream, side, header, 1, typical * math.sqrt(header.points))])
 
@@ -142,7 +142,9 @@ class FixedParty:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
         features = self.measure.features(self.image.at_level(level), coarse)
         fixed = columns_of(features, candidates, sample.index, columns, self.image.grid, self.measure.normalised)
-        bits = columns.column_bits(points, side.column_bits(points, public_map))
+        row_bits, bits = columns.row_bits(points), columns.column_bits(points, side.column_bits(points))
+        if public_map is not None:
+            row_bits, bits = side.mapped_bits(public_map)
         values, scales = quantise_columns(fixed, columns, bits)
         max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
         of_sample, together = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
@@ -161,7 +163,7 @@ class FixedParty:
             energy=energy,
             columns=len(scales),
             further_scales=scales[1:],
-            row_bits=columns.row_bits(points),
+            row_bits=row_bits,
             together=together,
         )
         arrays: list[Any] = []
