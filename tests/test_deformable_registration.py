@@ -386,8 +386,8 @@ def test_disclosing_points_changes_who_knows_them_and_nothing_else(bent: Make) -
     assert displacement_rmse(hidden.transform, told.transform, images.points) < 0.02
 
 
-def test_gms_draws_its_points_along_the_deformation_so_far(bent: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a level, from the gradient of the moving image under the linear map and what was deformed before."""
+def test_gms_draws_its_points_along_the_linear_map(bent: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a level, from the gradient of the moving image; not along the deformation, which private runs round."""
     images, seen = bent(2), []
 
     def draw(self: GradientMagnitude, magnitude: Tensor, level: int) -> Sample:
@@ -399,13 +399,13 @@ def test_gms_draws_its_points_along_the_deformation_so_far(bent: Make, monkeypat
     levels = (Level(1, 1.5), Level(1, 1.5))  # the same images and grid twice
     result = register(images, replace(plan(GMS, spacing_mm=16.0, levels=levels), levels=(Level(1, 1.5),)))
     assert [level for level, _ in seen] == [0, 1, 2]
-    # The first deformable level starts from the linear map, as if there were no lattice; the second is deformed.
     linear, smooth = parts_of(result)[1], images.moving.at_level(Level(1, 1.5))
     with torch.no_grad():
         mapped = linear(images.fixed.grid.points(dtype=smooth.tensor.dtype))
     plain = sample_with_gradient(smooth, smooth.outside, mapped)[1].norm(dim=1)
-    torch.testing.assert_close(seen[1][1].to(plain), plain, rtol=1e-4, atol=1e-3)
-    assert float((seen[2][1] - seen[1][1]).abs().mean()) > 0.02 * float(plain.mean())
+    # The map is rounded: by up to a 64th in its matrix, and half a voxel at the centre.
+    assert float((seen[1][1].to(plain) - plain).abs().mean()) < 0.5 * float(plain.mean())
+    assert torch.equal(seen[2][1], seen[1][1])
 
 
 def test_a_samples_points_are_those_of_the_level(bent: Make) -> None:

@@ -25,8 +25,9 @@ class GaussNewton:
     Each iteration costs one joint product: the evaluation that judges a step is also the next linearisation.
 
     Args:
-        damping: the first damping; divided by 10 after a kept step, times 10 (and at least 0.1, below which a
-            step hardly shortens) after a rejected one.
+        damping: the first damping; divided by 10 after a step that lowered the loss by at least half of what the model
+            expected, times 10 (and at least 0.1, below which a step hardly shortens) after any other one. Steps that
+            are kept and too long would lead two runs, a rounding apart, to other minima.
     """
 
     damping: float = 1e-4
@@ -66,10 +67,11 @@ class GaussNewton:
                 if not kept:
                     restore(parameters, before)
             yield Iteration(number, trial.value, kept, length, damping)
+            gained = best.value - trial.value
+            damping = max(damping / 10, 1e-12) if gained >= 0.5 * expected else max(damping * 10, 0.1)
             if kept:
-                short = best.value - trial.value < 0.5 * expected
-                best, damping, rejected = trial, max(damping * 10, 0.1) if short else max(damping / 10, 1e-12), 0
+                best, rejected = trial, 0
             else:
-                damping, rejected = max(damping * 10, 0.1), rejected + 1
+                rejected += 1
                 if rejected == _MOST_REJECTIONS:
                     return

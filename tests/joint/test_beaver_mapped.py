@@ -115,30 +115,32 @@ def edge_of(run: MappedSession) -> int:
 
 
 @every_width
-def test_the_width_leaves_rows_of_11_bits_in_the_ring(width: int) -> None:
+def test_the_width_leaves_rows_of_their_bits_in_the_ring(width: int) -> None:
     weight, entry = WEIGHTS[width]
     public_map = flat_map(SHAPES[2], weight)
     header = header_of(torch.full((30,), entry), 3)
     assert mapped_width(header, public_map) == width
-    largest = (1 << 11) * entry * public_map.largest_sum
+    largest = (1 << header.row_bits) * entry * public_map.largest_sum
     assert largest < 1 << (width - 1)
     if width > 32:
         assert 4 * largest > 1 << (WIDTHS[WIDTHS.index(width) - 1] - 2)
 
 
 @pytest.mark.parametrize(
-    ("size", "voxels", "bits", "width"),
-    [((181, 217), 5, 12, 48), ((181, 217), 4, 12, 48), ((91, 109, 91), 5, 8, 64), ((45, 54, 45), 5, 12, 64)],
+    ("size", "voxels", "bits"),
+    [((181, 217), 5, (16, 16)), ((16, 16), 2, (16, 16)), ((91, 109, 91), 4, (15, 16)), ((91, 109, 91), 5, (12, 15))],
     ids=str,
 )
-def test_the_width_of_an_image(size: tuple[int, ...], voxels: int, bits: int, width: int) -> None:
-    """48 bits in 2-D and 64 in 3-D; rows have their 11 bits."""
+def test_rows_and_columns_of_an_image_fill_the_ring(size: tuple[int, ...], voxels: int, bits: tuple[int, int]) -> None:
+    """Of 16 bits in 2-D, of what there is room for in 3-D; nothing wraps, with the largest noise."""
     grid = Grid(size)
     public_map = map_of(ControlLattice(grid, float(voxels)), grid, Sample(None, None))
-    largest = (1 << (bits - 1)) - 1
-    header = OperandHeader(0, public_map.points, len(size) + 1, 1.0, 0.0, largest, 1)
-    assert mapped_width(header, public_map) == width
-    assert (1 << 11) * largest * public_map.largest_sum < (1 << (width - 1)) - (1 << (width - 5))
+    link, _ = link_pair("party_2", "party_1")
+    assert BeaverFixedSide(link, link).mapped_bits(public_map) == bits
+    row_bits, largest = bits[0], (1 << (bits[1] - 1)) - 1
+    header = OperandHeader(0, public_map.points, len(size) + 1, 1.0, 0.0, largest, 1, row_bits=row_bits)
+    assert (width := mapped_width(header, public_map)) == (64 if max(size) > 16 else 48)
+    assert (1 << row_bits) * largest * public_map.largest_sum < (1 << (width - 1)) - (1 << (width - 5))
 
 
 # --- exactness

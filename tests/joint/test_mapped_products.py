@@ -669,17 +669,18 @@ def test_security_and_noise_budget() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "bits", "row"),
-    [((239, 238), 5, 12, 2048), ((91, 109, 91), 4, 9, 142), ((91, 109, 91), 8, 8, 120), ((181, 217, 181), 10, 8, 60)],
+    [((239, 238), 5, 13, 2048), ((91, 109, 91), 4, 9, 128), ((91, 109, 91), 8, 8, 64), ((181, 217, 181), 10, 8, 32)],
 )
 def test_rows_and_columns_that_a_map_leaves_room_for(shape: tuple[int, ...], spacing: int, bits: int, row: int) -> None:
     public_map = splines(shape, spacing)
     link, _ = link_pair("party_2", "party_1")
-    assert BfvFixedSide(link).column_bits(public_map.points, public_map) == bits
+    row_bits, found = BfvFixedSide(link).mapped_bits(public_map)
+    assert (1 << row_bits, found) == (row, bits)
     assert BfvFixedSide(link).column_bits(public_map.points) == 12
     largest = (1 << bits - 1) - 1
     header = OperandHeader(0, public_map.points, len(shape) + 1, 1.0, 0.0, largest, 1)
     limits = slot_limits(header, public_map)
-    assert row <= limits.max_row <= 2 * row
+    assert row <= limits.max_row < 4 * row
     assert limits.max_row * largest * public_map.largest_sum <= limits.max_result == MAX_RESULT
 
 

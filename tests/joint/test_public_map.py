@@ -422,3 +422,15 @@ def test_anything_else_is_a_map_or_a_link_error(change: dict[str, Any], arrays: 
     x, y = words(0, 64, 2, public_map.points), words(1, 64, 1, public_map.points)
     assert public_map.forms(x, y).numel() == public_map.results(2)
     assert public_map.largest_sum >= public_map.channels * math.prod(public_map.shape)
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(62, (16, 16)), (30, (15, 16)), (23, (11, 13)), (9, (4, 6))])
+def test_rows_and_columns_of_these_bits_stay_within_a_bound(largest: int, bits: tuple[int, int]) -> None:
+    """Rows of all 16 bits where there is room; else they share it, J with a little more."""
+    public_map = PublicMap((4, 4), (np.full((4, 1), 2), np.full((4, 1), 4)), 1.0)
+    assert public_map.largest_sum == 128
+    bound = 128 << largest
+    assert public_map.bits_within(bound) == bits
+    row, column = bits
+    assert 2**row * (2 ** (column - 1) - 1) * public_map.largest_sum <= bound
+    assert public_map.bits_within(2 * bound - 1) == bits

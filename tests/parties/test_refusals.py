@@ -446,7 +446,7 @@ def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
         {"columns": 3, "further_scales": [1.0] * 2},
         {"columns": 5, "further_scales": [1.0] * 4},
         {"row_bits": 0},
-        {"row_bits": 15},
+        {"row_bits": 17},
         {"together": -1},
         {"together": 401},
         {"sample_mean_square": None},
