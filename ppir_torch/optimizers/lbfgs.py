@@ -16,7 +16,9 @@ from .stopping import Iteration, Stopping
 __all__ = ["LBFGS"]
 
 _MOST_REJECTIONS = 4
+_MOST_STALLS = 8  # steps in a row, kept or not, that reach no lower value
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo)
+_EQUAL = 1e-5  # of a value's size: what values that were rounded do not tell apart
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class LBFGS:
         stopping: Stopping,
         voxel_mm: float,
     ) -> Iterator[Iteration]:
-        """Move the parameters to lower loss, yielding every iteration; they always hold the best so far."""
+        """Move the parameters to lower loss, yielding every iteration; they hold the best so far (to 1e-5)."""
         parameters = [p for p in transform.parameters() if p.requires_grad]
         pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.memory)
-        shorten, rejected = 1.0, 0
+        shorten, rejected, stalled = 1.0, 0, 0
         best = linearise()
+        lowest = best.value
         yield Iteration(1, best.value, True, 0.0, self.damping)
         for number in range(2, stopping.max_iterations + 1):
             step = shorten * self._direction(best, pairs)
@@ -59,11 +62,14 @@ class LBFGS:
             kept = False
             try:
                 trial = linearise()
-                kept = trial.value < best.value + _SUFFICIENT * slope
+                kept = trial.value < best.value + _SUFFICIENT * slope or _flatter(trial, best, step)
             finally:
                 if not kept:
                     restore(parameters, before)
             yield Iteration(number, trial.value, kept, length, self.damping)
+            lowest, stalled = min(lowest, trial.value), 0 if trial.value < lowest else stalled + 1
+            if stalled == _MOST_STALLS:
+                return
             if kept:
                 change = trial.gradient - best.gradient
                 if float(change @ step) > 1e-8 * float(
@@ -86,3 +92,14 @@ class LBFGS:
         for (step, change), share in zip(pairs, reversed(along), strict=True):
             direction += (share - float(change @ direction) / float(step @ change)) * step
         return -direction
+
+
+def _flatter(trial: AnyLinearisation, best: AnyLinearisation, step: Tensor) -> bool:
+    """Whether a step to an equal value goes on to where the slope along it has become smaller.
+
+    Near a minimum values differ by less than their rounding, slopes do not (the approximate Wolfe condition: Hager and
+    Zhang, SIAM J. Optim. 2005).
+    """
+    if trial.value > best.value + _EQUAL * best.size:
+        return False
+    return float(trial.gradient @ step) <= (2 * _SUFFICIENT - 1) * float(best.gradient @ step)
