@@ -217,6 +217,7 @@ def test_noise_of_rows_side_by_side_is_that_of_one_row_of_their_common_length(ei
     assert 0.5 < math.sqrt(np.mean(np.square(spread))) < 1.7
 
 
+@pytest.mark.slow
 def test_noise_of_fresh_ciphertexts_has_the_deviation_of_the_derivation() -> None:
     """One released word each of many ciphertexts: independent, as the bound takes them to be."""
     found = []

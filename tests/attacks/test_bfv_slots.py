@@ -303,6 +303,7 @@ def test_the_digits_are_the_flood_of_the_docstring(running: Session, monkeypatch
         assert expected == int(sent[0, 0, j])
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_flooded_fresh_and_of_one_prime(running: Session) -> None:
     rows = torch.from_numpy(np.stack([row_at_random(seed) for seed in (11, 11, 12)]))
     with ThreadPoolExecutor(1) as pool:

@@ -84,6 +84,7 @@ def test_the_default_plan_finds_the_known_transform(
     assert len(finest) <= 4, "the coarse levels do the work"
 
 
+@pytest.mark.slow
 def test_adam_finds_the_known_transform(register: Any, rmse: Any) -> None:
     result = register(SIMILARITY, transform="affine", optimizer=Adam(), stopping=Stopping(max_iterations=100))
     assert rmse(SIMILARITY, result) <= 0.05

@@ -82,7 +82,9 @@ def test_the_protocols_exist() -> None:
     assert set(EXACT) <= set(PROTOCOL_NAMES)
 
 
-@every_protocol
+@pytest.mark.parametrize(
+    "protocol", [pytest.param(name, marks=[] if name == "beaver" else pytest.mark.slow) for name in EXACT]
+)
 def test_a_thousand_products_are_pythons(protocol: str) -> None:
     draw, done, at_the_edge = random.Random(protocol), 0, {"result": 0, "row": 0, "length": 0}
     for rows in (1, 8):

@@ -380,6 +380,7 @@ def test_the_known_map_between_t1_and_pd_is_found(transform: str, shared_data: P
     assert displacement_rmse(found.transform, truth, points) < 0.45
 
 
+@pytest.mark.slow
 def test_itks_mattes_information_ends_at_the_same_transform(shared_data: Path) -> None:
     """Its histogram has a box on the fixed image: other optima, 0.15 mm from ours and 0.06 mm from the truth."""
     fixed, moving, truth, points = known_map(shared_data, "moving_pd_R10X13Y17S12")

@@ -34,6 +34,7 @@ Make = Callable[..., Any]
 CLOSE_MM = 0.06
 LEVELS = (Level(2, 4.0), Level(1, 0.0))
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
+SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("bfv", "ckks") else []) for name in PROTOCOLS]
 
 
 def plan(**changes: Any) -> Plan:
@@ -294,7 +295,7 @@ def test_a_lost_party_leaves_the_best_transform_so_far(products: int, pair: Make
 # --- private runs
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", SOME_SLOW)
 def test_a_private_run_is_the_clear_run(protocol: str, kind: str, dimension: int, pair: Make) -> None:
     images = pair(kind, dimension)
     clear = register_images(images.moving, ClearFixed(images.fixed), plan(transform=kind))

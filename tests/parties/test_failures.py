@@ -132,6 +132,7 @@ def test_the_dealer_is_killed(backend: str, site_files: Callable[..., Files], tm
     assert (tmp_path / "transform.tfm").exists()
 
 
+@pytest.mark.slow
 def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Files], tmp_path: Path) -> None:
     """It is stopped, not killed: no connection breaks. A slow machine must not be silent for as long before that."""
 

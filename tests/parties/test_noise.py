@@ -29,6 +29,7 @@ Make = Callable[..., Any]
 FULL = Level(1, 0.0)
 SHARE = 0.02
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
+SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("bfv", "ckks") else []) for name in PROTOCOLS]
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
 CHANCE = 1e-9  # that right noise, which is fresh in every run, fails one of the bounds below
 
@@ -159,7 +160,7 @@ def test_a_run_hears_that_party_2_cannot_go_on(pair: Make) -> None:
         run()
 
 
-@every_protocol
+@pytest.mark.parametrize("protocol", SOME_SLOW)
 def test_a_registration_with_a_little_noise_ends_near_the_clear_one(protocol: str, pair: Make) -> None:
     images = pair("rigid", 3)
     clear = register_images(images.moving, ClearFixed(images.fixed))

@@ -104,7 +104,7 @@ INFORMATION_RUNS = [
     *(("beaver", 2, sampler) for sampler in SAMPLERS),
     *(("spdz", 2, sampler) for sampler in ("full", "urs")),
     ("bfv", 2, "full"),
-    ("ckks", 2, "full"),
+    pytest.param("ckks", 2, "full", marks=pytest.mark.slow),
     *(pytest.param(protocol, 2, "urs", marks=pytest.mark.slow) for protocol in ("bfv", "ckks")),
     ("beaver", 3, "full"),
 ]

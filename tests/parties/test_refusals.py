@@ -108,6 +108,7 @@ def served(party: FixedParty) -> Iterator[Served]:
             run.outcome.append(party.serve(theirs, run.side, "plain"))
         except PpirError as error:
             run.outcome.append(error)
+            theirs.close()  # as the end of its process does
 
     thread = threading.Thread(target=work)
     thread.start()
