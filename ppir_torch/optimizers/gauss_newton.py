@@ -26,8 +26,9 @@ class GaussNewton:
 
     Args:
         damping: the first damping; divided by 10 after a step that lowered the loss by at least half of what the model
-            expected, times 10 (and at least 0.1, below which a step hardly shortens) after any other one. Steps that
-            are kept and too long would lead two runs, a rounding apart, to other minima.
+            expected, times 10 (and at least 0.1, below which a step hardly shortens) after one that lowered it by less
+            than a tenth of that, or not at all. Steps that are kept and too long would lead two runs, a rounding apart,
+            to other minima.
     """
 
     damping: float = 1e-4
@@ -68,7 +69,10 @@ class GaussNewton:
                     restore(parameters, before)
             yield Iteration(number, trial.value, kept, length, damping)
             gained = best.value - trial.value
-            damping = max(damping / 10, 1e-12) if gained >= 0.5 * expected else max(damping * 10, 0.1)
+            if gained >= 0.5 * expected:
+                damping = max(damping / 10, 1e-12)
+            elif gained < 0.1 * expected:
+                damping = max(damping * 10, 0.1)
             if kept:
                 best, rejected = trial, 0
             else:
