@@ -260,8 +260,6 @@ def register_images(
     plan = plan or Plan()
     started = time.perf_counter()
     _check_plan(plan)
-    if plan.deformable is not None and not plan.loss.deforms:
-        raise ConfigError(f"loss: {plan.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform")
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
@@ -371,6 +369,8 @@ def _check_plan(plan: Plan) -> None:
         raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {plan.loss.kind!r}")
     if plan.deformable is None:
         return
+    if not plan.loss.deforms:
+        raise ConfigError(f"loss: {plan.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform")
     if isinstance(plan.sampler, Chunks):
         raise ConfigError(
             "sampler: Chunks, with a deformable stage one of Full, Uniform (URS), GradientMagnitude (GMS) is needed: "

@@ -179,7 +179,7 @@ class ClearOperand:
     def adjoint(self, fields: Tensor) -> Tensor:
         """See `Operand`."""
         assert self.public_map is not None
-        return self.public_map.adjoint(_scattered(fields, self.sample.positions, self.public_map))
+        return self.public_map.adjoint(_on_map(fields, self.sample, self.public_map))
 
 
 @dataclass
@@ -250,10 +250,7 @@ class PrivateOperand:
                 continue
             integers, scale = quantise_rows(rows[start:stop], self.header, self.side.limits)
             carried[start:stop] = integers.to(rows) / scale[:, None].to(rows)
-            if places is not None:
-                whole = torch.zeros(len(integers), self.header.points, dtype=torch.int64)
-                whole[:, places] = integers
-                integers = whole
+            integers = _scattered(integers, places, self.header.points)
             wanted = [(pairs[n][0] - start, pairs[n][1]) for n in numbers]
             self.link.at(self.link.level, self.link.iteration + 1)
             # A window of a random order says nothing by the time it takes; points chosen by their gradient would.
@@ -269,10 +266,7 @@ class PrivateOperand:
         """See `Operand`; all rows are quantised alike, and all columns must have one scale."""
         integers, scale = quantise_together(rows, self.header, self.side.limits, pairs, into)
         places = _places(self.sample.positions, self.header.points, self.channels)
-        if places is not None:
-            whole = torch.zeros(len(integers), self.header.points, dtype=torch.int64)
-            whole[:, places] = integers
-            integers = whole
+        integers = _scattered(integers, places, self.header.points)
         self.link.at(self.link.level, self.link.iteration + 1)
         used = places if self.sample.weights is None else None
         sums = self.side.multiply(integers, pairs, used, into).cpu().double() / scale * self.header.scale
@@ -286,7 +280,7 @@ class PrivateOperand:
         assert self.public_map is not None
         integers, scale = quantise_mapped_rows(rows, self.header, self.side.limits)
         self.link.at(self.link.level, self.link.iteration + 1)
-        whole = _scattered(integers, self.sample.positions, self.public_map)
+        whole = _on_map(integers, self.sample, self.public_map)
         exact = self.side.project(whole).cpu().double() * self.header.scale
         fields = exact[:-1].reshape(rows.shape[0] - 1, -1) / (scale[:-1, None] * self.public_map.unit)
         carried = integers.to(rows) / scale[:, None].to(rows)
@@ -298,7 +292,7 @@ class PrivateOperand:
     def adjoint(self, fields: Tensor) -> Tensor:
         """See `Operand`."""
         assert self.public_map is not None
-        return self.public_map.adjoint(_scattered(fields, self.sample.positions, self.public_map))
+        return self.public_map.adjoint(_on_map(fields, self.sample, self.public_map))
 
     def _enter(self, kept: KeptLedger, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
         """Enter what was opened into the ledger, as equations on J; the last row is party_1's own warped image."""
@@ -362,9 +356,9 @@ class PrivateOperand:
         if kept.ledger.rank + len(results) > MOST_EQUATIONS:
             kept.last = kept.ledger.take_as_known(len(results))
         else:
-            weights, positions = self.sample.weights, self.sample.positions
+            weights = self.sample.weights
             own = rows[-1:] if weights is None else rows[-1:] / weights.to(rows).repeat(self.channels)
-            rows, own = (_scattered(r, positions, self.public_map) for r in (rows, own))
+            rows, own = (_on_map(r, self.sample, self.public_map) for r in (rows, own))
             kept.last = kept.ledger.record(self.public_map.functionals(rows), results, own[0])
         self._check(kept)
 
@@ -376,14 +370,18 @@ def _places(positions: Tensor | None, points: int, channels: int) -> Tensor | No
     return (torch.arange(channels)[:, None] * (points // channels) + positions.cpu()).flatten()
 
 
-def _scattered(rows: Tensor, positions: Tensor | None, public_map: PublicMap) -> Tensor:
-    """Rows (rows, n) at a sample's points as rows over all points of the operand's map, zero at the others."""
-    places = _places(positions, public_map.points, public_map.channels)
+def _scattered(rows: Tensor, places: Tensor | None, points: int) -> Tensor:
+    """Rows (rows, n) at these places as rows over all `points`, zero at the others; None: as they are."""
     if places is None:
         return rows
-    whole = rows.new_zeros(len(rows), public_map.points)
+    whole = rows.new_zeros(len(rows), points)
     whole[:, places.to(rows.device)] = rows
     return whole
+
+
+def _on_map(rows: Tensor, sample: Sample, public_map: PublicMap) -> Tensor:
+    """Rows at a sample's points as rows over all points of the operand's map."""
+    return _scattered(rows, _places(sample.positions, public_map.points, public_map.channels), public_map.points)
 
 
 def quantise_columns(
