@@ -39,7 +39,7 @@ from torch import Tensor
 from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack
 from .bfv_helper import BfvHelper, cores
-from .bfv_slots import SlotFixed, SlotMoving, slot_bits
+from .bfv_slots import SlotFixed, SlotMoving
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
@@ -70,6 +70,7 @@ from .seal_format import (
     save_seal,
     unpack60,
 )
+from .slots import slot_bits
 
 __all__ = ["ENTRY", "BfvFixedSide", "BfvMovingSide"]
 

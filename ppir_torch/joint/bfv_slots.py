@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -49,28 +49,21 @@ from ..link import Kind, Link, Message, pack, unpack
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, receive_files, receive_key
 from .protocol import Limits, OperandHeader, Release, check_mapped
-from .public_map import MOST_BITS, PublicMap
+from .public_map import PublicMap
 from .seal_format import bfv_context, ciphertext_file, load_seal, save_seal
+from .slots import WIDTH, SlotLayout, T, Words, mapped_sums, slot_limits, slots_of, uniform_words
 from .words import pack_words, unpack_words
 
-__all__ = ["SlotFixed", "SlotMoving", "slot_bits"]
+__all__ = ["SlotFixed", "SlotMoving"]
 
-T = (1 << 48) - 16383
 PRIMES = ((1 << 60) - 16383, (1 << 60) - 98303, (1 << 60) - 163839, (1 << 20) - 16383)  # the last is special
 TOP_FLOOD_BITS = 11  # of f1
 FRESH_NOISE = 34  # |sum w_j e_j| / |w|_2, passed with probability below 2^-78
 NOISE = math.ceil(FRESH_NOISE * math.sqrt(DEGREE) * T / 2) + DEGREE * T // 4 + 1
 MAX_PRODUCTS = 1 << 18  # multiplications of a ciphertext in a session
-MAX_RESULT = T // 2 - T // 32
-MAX_ROW = 1 << MOST_BITS
-POINTS = DEGREE - 1  # of a ciphertext
 
-_WIDTH = 48  # of words modulo t on the wire
-_MAX_SUM = 1 << 37  # of a map's weights: words are mapped in parts of 24 or 16 bits, exactly in float64
 _MAX_REPLY_BYTES = 1 << 18
 _REPLIES_PER_MESSAGE = 4  # party_2 decrypts while party_1 works on
-
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -82,44 +75,6 @@ class _Scheme:
     evaluator: Any
     encoder: Any
     levels: tuple[Any, ...]  # parms_id of three primes, two, and the first alone
-
-
-@dataclass(frozen=True)
-class SlotLayout:
-    """An operand in slots: each channel's points, 8191 to a ciphertext; a map's replies are those of one channel.
-
-    Attributes:
-        channels: C.
-        points: of a channel.
-    """
-
-    channels: int
-    points: int
-
-    @classmethod
-    def of(cls, public_map: PublicMap) -> SlotLayout:
-        """Of the points of a map."""
-        return cls(public_map.channels, public_map.points // public_map.channels)
-
-    @property
-    def blocks(self) -> int:
-        """Ciphertexts of a channel."""
-        return -(-self.points // POINTS)
-
-    @property
-    def ciphertexts(self) -> int:
-        """Of the operand, the blocks of one channel after the other."""
-        return self.channels * self.blocks
-
-    def part(self, values: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-        """What ciphertext `number` holds of values (points of all channels,)."""
-        channel, block = divmod(number, self.blocks)
-        start = channel * self.points
-        return values[start + block * POINTS : start + min((block + 1) * POINTS, self.points)]
-
-    def joined(self, slots: list[Words]) -> Tensor:
-        """The slots (n,) of one row's blocks as points of a channel, int64 (points,)."""
-        return torch.from_numpy(np.concatenate([s[:POINTS] for s in slots])[: self.points].astype(np.int64))
 
 
 class SlotMoving:
@@ -184,8 +139,8 @@ class SlotMoving:
                 batch = []
         if batch:
             self._link.send(Kind.REPLY_CIPHERTEXTS, pack({}, batch))
-        own = _sums(masks, rows.shape[0], self.layout, self._map)  # while party_2 decrypts
-        answer = unpack_words(self._link.receive(Kind.MASKED_RESULT).payload, len(own), _WIDTH)
+        own = mapped_sums(masks, rows.shape[0], self.layout, self._map)  # while party_2 decrypts
+        answer = unpack_words(self._link.receive(Kind.MASKED_RESULT).payload, len(own), WIDTH)
         if int(answer.max()) >= T:
             raise LinkError(f"MASKED_RESULT: a word of {int(answer.max())}, below {T} is due")
         result = (answer - own) % T
@@ -210,7 +165,7 @@ class SlotMoving:
         scheme = _scheme()
         coefficients, points, term = scheme.seal.Plaintext(), scheme.seal.Plaintext(), scheme.seal.Ciphertext()
         for number in numbers:
-            scheme.encoder.encode(_slots(self.layout.part(row, number), 1).tolist(), coefficients)
+            scheme.encoder.encode(slots_of(self.layout.part(row, number), 1).tolist(), coefficients)
             scheme.evaluator.transform_to_ntt(coefficients, scheme.levels[0], points)
             if total is None:
                 total = scheme.seal.Ciphertext()
@@ -224,7 +179,7 @@ class SlotMoving:
         """Mask, re-randomise and flood a product and switch it to one prime, in place; returns the mask (n,)."""
         scheme, plain, other = _scheme(), _scheme().seal.Plaintext(), _scheme().seal.Ciphertext()
         self._replies += 1
-        mask = _uniform(self._stream, "mask", self._replies, T)
+        mask = uniform_words(self._stream, "mask", self._replies, T)
         scheme.encoder.encode(mask.tolist(), plain)
         scheme.evaluator.add_plain_inplace(product, plain)
         self._encryptor.encrypt_zero(other)
@@ -263,7 +218,7 @@ class SlotFixed:
             self._make_keys()
         plain, batch = scheme.seal.Plaintext(), list[NDArray[np.uint8]]()
         for number in range(layout.ciphertexts):
-            scheme.encoder.encode(_slots(layout.part(values, number), 0).tolist(), plain)
+            scheme.encoder.encode(slots_of(layout.part(values, number), 0).tolist(), plain)
             # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
             batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
             if len(batch) == PER_MESSAGE or number == layout.ciphertexts - 1:
@@ -284,9 +239,9 @@ class SlotFixed:
         shares, due = self._decrypt(request, left := (rows - 1) * self.layout.blocks + 1), left
         while len(shares) < due:
             shares += self._decrypt(self._link.receive(Kind.REPLY_CIPHERTEXTS), due - len(shares))
-        sums = _sums(shares, rows, self.layout, self._map)
+        sums = mapped_sums(shares, rows, self.layout, self._map)
         masked = (sums + release(len(sums)).to(sums)) % T
-        self._link.send(Kind.MASKED_RESULT, pack_words(masked, _WIDTH))
+        self._link.send(Kind.MASKED_RESULT, pack_words(masked, WIDTH))
 
     def _decrypt(self, message: Message, left: int) -> list[Words]:
         """The slots (n,) of the next ciphertexts of a product, of which `left` are due."""
@@ -311,27 +266,6 @@ class SlotFixed:
         self._link.send(Kind.PUBLIC_KEY, save_seal(public_key))
 
 
-def slot_limits(header: OperandHeader, public_map: PublicMap) -> Limits:
-    """The largest rows whose mapped products stay within MAX_RESULT; RangeError where there are none."""
-    if (header.columns, header.points) != (1, public_map.points) or header.rows < 2:
-        raise RangeError(
-            f"operand: {header.columns} x {header.points} points and {header.rows} rows, "
-            f"1 x {public_map.points} and two rows at least go with its map"
-        )
-    most = MAX_RESULT // (max(header.max_abs, 1) * public_map.largest_sum)
-    if most < 1 or public_map.largest_sum > _MAX_SUM:
-        raise RangeError(
-            f"operand: values up to {header.max_abs} and weights up to {public_map.largest_sum} in sum leave no room "
-            f"in results of at most {MAX_RESULT}; take a smaller control spacing"
-        )
-    return Limits(max_row=min(MAX_ROW, most), max_result=MAX_RESULT)
-
-
-def slot_bits(public_map: PublicMap) -> tuple[int, int]:
-    """See `FixedSide.mapped_bits`."""
-    return public_map.bits_within(MAX_RESULT)
-
-
 @cache
 def _scheme() -> _Scheme:
     import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
@@ -354,48 +288,9 @@ def _load(file: bytes, kind: Kind, level: Any) -> Any:
     return ciphertext
 
 
-def _slots(values: NDArray[np.int64], last: int) -> NDArray[np.int64]:
-    """Up to 8191 values modulo t, zeros, and `last` in the last slot: (n,)."""
-    out = np.zeros(DEGREE, np.int64)
-    out[: len(values)] = np.where(values < 0, values + T, values)
-    out[-1] = last
-    return out
-
-
-def _sums(slots: list[Words], rows: int, layout: SlotLayout, public_map: PublicMap) -> Tensor:
-    """The map of shares modulo t, exactly: int64 (results,) in [0, t).
-
-    Args:
-        slots: of each block each row but the last (n,), then those of the last row's sum.
-        rows: of the product.
-    """
-    fields = torch.stack([layout.joined(slots[row : -1 : rows - 1]) for row in range(rows - 1)])
-    one = replace(public_map, channels=1, unit=1.0)
-    bits = 24 if one.largest_sum <= 1 << 29 else 16
-    mapped = torch.zeros(rows - 1, public_map.count, dtype=torch.int64)
-    for shift in range(_WIDTH - bits, -1, -bits):  # the upper parts first
-        for _ in range(bits // 8):
-            mapped = (mapped << 8) % T
-        part = one.adjoint(fields >> shift & (1 << bits) - 1)  # whole numbers up to 2^53
-        mapped = (mapped + part.to(torch.int64)) % T
-    total = int(slots[-1].sum()) % T  # 2^13 words below 2^48
-    return torch.cat([mapped.flatten(), torch.tensor([total])])
-
-
-def _uniform(stream: KeyStream, purpose: str, number: int, bound: int) -> Words:
-    """(n,) uniform words below a bound that is just under a power of two: what is above it is drawn again."""
-    bits = np.uint64((1 << bound.bit_length()) - 1)
-    words = stream.words(purpose, number, (DEGREE,)).view(np.uint64) & bits
-    again = 0
-    while (above := words >= bound).any():
-        again += 1
-        words[above] = stream.words(f"{purpose}, draw {again}", number, (DEGREE,)).view(np.uint64)[above] & bits
-    return words
-
-
 def _flood(stream: KeyStream, number: int) -> list[Words]:
     """The digits f3, f2 and f1 (n,) of a uniform flood; f1 centred, modulo q1."""
     top = stream.words("f1", number, (DEGREE,)) & ((1 << TOP_FLOOD_BITS) - 1)
     centred = top - (1 << TOP_FLOOD_BITS - 1)
-    lowest = [_uniform(stream, f"f{i + 1}", number, PRIMES[i]) for i in (2, 1)]
+    lowest = [uniform_words(stream, f"f{i + 1}", number, PRIMES[i]) for i in (2, 1)]
     return [*lowest, np.where(centred < 0, centred + PRIMES[0], centred).astype(np.uint64)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from attacks.test_bfv_reply import negacyclic, times_secret
 from numpy.typing import NDArray
 
 from ppir_torch.joint import bfv_slots
-from ppir_torch.joint.bfv_slots import DEGREE, NOISE, POINTS, PRIMES, SlotFixed, SlotMoving, T
+from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, SlotFixed, SlotMoving
+from ppir_torch.joint.csprng import KeyStream
 from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.seal_format import ciphertext_file, compose_residues, plaintext_file
+from ppir_torch.joint.slots import POINTS, T, slots_of
 from ppir_torch.link import Kind, link_pair, unpack
 
 Words = NDArray[np.uint64]
@@ -87,7 +90,7 @@ class Session:
     def polynomial(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         """w (n,), centred."""
         plain = self.scheme.seal.Plaintext()
-        self.scheme.encoder.encode(bfv_slots._slots(row, 1).tolist(), plain)
+        self.scheme.encoder.encode(slots_of(row, 1).tolist(), plain)
         words = np.array([plain.data(i) for i in range(DEGREE)], np.int64)
         return np.where(words > T // 2, words - T, words)
 
@@ -284,14 +287,14 @@ def test_the_digits_are_the_flood_of_the_docstring(running: Session, monkeypatch
             add(product, other)
             before.append(residues(product))
 
-    scheme = bfv_slots.replace(running.scheme, evaluator=Watched())
+    scheme = replace(running.scheme, evaluator=Watched())
     product = running.product(row_at_random(10))
     monkeypatch.setattr(bfv_slots, "_scheme", lambda: scheme)
     number = running.moving._replies
     running.moving._cover(product)
     monkeypatch.undo()
     masked, sent = before[0], residues(product)  # before the first digit: mask and fresh zero
-    again = bfv_slots.KeyStream(running.moving._stream._key)
+    again = KeyStream(running.moving._stream._key)
     running.moving._stream, kept = again, running.moving._stream
     running.moving._replies = number
     floods = full_floods(running)

@@ -21,10 +21,11 @@ from torch import Tensor
 from ppir_torch.errors import BudgetExceeded, LinkError, PeerLost, RangeError
 from ppir_torch.joint import bfv_slots, load_protocol, spdz
 from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.bfv_slots import DEGREE, MAX_RESULT, NOISE, PRIMES, SlotMoving, T, slot_limits
+from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, SlotMoving
 from ppir_torch.joint.csprng import KeyStream, new_key
 from ppir_torch.joint.protocol import OperandHeader, Release, release_all
 from ppir_torch.joint.public_map import PublicMap
+from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW, SlotLayout, T, mapped_sums, slot_limits, uniform_words
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 
 MAPPED = ("beaver", "spdz", "bfv")
@@ -162,7 +163,7 @@ def test_exact_at_the_edge_of_the_range(protocol: str, sign: int) -> None:
         most = min(limits.max_row, limits.max_result // (2000 * 420))
         x = torch.full((3, 20), sign * most)
         assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
-    largest = MAX_RESULT // (420 * bfv_slots.MAX_ROW)  # bfv: both at their edge
+    largest = MAX_RESULT // (420 * MAX_ROW)  # bfv: both at their edge
     with session(protocol, (y.sign() * largest, public_map)) as run:
         limits = run.moving.limits
         most = min(limits.max_row, limits.max_result // (largest * 420))
@@ -705,17 +706,17 @@ def test_shares_are_mapped_exactly(weights: tuple[int, int]) -> None:
     shape = (1, 1)
     public_map = PublicMap(shape, (first, second), 7.0, torch.zeros(1, dtype=torch.int64))
     assert public_map.largest_sum <= 1 << 37
-    layout = bfv_slots.SlotLayout.of(public_map)
+    layout = SlotLayout.of(public_map)
     for word in (0, 1, T - 1, T - 2, T // 2, (1 << 47) + 12345, (1 << 24) - 1, 1 << 24):
         slots = [np.full(DEGREE, w, np.uint64) for w in (word, T - 1 - word, word)]
-        found = bfv_slots._sums(slots, 3, layout, public_map).tolist()
+        found = mapped_sums(slots, 3, layout, public_map).tolist()
         weight = weights[0] * weights[1]
         assert found == [word * weight % T, (T - 1 - word) * weight % T, word * DEGREE % T]
 
 
 def test_words_above_the_bound_are_drawn_again() -> None:
     stream: Any = SlowStream()
-    words = bfv_slots._uniform(stream, "mask", 1, T)
+    words = uniform_words(stream, "mask", 1, T)
     assert words[:5].tolist() == [T - 5 + i for i in range(5)]
     assert words[5:16_388].max() == 3
     assert len(set(stream.drawn)) == len(stream.drawn) == 3
