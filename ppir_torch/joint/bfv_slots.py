@@ -28,7 +28,8 @@ the largest primes of their size that are 1 modulo 2n; q1 > q2 > q3. t = 2^48 - 
   of each mask is in it). A product takes rows x ciphertexts of the operand: 21 in 2-D (56,797 points), 444 in 3-D
   (902,629 points), so that some 12,000 or 590 are to be had; then party_1 refuses.
 - exactness: after the switch to q1 there are f1 (at most 2^10), the rounding |sum_j r_j s_j| + 2, |r_j| <= 1/2 and s
-  ternary, above 900 with probability below 2^-280 (Hoeffding), and less than 1 of all else: below q1 / 2t = 2^11.
+  ternary, above 800 with probability below 2^-224 (Hoeffding), 2^7 of the bits of c0 that are not sent, and less than
+  1 of all else: below q1 / 2t = 2^11.
 """
 
 from __future__ import annotations
@@ -45,12 +46,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import LinkError, RangeError
-from ..link import Kind, Link, Message, pack, unpack
+from ..link import Buffer, Kind, Link, Message, pack
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, receive_files, receive_key
 from .protocol import Limits, OperandHeader, Release, check_mapped
 from .public_map import PublicMap
-from .seal_format import bfv_context, ciphertext_file, load_seal, save_seal
+from .seal_format import (
+    bfv_context,
+    ciphertext_file,
+    ciphertext_words,
+    load_seal,
+    pack_pairs,
+    save_seal,
+    unpack_pairs,
+)
 from .slots import WIDTH, SlotLayout, T, Words, mapped_sums, slot_limits, slots_of, uniform_words
 from .words import pack_words, unpack_words
 
@@ -61,8 +70,10 @@ TOP_FLOOD_BITS = 11  # of f1
 FRESH_NOISE = 34  # |sum w_j e_j| / |w|_2, passed with probability below 2^-78
 NOISE = math.ceil(FRESH_NOISE * math.sqrt(DEGREE) * T / 2) + DEGREE * T // 4 + 1
 MAX_PRODUCTS = 1 << 18  # multiplications of a ciphertext in a session
+C0_BITS = 52  # of 60 that a reply carries
 
-_MAX_REPLY_BYTES = 1 << 18
+_C0_BYTES = DEGREE * C0_BITS // 8
+_REPLY_BYTES = _C0_BYTES + DEGREE * 60 // 8
 _REPLIES_PER_MESSAGE = 4  # party_2 decrypts while party_1 works on
 
 
@@ -130,15 +141,15 @@ class SlotMoving:
             raise RangeError(f"bfv: at most {MAX_PRODUCTS} products per session, the flood covers no more; start anew")
         self._products += count
         masks: list[Words] = []
-        batch: list[NDArray[np.uint8]] = []
+        batch: list[Buffer] = []
         for product in self._multiply(rows.detach().cpu().numpy()):
             masks.append(self._cover(product))
-            batch.append(np.frombuffer(save_seal(product), np.uint8))
+            batch.append(_packed(product))
             if len(batch) == _REPLIES_PER_MESSAGE:
-                self._link.send(Kind.REPLY_CIPHERTEXTS, pack({}, batch))
+                self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
                 batch = []
         if batch:
-            self._link.send(Kind.REPLY_CIPHERTEXTS, pack({}, batch))
+            self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
         own = mapped_sums(masks, rows.shape[0], self.layout, self._map)  # while party_2 decrypts
         answer = unpack_words(self._link.receive(Kind.MASKED_RESULT).payload, len(own), WIDTH)
         if int(answer.max()) >= T:
@@ -181,8 +192,7 @@ class SlotMoving:
         self._replies += 1
         mask = uniform_words(self._stream, "mask", self._replies, T)
         scheme.encoder.encode(mask.tolist(), plain)
-        scheme.evaluator.add_plain_inplace(product, plain)
-        self._encryptor.encrypt_zero(other)
+        self._encryptor.encrypt(plain, other)  # the mask and a fresh encryption of zero in one
         scheme.evaluator.add_inplace(product, other)
         for file, digit in zip(self._digits, _flood(self._stream, self._replies), strict=True):
             primes = len(file.words) // (2 * DEGREE)
@@ -206,6 +216,7 @@ class SlotFixed:
         self._encryptor: Any = None
         self._decryptor: Any = None
         self._header: OperandHeader | None = None
+        self._file = ciphertext_file(DEGREE, 1, _scheme().levels[-1])  # a reply
 
     def send_operand(self, header: OperandHeader, values: NDArray[np.int64], public_map: PublicMap) -> Limits:
         """Encrypt and send the values (points,), which fit the header; the public key goes before the first operand.
@@ -245,15 +256,20 @@ class SlotFixed:
 
     def _decrypt(self, message: Message, left: int) -> list[Words]:
         """The slots (n,) of the next ciphertexts of a product, of which `left` are due."""
-        scheme, files = _scheme(), unpack(message.payload)[1]
-        if len(files) != min(left, _REPLIES_PER_MESSAGE):
-            raise LinkError(f"REPLY_CIPHERTEXTS: {len(files)} ciphertexts, {left} are left of the product; refused")
-        found = []
-        for file in files:
-            if file.dtype != np.uint8 or file.ndim != 1 or not 0 < file.size <= _MAX_REPLY_BYTES:
-                raise LinkError(f"REPLY_CIPHERTEXTS: {file.shape} {file.dtype} is not a ciphertext; refused")
-            plain = scheme.seal.Plaintext()
-            self._decryptor.decrypt(_load(file.tobytes(), message.kind, scheme.levels[-1]), plain)
+        scheme, count = _scheme(), min(left, _REPLIES_PER_MESSAGE)
+        if len(message.payload) != count * _REPLY_BYTES:
+            raise LinkError(
+                f"REPLY_CIPHERTEXTS: {len(message.payload)} bytes, {count} x {_REPLY_BYTES} are due; refused"
+            )
+        ciphertext, plain, found = scheme.seal.Ciphertext(), scheme.seal.Plaintext(), []
+        for start in range(0, len(message.payload), _REPLY_BYTES):
+            packed = np.frombuffer(message.payload, np.uint8, _REPLY_BYTES, start)
+            self._file.words[:DEGREE] = _restored(unpack_pairs(packed[:_C0_BYTES], C0_BITS))
+            self._file.words[DEGREE:] = unpack_pairs(packed[_C0_BYTES:], 60)
+            if self._file.words.max() >= PRIMES[0]:
+                raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
+            self._file.load(ciphertext, scheme.context)
+            self._decryptor.decrypt(ciphertext, plain)
             found.append(np.fromiter(scheme.encoder.decode_uint64(plain), np.uint64, DEGREE))
         return found
 
@@ -286,6 +302,20 @@ def _load(file: bytes, kind: Kind, level: Any) -> Any:
     if ciphertext.size() != 2 or ciphertext.parms_id() != level or ciphertext.is_ntt_form():
         raise LinkError(f"{kind.name}: not a ciphertext of the agreed parameters; refused")
     return ciphertext
+
+
+def _packed(reply: Any) -> memoryview:
+    """A reply of one prime as bytes, c0 without its lowest bits."""
+    words = ciphertext_words(reply, 0, 2 * DEGREE)
+    parts = pack_pairs(words[:DEGREE] >> np.uint64(60 - C0_BITS), C0_BITS), pack_pairs(words[DEGREE:], 60)
+    return np.concatenate(parts).data
+
+
+def _restored(upper: Words) -> Words:
+    """Words modulo q1 whose upper bits these are, in the middle of what the lower ones could be."""
+    lower = np.uint64(60 - C0_BITS)
+    words = upper << lower | np.uint64(1) << lower - np.uint64(1)
+    return np.where(words >= PRIMES[0], words - np.uint64(PRIMES[0]), words)
 
 
 def _flood(stream: KeyStream, number: int) -> list[Words]:

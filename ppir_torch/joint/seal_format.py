@@ -33,13 +33,17 @@ __all__ = [
     "compose_residues",
     "load_seal",
     "pack60",
+    "pack_pairs",
     "plaintext_file",
     "save_seal",
     "unpack60",
+    "unpack_pairs",
 ]
 
 _HEADER = struct.Struct("<HBBBBHQ")
 _VERSION = (4, 3)
+_ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+_FEW_WORDS = 256  # are faster read one by one
 
 
 class SealFile:
@@ -124,27 +128,45 @@ def load_seal(item: Any, context: Any, data: bytes | memoryview, what: str) -> N
 
 
 def ciphertext_words(ciphertext: Any, start: int, stop: int) -> NDArray[np.uint64]:
-    """Words start to stop of a ciphertext, in the order of its file; one by one, since SEAL's files are compressed."""
+    """Words start to stop of a ciphertext, in the order of its file.
+
+    Words of 60 bits are beyond Zstandard, which stores them as they are; others are read one by one, which is slow.
+    """
+    if stop - start >= _FEW_WORDS:
+        content = _stored(save_seal(ciphertext)[_HEADER.size :])
+        if content is not None:
+            count = ciphertext.dyn_array().size()
+            return np.frombuffer(content, np.uint64, stop - start, len(content) - 8 * (count - start))
     return np.fromiter(map(ciphertext.dyn_array().at, range(start, stop)), np.uint64, stop - start)
+
+
+def pack_pairs(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint8]:
+    """Words below 2^bits (52, 56 or 60), an even number of them, as bits / 4 bytes per pair."""
+    first, second = words.reshape(-1, 2).T
+    out = np.empty((len(first), bits // 4), np.uint8)
+    out[:, :8] = (first | second << np.uint64(bits)).view(np.uint8).reshape(-1, 8)
+    out[:, 8:] = (second >> np.uint64(64 - bits)).view(np.uint8).reshape(-1, 8)[:, : bits // 4 - 8]
+    return out.reshape(-1)
+
+
+def unpack_pairs(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
+    """Inverse of `pack_pairs`."""
+    pairs = packed.reshape(-1, bits // 4)
+    wide = np.zeros((len(pairs), 16), np.uint8)
+    wide[:, : bits // 4] = pairs
+    low, high = wide.view(np.uint64).T
+    mask = np.uint64((1 << bits) - 1)
+    return np.stack([low & mask, (low >> np.uint64(bits)) | (high << np.uint64(64 - bits))], axis=1).reshape(-1)
 
 
 def pack60(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """Words below 2^60, an even number of them, as 15 bytes per pair."""
-    first, second = words.reshape(-1, 2).T
-    out = np.empty((len(first), 15), np.uint8)
-    out[:, :8] = (first | second << np.uint64(60)).view(np.uint8).reshape(-1, 8)
-    out[:, 8:] = (second >> np.uint64(4)).view(np.uint8).reshape(-1, 8)[:, :7]
-    return out.reshape(-1)
+    return pack_pairs(words, 60)
 
 
 def unpack60(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Inverse of `pack60`."""
-    pairs = packed.reshape(-1, 15)
-    wide = np.zeros((len(pairs), 16), np.uint8)
-    wide[:, :15] = pairs
-    low, high = wide.view(np.uint64).T
-    mask = np.uint64((1 << 60) - 1)
-    return np.stack([low & mask, (low >> np.uint64(60)) | (high << np.uint64(4))], axis=1).reshape(-1)
+    return unpack_pairs(packed, 60)
 
 
 def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
@@ -154,6 +176,23 @@ def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
         value += (residue - value) * pow(modulus, -1, prime) % prime * modulus
         modulus *= prime
     return value
+
+
+def _stored(frame: bytes) -> bytes | None:
+    """What a Zstandard frame (RFC 8878, section 3.1.1) of raw blocks holds; None where a block is of another kind."""
+    if frame[:4] != _ZSTD_MAGIC:
+        return None
+    single, dictionary, size = frame[4] >> 5 & 1, frame[4] & 3, frame[4] >> 6
+    place = 5 + (not single) + (0, 1, 2, 4)[dictionary] + (single, 2, 4, 8)[size]
+    parts, last = [], False
+    while not last:
+        head = int.from_bytes(frame[place : place + 3], "little")
+        last, kind, length = bool(head & 1), head >> 1 & 3, head >> 3
+        if kind != 0:
+            return None
+        parts.append(frame[place + 3 : place + 3 + length])
+        place += 3 + length
+    return b"".join(parts)
 
 
 def _with_header(body: bytes, count: int) -> bytes:

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from ppir_torch.errors import LinkError
+from ppir_torch.joint import seal_format
 from ppir_torch.joint.seal_format import (
     ciphertext_file,
+    ciphertext_words,
     compose_residues,
     load_seal,
-    pack60,
+    pack_pairs,
     plaintext_file,
     save_seal,
-    unpack60,
+    unpack_pairs,
 )
 
 DEGREE = 4096
@@ -129,12 +131,41 @@ def test_damaged_bytes_are_refused(scheme: SimpleNamespace, damage: str) -> None
         load_seal(scheme.seal.Ciphertext(), scheme.context, bad, "test")
 
 
-def test_pack60_round_trip() -> None:
-    words = np.random.default_rng(3).integers(0, 1 << 60, 1000).astype(np.uint64)
-    words[:4] = 0, (1 << 60) - 1, (1 << 60) - 1, 0
-    packed = pack60(words)
-    assert packed.nbytes == 1000 * 60 // 8
-    assert (unpack60(packed) == words).all()
+@pytest.mark.parametrize("bits", [52, 56, 60])
+def test_packed_pairs_round_trip(bits: int) -> None:
+    words = np.random.default_rng(3).integers(0, 1 << bits, 1000).astype(np.uint64)
+    words[:4] = 0, (1 << bits) - 1, (1 << bits) - 1, 0
+    packed = pack_pairs(words, bits)
+    assert packed.nbytes == 1000 * bits // 8
+    assert (unpack_pairs(packed, bits) == words).all()
+    assert packed.tobytes() == b"".join(
+        (int(a) | int(b) << bits).to_bytes(bits // 4, "little") for a, b in words.reshape(-1, 2)
+    )
+
+
+def test_words_are_read_alike_whether_seals_file_is_compressed_or_not(scheme: SimpleNamespace) -> None:
+    """Of 36 bits: Zstandard shortens them; of 60 bits: it stores them, and the file is read instead of each word."""
+    small = encrypted(scheme, np.arange(DEGREE))
+    moduli, parameters = (
+        scheme.seal.CoeffModulus.Create(8192, [60, 60, 60]),
+        scheme.seal.EncryptionParameters(scheme.seal.SCHEME_TYPE.CKKS),
+    )
+    parameters.set_poly_modulus_degree(8192)
+    parameters.set_coeff_modulus(moduli)
+    context = scheme.seal.SEALContext(parameters, True, scheme.seal.SEC_LEVEL_TYPE.TC128)
+    large, count = scheme.seal.Ciphertext(), 4 * 8192
+    scheme.seal.Encryptor(context, scheme.seal.KeyGenerator(context).secret_key()).encrypt_zero_symmetric(large)
+    for ciphertext, words, stored in ((small, 4 * DEGREE, False), (large, count, True)):
+        content = seal_format._stored(save_seal(ciphertext)[16:])
+        assert (content is not None) is stored
+        at = ciphertext.dyn_array().at
+        for start, stop in ((0, words), (words // 2, words), (5, 6), (words - 300, words - 1)):
+            assert ciphertext_words(ciphertext, start, stop).tolist() == [at(i) for i in range(start, stop)]
+
+
+@pytest.mark.parametrize("frame", [b"", b"PK\3\4" + bytes(20), bytes.fromhex("28b52ffd2001040000")])
+def test_frames_that_are_none_or_not_raw(frame: bytes) -> None:
+    assert seal_format._stored(frame) is None
 
 
 def test_compose_residues() -> None:

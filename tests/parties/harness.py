@@ -183,6 +183,7 @@ class Taps:
 
     def __init__(self, watch: Watch | None = None) -> None:
         self.streams: dict[tuple[str, str], bytes] = {}
+        self.kinds: dict[tuple[str, str], set[Kind]] = {}  # of what was begun: a stopped party's last may be cut short
         self._watch = watch
         self._threads: list[threading.Thread] = []
 
@@ -217,8 +218,8 @@ class Taps:
             while data := _exactly(source, HEADER.size + TAG_SIZE):
                 if len(data) == HEADER.size + TAG_SIZE:
                     *_, number, length = HEADER.unpack_from(data)
-                    data += _exactly(source, length)
                     seen[Kind(number)] += 1
+                    data += _exactly(source, length)
                     if self._watch is not None:
                         self._watch(*way, Kind(number), seen[Kind(number)])
                 passed += data
@@ -226,7 +227,7 @@ class Taps:
         except OSError:
             pass  # an end was killed
         finally:
-            self.streams[way] = bytes(passed)
+            self.streams[way], self.kinds[way] = bytes(passed), set(seen)
             for end in (target, source):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
