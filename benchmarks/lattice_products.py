@@ -19,7 +19,7 @@ from ppir_torch.grids import Grid
 from ppir_torch.phantoms import MNI_GRID
 
 CASES = {"2-D": (Grid((216, 291)), 5.0), "3-D": (MNI_GRID, 8.0)}
-PROTOCOLS = ("beaver", "spdz", "bfv")
+PROTOCOLS = ("beaver", "spdz", "bfv", "ckks")
 
 
 def main() -> None:

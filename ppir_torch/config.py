@@ -112,10 +112,10 @@ class _PublicConfig(_SharedConfig):
         lines = []
         if isinstance(self.transform, DeformableConfig):
             backend = getattr(self, "backend", None)
-            if backend is not None and backend.kind in ("ckks", "ckks-v1"):
+            if backend is not None and backend.kind == "ckks-v1":
                 lines.append(
                     f"backend.kind: {backend.kind!r}, with transform {self.transform.kind!r} one of clear, beaver, "
-                    "spdz, bfv is needed"
+                    "spdz, bfv, ckks is needed"
                 )
             if self.sampler.kind == "chunks":
                 lines.append(

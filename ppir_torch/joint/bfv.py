@@ -70,6 +70,7 @@ from .seal_format import (
     save_seal,
     unpack60,
 )
+from .slots import MAX_RESULT as MAX_SLOT_RESULT
 from .slots import slot_bits
 
 __all__ = ["ENTRY", "BfvFixedSide", "BfvMovingSide"]
@@ -173,6 +174,10 @@ class BfvMovingSide(MovingSide):
             return every, every
         self._helper_columns = range((header.columns + 1) // 2, header.columns)
         return range(self._helper_columns.start), self._helper_columns
+
+    def carried(self, public_map: PublicMap) -> PublicMap:
+        """See `MovingSide`: t leaves fewer bits than the words of the other protocols."""
+        return public_map.within(MAX_SLOT_RESULT)
 
     def prefers_moments(self, points: int) -> bool:
         """Fewer plaintexts to transform count above a quarter of a million points; below, the smaller reply does."""

@@ -3,6 +3,8 @@
 party_2 encrypts its operand once; party_1 multiplies by its rows, re-randomises and masks the result, and sends it;
 party_2 decrypts uniform words, floods and returns them; party_1 removes the mask and rounds to the integer.
 
+Products that go through a public map: ckks_slots.py.
+
 Packing: pixels are coefficients, as in bfv.py; the slots hold their Fourier transform. Pixels in slots need no rotation
 either (the values of a polynomial at all roots of x^n + 1 add up to n times its constant coefficient), but slots are a
 unitary change of basis on both sides, which leaves R as it is and makes the coefficients irrational. The rounding of
@@ -48,6 +50,7 @@ from torch import Tensor
 
 from ..errors import LinkError, RangeError
 from ..link import Buffer, Kind, Link, Message, pack
+from .ckks_slots import CkksSlotFixed, CkksSlotMoving
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
@@ -61,7 +64,6 @@ from .protocol import (
     Release,
     all_pairs,
     check_into,
-    check_no_map,
     check_operand,
     check_pairs,
     check_range,
@@ -71,6 +73,7 @@ from .public_map import PublicMap
 from .seal_format import (
     ciphertext_file,
     ciphertext_words,
+    ckks_context,
     compose_residues,
     load_seal,
     pack60,
@@ -78,6 +81,8 @@ from .seal_format import (
     save_seal,
     unpack60,
 )
+from .slots import MAX_RESULT as MAX_SLOT_RESULT
+from .slots import slot_bits
 
 __all__ = ["ENTRY", "CkksFixedSide", "CkksMovingSide"]
 
@@ -139,6 +144,8 @@ class CkksMovingSide(MovingSide):
         self._ciphertexts: list[Any] = []
         self._products = 0
         self._released = 0
+        self._slots: CkksSlotMoving | None = None  # for operands with a map
+        self._mapped = False
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the public key (first operand only) and the operand's ciphertexts; sets `limits`.
@@ -147,15 +154,28 @@ class CkksMovingSide(MovingSide):
             RangeError: the operand's public bounds do not fit the parameters.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
-        check_no_map(public_map, "ckks")
+        self._header, self._mapped, self._ciphertexts = None, public_map is not None, []
+        if public_map is not None:
+            self._slots = self._slots or CkksSlotMoving(self._link)
+            self.limits = self._slots.accept_operand(header, public_map)
+            return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         if self._encryptor is None:
             self._encryptor = scheme.seal.Encryptor(scheme.context, _load_key(receive_key(self._link)))
-        self._header, self._ciphertexts = None, []
         while len(self._ciphertexts) < self._layout.ciphertexts:
             due = min(PER_MESSAGE, self._layout.ciphertexts - len(self._ciphertexts))
             self._ciphertexts += _receive_ciphertexts(self._link, due)
         self._header = header
+
+    def project(self, rows: Tensor) -> Tensor:
+        """See `MovingSide` and `CkksSlotMoving.project`."""
+        if self._slots is None or not self._mapped:
+            raise RuntimeError("project before accept_operand with a map")
+        return self._slots.project(rows)
+
+    def carried(self, public_map: PublicMap) -> PublicMap:
+        """See `MovingSide`: t leaves fewer bits than the words of the other protocols."""
+        return public_map.within(MAX_SLOT_RESULT)
 
     def prefers_moments(self, points: int) -> bool:
         """Fewer plaintexts to encode count above a quarter of a million points; below, the smaller reply does."""
@@ -269,6 +289,12 @@ class CkksFixedSide(FixedSide):
         self._header: OperandHeader | None = None
         self._answers = 0
         self._released = 0
+        self._slots: CkksSlotFixed | None = None  # for operands with a map
+        self._mapped = False
+
+    def mapped_bits(self, public_map: PublicMap) -> tuple[int, int]:
+        """See `FixedSide`."""
+        return slot_bits(public_map)
 
     def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
         """Encrypt and send the operand, int64 (columns, points); the public key goes before the first one.
@@ -276,7 +302,12 @@ class CkksFixedSide(FixedSide):
         Raises:
             RangeError: the values are not those of the header, or do not fit the parameters; nothing was sent.
         """
-        check_no_map(public_map, "ckks")
+        self._header, self._mapped = None, public_map is not None
+        if public_map is not None:
+            table = check_operand(values, header).detach().cpu().numpy()
+            self._slots = self._slots or CkksSlotFixed(self._link)
+            self.limits = self._slots.send_operand(header, table[0], public_map)
+            return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
         table = check_operand(values, header).detach().cpu().numpy()
         if self._encryptor is None:
@@ -304,6 +335,9 @@ class CkksFixedSide(FixedSide):
             LinkError: wrong kind or length, or words above the primes.
             RangeError: the session's releases are used up; nothing was sent.
         """
+        if self._slots is not None and self._mapped:
+            self._slots.answer(request, release)
+            return
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
         c0, places, c1, into = _parse_reply(request.payload, self._header, self._layout.group)
@@ -337,13 +371,8 @@ class CkksFixedSide(FixedSide):
 def _scheme() -> _Scheme:
     import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
 
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(DEGREE)
     moduli = seal.CoeffModulus.Create(DEGREE, list(PRIME_BITS))
-    parameters.set_coeff_modulus(moduli)
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    context = ckks_context(DEGREE, [m.value() for m in moduli])
     primes = tuple(m.value() for m in moduli[:-1])
     evaluator, encoder = seal.Evaluator(context), seal.CKKSEncoder(context)
     return _Scheme(seal, context, evaluator, encoder, primes, context.first_parms_id(), context.last_parms_id())

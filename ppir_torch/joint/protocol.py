@@ -54,7 +54,7 @@ __all__ = [
 COLUMN_BITS = 12
 ROW_BITS = 14  # of a typical entry of a row, at most
 LARGEST_MAPPED = 1 << 62  # |R| of mapped products in words of 64 bits; the rest is room for the noise
-_MAPPED = "backend beaver, spdz or bfv is needed for them"
+_MAPPED = "backend beaver, spdz, bfv or ckks is needed for them"
 PART = 1 << 15
 
 Pairs = Sequence[tuple[int, int]]
@@ -175,6 +175,13 @@ class MovingSide(ABC):
         See `PublicMap`. Refuses (RangeError) before sending what could overflow.
         """
         raise ConfigError(f"{type(self).__name__}: no deformable transforms; {_MAPPED}")
+
+    def carried(self, public_map: PublicMap) -> PublicMap:
+        """The map that this protocol's products go through in the place of a lattice's own, where it has little room.
+
+        party_1 tells party_2 which.
+        """
+        return public_map
 
     def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
         """Whether an affine product of N points is cheaper as D + 1 rows with D + 1 columns than as P + 1 rows."""

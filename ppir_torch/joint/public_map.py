@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,8 @@ __all__ = ["MOST_BITS", "PublicMap"]
 
 MOST_BITS = 16  # of the largest entry of a row whose product with J is mapped; of J, sign included
 LEAST_COLUMN_BITS = 6
+ENOUGH_BITS = 22  # of a row and J together
+LEAST_UNIT = 64  # what a spline's weight 1 becomes at least
 ROUNDED_UNIT = 256  # what a spline's weight 1 becomes where no small unit makes all weights whole
 EXACT_UNITS = tuple(6 * k**3 for k in range(1, 6))  # cubic B-splines at multiples of 1/k are multiples of 1 / (6 k^3)
 MAX_WEIGHT = 1 << 16
@@ -91,8 +93,13 @@ class PublicMap:
 
     @cached_property
     def largest_sum(self) -> int:
-        """The largest sum of weights of a control point over all points, at least the number of points."""
-        return self.channels * max(math.prod(int(np.abs(m).sum(0).max()) for m in self.matrices), math.prod(self.shape))
+        """The largest sum of weights of a control point over the points that count, at least their number."""
+        if self.index is None:
+            largest = math.prod(int(np.abs(m).sum(0).max()) for m in self.matrices)
+        else:
+            sizes = replace(self, matrices=tuple(np.abs(m) for m in self.matrices), unit=1.0, channels=1)
+            largest = int(sizes.adjoint(torch.ones(1, self.index.numel())).max())  # whole numbers below 2^53
+        return max(self.channels * largest, self.points)
 
     @cached_property
     def largest_length(self) -> float:
@@ -107,6 +114,27 @@ class PublicMap:
         room = math.floor(math.log2(largest / self.largest_sum))
         column = min(MOST_BITS, max(LEAST_COLUMN_BITS, room // 2 + 2))
         return min(MOST_BITS, max(1, room - column + 1)), column
+
+    def within(self, largest: int) -> PublicMap:
+        """The same splines with weights in fewer steps, where results up to `largest` leave rows and J too few bits.
+
+        The weights of a voxel still add up to one, and one party uses the same ones for I as both do for J: what they
+        are off by, at most 1/64, meets the small residual I - J alone.
+        """
+        missing = ENOUGH_BITS - math.floor(math.log2(largest / self.largest_sum))
+        if missing <= 0:
+            return self
+        factor, matrices, unit = 2.0 ** (missing / len(self.matrices)), [], self.unit
+        for matrix in self.matrices:
+            sums = matrix.sum(1)
+            steps = int(sums[0]) if (sums == sums[0]).all() else ROUNDED_UNIT  # see `of`
+            fewer = max(LEAST_UNIT, math.floor(steps / factor))
+            if fewer >= steps:
+                matrices.append(matrix)
+                continue
+            matrices.append(_in_fewer_steps(matrix, fewer))
+            unit *= fewer / steps
+        return replace(self, matrices=tuple(matrices), unit=unit)
 
     def apply(self, fields: Tensor) -> Tensor:
         """B^T of words (rows, points), in their own integer type and so modulo 2^64 or 2^32: (rows, M)."""
@@ -202,6 +230,16 @@ def _unit(weights: Tensor) -> int:
         if float((scaled - scaled.round()).abs().max()) < 1e-6:
             return unit
     return ROUNDED_UNIT
+
+
+def _in_fewer_steps(matrix: NDArray[np.int64], fewer: int) -> NDArray[np.int64]:
+    """Each row's weights as `fewer` in sum: rounded down, and up where the remainders are largest."""
+    scaled = matrix * (fewer / matrix.sum(1, keepdims=True))
+    low = np.floor(scaled + 1e-9)
+    up = np.rint(fewer - low.sum(1)).astype(np.int64)
+    place = np.argsort(np.argsort(-np.round(scaled - low, 9), axis=1, kind="stable"), axis=1)
+    result: NDArray[np.int64] = (low + (place < up[:, None])).astype(np.int64)
+    return result
 
 
 def _contract(volume: Tensor, matrix: NDArray[np.int64], pattern: _Pattern | None, axis: int) -> Tensor:

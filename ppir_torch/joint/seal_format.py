@@ -30,6 +30,7 @@ __all__ = [
     "bfv_context",
     "ciphertext_file",
     "ciphertext_words",
+    "ckks_context",
     "compose_residues",
     "load_seal",
     "pack60",
@@ -73,16 +74,12 @@ class SealFile:
 
 def bfv_context(degree: int, primes: Sequence[int], plain_modulus: int) -> Any:
     """SEAL's context of BFV at 128-bit security; RuntimeError where SEAL refuses the parameters."""
-    import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
+    return _context("BFV", degree, primes, plain_modulus)
 
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
-    parameters.set_poly_modulus_degree(degree)
-    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
-    parameters.set_plain_modulus(plain_modulus)
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
-    return context
+
+def ckks_context(degree: int, primes: Sequence[int]) -> Any:
+    """SEAL's context of CKKS at 128-bit security; RuntimeError where SEAL refuses the parameters."""
+    return _context("CKKS", degree, primes, None)
 
 
 def plaintext_file(degree: int, primes: int = 1, parms_id: Sequence[int] = (0, 0, 0, 0)) -> SealFile:
@@ -176,6 +173,20 @@ def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
         value += (residue - value) * pow(modulus, -1, prime) % prime * modulus
         modulus *= prime
     return value
+
+
+def _context(scheme: str, degree: int, primes: Sequence[int], plain_modulus: int | None) -> Any:
+    import tenseal.sealapi as seal  # here, so that `import ppir_torch` stays light
+
+    parameters = seal.EncryptionParameters(getattr(seal.SCHEME_TYPE, scheme))
+    parameters.set_poly_modulus_degree(degree)
+    parameters.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
+    if plain_modulus is not None:
+        parameters.set_plain_modulus(plain_modulus)
+    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
+    if not context.parameters_set():
+        raise RuntimeError(f"SEAL refuses the parameters: {context.parameters_error_message()}")
+    return context
 
 
 def _stored(frame: bytes) -> bytes | None:

@@ -130,7 +130,7 @@ def mapped_sums(slots: list[Words], rows: int, layout: SlotLayout, public_map: P
             mapped = (mapped << 8) % T
         part = one.adjoint(fields >> shift & (1 << bits) - 1)  # whole numbers up to 2^53
         mapped = (mapped + part.to(torch.int64)) % T
-    total = int(slots[-1].sum()) % T  # 2^13 words below 2^48
+    total = int(slots[-1][:POINTS].sum()) % T  # fewer than 2^13 words below 2^48
     return torch.cat([mapped.flatten(), torch.tensor([total])])
 
 

@@ -113,7 +113,7 @@ class PrivateFixed:
         coarse, _ = level_grid(self.grid, level)
         _, sample = select_points(self.grid, self.mask, level, choice, number)
         channels = measure.channels(coarse.dimension)
-        public_map = None if lattice is None else map_of(lattice, coarse, sample, channels)
+        public_map = None if lattice is None else self._side.carried(map_of(lattice, coarse, sample, channels))
         request = {"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}
         about_map, weights = (None, []) if public_map is None else replace(public_map, index=None).to_message()
         about = {"columns": asdict(columns), "measure": measure.to_meta()}

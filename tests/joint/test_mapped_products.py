@@ -19,18 +19,23 @@ from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, python_pr
 from torch import Tensor
 
 from ppir_torch.errors import BudgetExceeded, LinkError, PeerLost, RangeError
-from ppir_torch.joint import bfv_slots, load_protocol, spdz
+from ppir_torch.joint import bfv_slots, ckks_slots, load_protocol, spdz
 from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
 from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, SlotMoving
+from ppir_torch.joint.ckks import CkksFixedSide, CkksMovingSide
+from ppir_torch.joint.ckks_slots import CkksSlotMoving
 from ppir_torch.joint.csprng import KeyStream, new_key
-from ppir_torch.joint.protocol import OperandHeader, Release, release_all
+from ppir_torch.joint.protocol import MovingSide, OperandHeader, Release, release_all
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW, SlotLayout, T, mapped_sums, slot_limits, uniform_words
+from ppir_torch.joint.seal_format import ciphertext_file, save_seal
+from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW, POINTS, SlotLayout, T, mapped_sums, slot_limits, uniform_words
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 
-MAPPED = ("beaver", "spdz", "bfv")
+MAPPED = ("beaver", "spdz", "bfv", "ckks")
 every_protocol = pytest.mark.parametrize("protocol", MAPPED)
-ours = pytest.mark.parametrize("protocol", ["spdz", "bfv"])
+ours = pytest.mark.parametrize("protocol", ["spdz", "bfv", "ckks"])
+SLOTS: dict[str, Any] = {"bfv": bfv_slots, "ckks": ckks_slots}
+encrypted = pytest.mark.parametrize("protocol", list(SLOTS))
 
 
 def spline_matrix(points: int, spacing: int) -> Tensor:
@@ -163,14 +168,14 @@ def test_exact_at_the_edge_of_the_range(protocol: str, sign: int) -> None:
         most = min(limits.max_row, limits.max_result // (2000 * 420))
         x = torch.full((3, 20), sign * most)
         assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
-    largest = MAX_RESULT // (420 * MAX_ROW)  # bfv: both at their edge
+    largest = MAX_RESULT // (420 * MAX_ROW)  # in slots: both at their edge
     with session(protocol, (y.sign() * largest, public_map)) as run:
         limits = run.moving.limits
         most = min(limits.max_row, limits.max_result // (largest * 420))
         x = torch.full((3, 20), sign * most)
         result = run.moving.project(x)
         assert result.tolist() == python_sums(x, largest * y.sign(), public_map)
-        if most < limits.max_row or protocol == "bfv":
+        if most < limits.max_row or protocol in SLOTS:
             assert int(result.abs().max()) > 0.99 * limits.max_result
 
 
@@ -199,7 +204,7 @@ def test_protocols_agree_over_many_blocks(
     for axis, matrix in enumerate(public_map.matrices):
         expected = np.moveaxis(np.tensordot(expected, matrix, (axis + 1, 0)), -1, axis + 1)
     numpy_sums = [*expected.reshape(-1).tolist(), int(fields[-1].sum())]
-    assert [f.tolist() for f in found] == [numpy_sums] * 3
+    assert [f.tolist() for f in found] == [numpy_sums] * len(MAPPED)
 
 
 @ours
@@ -215,7 +220,7 @@ def test_operands_with_and_without_a_map_in_one_session(protocol: str) -> None:
         assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
         with pytest.raises(RuntimeError, match="multiply"):
             run.moving.multiply(x)
-        keys = run.trio.one_two.received[Kind.PUBLIC_KEY]  # bfv: one for each kind of product
+        keys = run.trio.one_two.received[Kind.PUBLIC_KEY]  # encrypted: one for each kind of product
         run.next_operand()
         assert run.moving.multiply(x).tolist() == python_products(x, y + 1)
         with pytest.raises(RuntimeError, match="with a map"):
@@ -223,7 +228,7 @@ def test_operands_with_and_without_a_map_in_one_session(protocol: str) -> None:
         run.next_operand()
         assert run.moving.project(x).tolist() == python_sums(x, y + 2, public_map)
         assert run.trio.one_two.received[Kind.PUBLIC_KEY] == keys
-        assert (keys > 0) == (protocol == "bfv")
+        assert (keys > 0) == (protocol in SLOTS)
 
 
 def test_exact_at_the_chunk_borders_of_spdz(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +252,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
     for _ in range(12):
         public_map = draw_map(draw)
         rows, points = len(public_map.shape) + 1, public_map.points
-        y = torch.full((points,), 63 if protocol == "bfv" else (1 << 20))
+        y = torch.full((points,), 63 if protocol in SLOTS else (1 << 20))
         with session(protocol, (y, public_map)) as run:
             limits = run.moving.limits
             edge = min(limits.max_row, limits.max_result // (int(y[0]) * public_map.largest_sum))
@@ -265,20 +270,20 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
     assert refused == 84
 
 
-def test_bfv_refuses_more_products_than_the_flood_covers_before_anything_is_sent() -> None:
+@encrypted
+def test_more_products_than_a_session_has_are_refused_before_anything_is_sent(protocol: str) -> None:
     public_map = splines((100, 100), 9)  # two ciphertexts
     y, x = torch.ones(10_000, dtype=torch.int64), torch.ones(3, 10_000, dtype=torch.int64)
-    with session("bfv", (y, public_map)) as run:
-        assert isinstance(run.moving, BfvMovingSide)
-        assert run.moving._slots is not None
+    with session(protocol, (y, public_map)) as run:
+        slots = slots_of(run.moving)
         run.moving.project(x)
-        assert run.moving._slots._products == 6
-        run.moving._slots._products = bfv_slots.MAX_PRODUCTS - 5
+        assert slots._products == 6
+        slots._products = SLOTS[protocol].MAX_PRODUCTS - 5
         before = sent_by_party_1(run.trio)
         with pytest.raises(RangeError, match="products per session"):
             run.moving.project(x)
         assert sent_by_party_1(run.trio) == before
-        run.moving._slots._products -= 1
+        slots._products -= 1
         run.moving.project(x)
 
 
@@ -299,11 +304,12 @@ def test_operands_that_do_not_go_with_their_map_are_refused_before_anything_is_s
     assert trio.two_one.bytes_sent == 0
 
 
-def test_bfv_refuses_operands_and_maps_without_room() -> None:
+@encrypted
+def test_operands_and_maps_without_room_are_refused(protocol: str) -> None:
     link, _ = link_pair("party_2", "party_1")
     y, public_map = torch.tensor([1 << 40, 0, 0, 0]), PublicMap((2, 2), (np.full((2, 1), 40),) * 2, 1.0)
     with pytest.raises(RangeError, match="leave no room"):
-        BfvFixedSide(link).send_operand(header_of(y, 3), y, public_map)
+        SIDES[protocol][1](link).send_operand(header_of(y, 3), y, public_map)
     wide = PublicMap((2, 2), (np.full((2, 1), 1 << 16), np.full((2, 1), 1 << 20)), 1.0)
     assert wide.largest_sum == 1 << 38
     with pytest.raises(RangeError, match="leave no room"):
@@ -409,41 +415,46 @@ def test_equal_rows_and_operands_of_spdz_look_different_each_time(monkeypatch: p
         assert abs(words.astype(np.float64).mean() - 2**63) < 7 * 2**64 / (12 * len(words)) ** 0.5
 
 
-def test_bytes_of_bfv() -> None:
+@encrypted
+def test_bytes_of_encrypted_products(protocol: str) -> None:
     public_map = splines((130, 131), 5)  # three ciphertexts
     y, x = torch.ones(17_030, dtype=torch.int64), torch.ones(3, 17_030, dtype=torch.int64)
-    with session("bfv", (y, public_map)) as run:
+    with session(protocol, (y, public_map)) as run:
         run.moving.project(x)
         up, down = run.trio.one_two.sent, run.trio.two_one.sent
-    assert up[Kind.REPLY_CIPHERTEXTS] <= 7 * (2 * 8 * DEGREE + 300)
+    assert set(up) == {Kind.LEVEL, Kind.REPLY_CIPHERTEXTS, Kind.FINISH}
+    assert set(down) == {Kind.PUBLIC_KEY, Kind.OPERAND_CIPHERTEXTS, Kind.MASKED_RESULT}
+    assert up[Kind.REPLY_CIPHERTEXTS] == 2 * OVERHEAD + 7 * SLOTS[protocol]._REPLY_BYTES
     assert down[Kind.MASKED_RESULT] == OVERHEAD + 6 * public_map.results(3)
     assert down[Kind.OPERAND_CIPHERTEXTS] <= 3 * (3 * 8 * DEGREE + 500)
 
 
-def test_background_takes_the_same_work_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of zeros, in some blocks or in all: as many operations of each kind, as many replies, exact sums."""
+@encrypted
+def test_background_takes_the_same_work_and_bytes(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of zeros or ones, in some blocks or in all: as many operations of each kind, as many bytes, exact sums."""
     public_map = splines((200, 100), 10)
     g = torch.Generator().manual_seed(2)
     y = torch.randint(-100, 101, (20_000,), generator=g)
     seen = []
-    with session("bfv", (y, public_map)) as run:
-        assert isinstance(run.moving, BfvMovingSide)
-        for black in ((0, 0), (0, 20_000), (3_000, 18_000), (8_191, 16_382)):
+    with session(protocol, (y, public_map)) as run:
+        for value, black in ((0, (0, 0)), (0, (0, 20_000)), (0, (3_000, 18_000)), (1, (8_191, 16_382))):
             x = torch.randint(-100, 101, (3, 20_000), generator=g)
-            x[:, slice(*black)] = 0
+            x[:, slice(*black)] = value
             calls: Counter[str] = Counter()
-            watch(monkeypatch, bfv_slots._scheme(), calls)
+            watch(monkeypatch, SLOTS[protocol], calls)
             before = run.trio.one_two.sent.copy()
             assert torch.equal(run.moving.project(x), public_map.forms(x, y[None]))
             monkeypatch.undo()
             up = run.trio.one_two.sent - before
             seen.append((dict(calls), up.total()))
-    assert all(s[0] == seen[0][0] for s in seen)
+    assert all(s == seen[0] for s in seen)
     assert seen[0][0]["multiply_plain"] == 9
-    assert max(s[1] for s in seen) - min(s[1] for s in seen) < 200  # SEAL's compression
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, scheme: Any, calls: Counter[str]) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch, module: Any, calls: Counter[str]) -> None:
+    """Count what is asked of SEAL."""
+    scheme = module._scheme()
+
     class Watched:
         def __getattr__(self, name: str) -> Callable[..., Any]:
             calls[name] += 1
@@ -451,21 +462,26 @@ def watch(monkeypatch: pytest.MonkeyPatch, scheme: Any, calls: Counter[str]) -> 
             return found
 
     watched = replace(scheme, evaluator=Watched())
-    monkeypatch.setattr(bfv_slots, "_scheme", lambda: watched)
+    monkeypatch.setattr(module, "_scheme", lambda: watched)
 
 
 # --- malformed messages
 
 
+SIDES: dict[str, Any] = {"bfv": (BfvMovingSide, BfvFixedSide), "ckks": (CkksMovingSide, CkksFixedSide)}
+
+
 @dataclass
 class Pair:
-    """Both ends of bfv in one process, with one operand of two ciphertexts; party_2 answers when it is told to."""
+    """Both ends in one process, with one operand of two ciphertexts; party_2 answers when it is told to."""
 
+    protocol: str
     links: tuple[Link, Link] = field(default_factory=lambda: link_pair("party_1", "party_2", timeout=120.0))
 
     def __post_init__(self) -> None:
         self.map, self.y = splines((90, 100), 9), torch.arange(9_000) % 50
-        self.moving, self.fixed = BfvMovingSide(self.links[0]), BfvFixedSide(self.links[1])
+        moving, fixed = SIDES[self.protocol]
+        self.moving, self.fixed = moving(self.links[0]), fixed(self.links[1])
         self.fixed.send_operand(header_of(self.y, 3), self.y, self.map)
         self.moving.accept_operand(header_of(self.y, 3), self.map)
 
@@ -485,8 +501,9 @@ class Pair:
         self.fixed.answer(first, lambda _: pytest.fail("released"))
 
 
-def test_malformed_replies_of_bfv_are_refused() -> None:
-    pair, size = Pair(), bfv_slots._REPLY_BYTES
+@encrypted
+def test_malformed_replies_are_refused(protocol: str) -> None:
+    pair, size = Pair(protocol), SLOTS[protocol]._REPLY_BYTES
     first, second = pair.replies()
     assert (len(first), len(second)) == (4 * size, size)
     above = bytes(size - DEGREE * 60 // 8) + b"\xff" * (DEGREE * 60 // 8)  # c1
@@ -520,14 +537,16 @@ def test_malformed_replies_of_bfv_are_refused() -> None:
         pair.links[1].receive(Kind.REPLY_CIPHERTEXTS)
 
 
-def slots_of(moving: BfvMovingSide) -> SlotMoving:
+def slots_of(moving: MovingSide) -> SlotMoving | CkksSlotMoving:
+    assert isinstance(moving, BfvMovingSide | CkksMovingSide)
     assert moving._slots is not None
     return moving._slots
 
 
+@encrypted
 @pytest.mark.parametrize("case", ["short", "long", "above t"])
-def test_malformed_answers_of_bfv_are_refused(case: str) -> None:
-    pair = Pair()
+def test_malformed_answers_are_refused(case: str, protocol: str) -> None:
+    pair = Pair(protocol)
     size = 6 * pair.map.results(3)
     pair.links[1].send(
         Kind.MASKED_RESULT, {"short": bytes(size - 6), "long": bytes(size + 1), "above t": b"\xff" * size}[case]
@@ -536,17 +555,22 @@ def test_malformed_answers_of_bfv_are_refused(case: str) -> None:
         pair.moving.project(torch.ones(3, 9_000, dtype=torch.int64))
 
 
-def test_malformed_operands_of_bfv_are_refused() -> None:
-    source, target = Pair(), BfvMovingSide(link := link_pair("party_1", "party_2")[0])
-    assert link.bytes_sent == 0
+@encrypted
+def test_malformed_operands_are_refused(protocol: str) -> None:
+    source, (moving, fixed) = Pair(protocol), SIDES[protocol]
     y, header = source.y, header_of(source.y, 3)
     links = link_pair("party_1", "party_2")
-    BfvFixedSide(links[1]).send_operand(header, y, source.map)
+    fixed(links[1]).send_operand(header, y, source.map)
     key = bytes(links[0].receive(Kind.PUBLIC_KEY).payload)
     _, files = unpack(links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
-    for wrong in (files[:1], [*files, files[0]], [files[0][:-7], files[1]], [f[:0] for f in files]):
+    no_random_part, other_form = (
+        np.frombuffer(save_seal(made), np.uint8) for made in malformed_ciphertexts(SLOTS[protocol])
+    )
+    bad = (files[:1], [*files, files[0]], [files[0][:-7], files[1]], [f[:0] for f in files])
+    bad += ([files[0], other_form], [no_random_part, files[1]]) if protocol == "ckks" else ([files[0], other_form],)
+    for wrong in bad:
         links = link_pair("party_1", "party_2")
-        target = BfvMovingSide(links[0])
+        target = moving(links[0])
         links[1].send(Kind.PUBLIC_KEY, key)
         links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, wrong))
         with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
@@ -556,7 +580,20 @@ def test_malformed_operands_of_bfv_are_refused() -> None:
     links = link_pair("party_1", "party_2")
     links[1].send(Kind.PUBLIC_KEY, bytes(1000))
     with pytest.raises(LinkError, match="PUBLIC_KEY"):
-        BfvMovingSide(links[0]).accept_operand(header, source.map)
+        moving(links[0]).accept_operand(header, source.map)
+
+
+def malformed_ciphertexts(module: Any) -> list[Any]:
+    """One of the form that is due (NTT in ckks) without c1, and one of the other form."""
+    scheme = module._scheme()
+    top, due, made = scheme.context.first_parms_id(), module is ckks_slots, []
+    for ntt, c1 in ((due, 0), (not due, 1)):
+        file, ciphertext = ciphertext_file(DEGREE, 3, top, ntt=ntt), scheme.seal.Ciphertext()
+        file.words[:] = 1
+        file.words[3 * DEGREE :] = c1
+        file.load(ciphertext, scheme.context)
+        made.append(ciphertext)
+    return made
 
 
 PAIR = np.zeros((1, 2), np.uint16)
@@ -665,6 +702,7 @@ def test_rows_and_columns_that_a_map_leaves_room_for(shape: tuple[int, ...], spa
     public_map = splines(shape, spacing)
     link, _ = link_pair("party_2", "party_1")
     row_bits, found = BfvFixedSide(link).mapped_bits(public_map)
+    assert CkksFixedSide(link).mapped_bits(public_map) == (row_bits, found)
     assert (1 << row_bits, found) == (row, bits)
     assert BfvFixedSide(link).column_bits(public_map.points) == 12
     largest = (1 << bits - 1) - 1
@@ -672,6 +710,37 @@ def test_rows_and_columns_that_a_map_leaves_room_for(shape: tuple[int, ...], spa
     limits = slot_limits(header, public_map)
     assert row <= limits.max_row < 4 * row
     assert limits.max_row * largest * public_map.largest_sum <= limits.max_result == MAX_RESULT
+
+
+# --- the numbers of ckks_slots
+
+Q = math.prod(ckks_slots.PRIMES)
+
+
+def test_primes_of_ckks() -> None:
+    assert (*ckks_slots.PRIMES, ckks_slots.SPECIAL) == PRIMES  # tested above
+    scheme = ckks_slots._scheme()
+    assert scheme.context.first_context_data().parms().scheme() == scheme.seal.SCHEME_TYPE.CKKS
+    assert scheme.context.first_context_data().qualifiers().sec_level == scheme.seal.SEC_LEVEL_TYPE.TC128
+    assert scheme.slots.context.first_context_data().qualifiers().using_fast_plain_lift
+    assert scheme.slots.encoder.slot_count() == DEGREE
+    # More than any row or operand has: no polynomial is constant.
+    assert max(MAX_ROW, MAX_RESULT) < ckks_slots.LAST_SLOT < T - MAX_RESULT
+
+
+def test_phases_stay_within_the_modulus() -> None:
+    """From the published constants: all shares of a session add up, but for 2^-41."""
+    beyond = 2 * math.exp(-2 * ckks_slots.FRESH_NOISE**2 / 42)  # 42 coins of a half each: Hoeffding
+    assert beyond < 2**-78
+    half = (T - 1) / 2
+    one = DEGREE * half**2 + T * ckks_slots.FRESH_NOISE * math.sqrt(DEGREE) * half
+    assert 0.999999 * ckks_slots.PHASE < one <= ckks_slots.PHASE < 2**107.9
+    assert 2**179.99 < Q < 2**180
+    replies = ckks_slots.MAX_PRODUCTS  # at most one for each multiplication
+    failing = DEGREE * (ckks_slots.MAX_PRODUCTS * (ckks_slots.PHASE / Q + beyond) + replies * T * 2**19 / Q)
+    assert 2**-41.5 < failing < 2**-41
+    # A public-key encryption of zero: e0 + e1 s + e u, divided by the special prime, and two roundings.
+    assert (21 + 2 * 21 * DEGREE) / ckks_slots.SPECIAL + 1 / 2 + DEGREE / 2 < ckks_slots.ZERO_NOISE == 2**19
 
 
 class SlowStream:
@@ -700,7 +769,7 @@ def test_shares_are_mapped_exactly(weights: tuple[int, int]) -> None:
         slots = [np.full(DEGREE, w, np.uint64) for w in (word, T - 1 - word, word)]
         found = mapped_sums(slots, 3, layout, public_map).tolist()
         weight = weights[0] * weights[1]
-        assert found == [word * weight % T, (T - 1 - word) * weight % T, word * DEGREE % T]
+        assert found == [word * weight % T, (T - 1 - word) * weight % T, word * POINTS % T]
 
 
 def test_words_above_the_bound_are_drawn_again() -> None:

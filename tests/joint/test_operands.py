@@ -23,7 +23,7 @@ from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import ControlLattice
 
 LEVEL = Level(1, 0.0)
-MAPPED = ("beaver", "spdz", "bfv")
+MAPPED = ("beaver", "spdz", "bfv", "ckks")
 MEASURES: dict[str, Measure] = {"one channel": SquaredDifference(), "channels": Mind(1, 1)}
 SHAPES = {2: (14, 17), 3: (8, 9, 10)}
 every_measure = pytest.mark.parametrize("measure", MEASURES)
@@ -169,7 +169,7 @@ def test_party_2_sees_the_same_traffic_for_any_part(protocol: str) -> None:
             n = count if operand.sample.index is None else operand.sample.index.numel()
             for _ in range(2):
                 operand.project(torch.randn(3, n))
-            # bfv's compressed public key has a size of its own in each session.
+            # SEAL's compressed public key has a size of its own in each session.
             received = {kind: size for kind, size in source.link.received.items() if kind is not Kind.PUBLIC_KEY}
             seen.append((source.link.bytes_sent, dict(source.link.sent), received))
     assert seen[0] == seen[1] == seen[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,14 @@ from torch import Tensor
 from ppir_torch.errors import LinkError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Level, level_grid
-from ppir_torch.joint.public_map import MAX_CONTROL_POINTS, MAX_WEIGHT, ROUNDED_UNIT, PublicMap
+from ppir_torch.joint.public_map import (
+    ENOUGH_BITS,
+    LEAST_UNIT,
+    MAX_CONTROL_POINTS,
+    MAX_WEIGHT,
+    ROUNDED_UNIT,
+    PublicMap,
+)
 from ppir_torch.link import pack, unpack
 from ppir_torch.registration import map_of
 from ppir_torch.sampling import Sample, Uniform
@@ -434,3 +442,41 @@ def test_rows_and_columns_of_these_bits_stay_within_a_bound(largest: int, bits: 
     row, column = bits
     assert 2**row * (2 ** (column - 1) - 1) * public_map.largest_sum <= bound
     assert public_map.bits_within(2 * bound - 1) == bits
+
+
+# --- what protocols have room for
+
+
+@every_dimension
+@every_choice
+def test_the_largest_sum_is_that_of_the_points_that_count(
+    shape: tuple[int, ...], fraction: float | None, channels: int
+) -> None:
+    for seed in range(5):
+        public_map = random_map(shape, fraction, channels, seed=seed)
+        exact = max(int(abs(dense_of(public_map)).sum(1).max()), public_map.points)
+        assert public_map.largest_sum == exact
+
+
+@pytest.mark.parametrize("voxels", [3, 4, 5, 7])
+@pytest.mark.parametrize("shape", [(50, 61), (40, 33, 47)], ids=["2-D", "3-D"])
+def test_coarser_weights_add_up_to_one_and_leave_enough_bits(shape: tuple[int, ...], voxels: int) -> None:
+    grid = Grid(shape[::-1])
+    spline = map_of(ControlLattice(grid, (float(voxels),) * len(shape)), grid, Sample(None, None))
+    largest = 1 << 40
+    coarse = spline.within(largest)
+    for fine, found in zip(spline.matrices, coarse.matrices, strict=True):
+        assert len(set(found.sum(1).tolist())) == 1
+        assert found.min() >= 0
+        assert np.abs(fine / fine.sum(1)[:, None] - found / found.sum(1)[:, None]).max() <= 1 / LEAST_UNIT
+    assert coarse.unit == math.prod(int(m[0].sum()) for m in coarse.matrices)
+    assert sum(coarse.bits_within(largest)) - 1 >= min(
+        ENOUGH_BITS, sum(replace(spline, matrices=tuple(at_least(m) for m in spline.matrices)).bits_within(largest)) - 2
+    )
+    # Where there is room the splines stay as they are.
+    assert spline.within(1 << 62) is spline
+
+
+def at_least(matrix: Any) -> Any:
+    """Weights as small as the coarsest that are allowed, rounded down."""
+    return matrix * LEAST_UNIT // int(matrix[0].sum())

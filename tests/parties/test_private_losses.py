@@ -184,7 +184,7 @@ def test_party_2_makes_the_bins_it_agreed_to_and_no_others(
 
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
 @pytest.mark.parametrize("name", MEASURES)
-@pytest.mark.parametrize("protocol", ["beaver", "spdz", "bfv"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_deformable_run_ends_where_the_clear_run_ends(protocol: str, name: str, kind: str, pair: Make) -> None:
     images, measure = pair("affine", 2), MEASURES[name](2)
     deformable = Deformable(kind, 12.0, levels=(Level(2, 1.0),))
@@ -211,7 +211,7 @@ def test_t1_and_pd_privately(protocol: str, shared_data: Path) -> None:
 
 
 DEFORMABLE_RUNS = [
-    *((name, protocol, 2) for name in MEASURES for protocol in ("beaver", "spdz", "bfv")),
+    *((name, protocol, 2) for name in MEASURES for protocol in PROTOCOLS),
     *((name, protocol, 3) for name in MEASURES if name != "mind" for protocol in ("beaver", "spdz")),
     *(pytest.param("mind", protocol, 3, marks=pytest.mark.slow) for protocol in ("beaver", "spdz")),
 ]
