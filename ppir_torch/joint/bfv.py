@@ -39,7 +39,7 @@ from torch import Tensor
 from ..errors import LinkError, RangeError
 from ..link import Kind, Link, Message, pack
 from .bfv_helper import BfvHelper, cores
-from .bfv_slots import SlotFixed, SlotMoving
+from .bfv_slots import BfvFixedCipher, BfvMovingCipher
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
@@ -70,6 +70,7 @@ from .seal_format import (
     save_seal,
     unpack60,
 )
+from .slot_sides import SlotFixed, SlotMoving
 from .slots import MAX_RESULT as MAX_SLOT_RESULT
 from .slots import slot_bits
 
@@ -120,7 +121,7 @@ class BfvMovingSide(MovingSide):
         self._helper_shares = False
         self._helper_columns: range | None = None
         self._released = 0
-        self._slots: SlotMoving | None = None  # for operands with a map
+        self._slots = SlotMoving(link, BfvMovingCipher())  # for operands with a map
         self._mapped = False
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
@@ -132,7 +133,6 @@ class BfvMovingSide(MovingSide):
         """
         self._header, self._mapped = None, public_map is not None
         if public_map is not None:
-            self._slots = self._slots or SlotMoving(self._link)
             self.limits = self._slots.accept_operand(header, public_map)
             return
         layout, self.limits = _layout(header), _limits(header)
@@ -155,7 +155,7 @@ class BfvMovingSide(MovingSide):
 
     def project(self, rows: Tensor) -> Tensor:
         """See `MovingSide` and `SlotMoving.project`."""
-        if self._slots is None or not self._mapped:
+        if not self._mapped:
             raise RuntimeError("project before accept_operand with a map")
         return self._slots.project(rows)
 
@@ -406,7 +406,7 @@ class BfvFixedSide(FixedSide):
         self._encryptor: Any = None
         self._decryptor: Any = None
         self._header: OperandHeader | None = None
-        self._slots: SlotFixed | None = None  # for operands with a map
+        self._slots = SlotFixed(link, BfvFixedCipher())  # for operands with a map
         self._mapped = False
 
     def mapped_bits(self, public_map: PublicMap) -> tuple[int, int]:
@@ -422,7 +422,6 @@ class BfvFixedSide(FixedSide):
         self._header, self._mapped = None, public_map is not None
         if public_map is not None:
             table = check_operand(values, header).detach().cpu().numpy()
-            self._slots = self._slots or SlotFixed(self._link)
             self.limits = self._slots.send_operand(header, table[0], public_map)
             return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
@@ -451,7 +450,7 @@ class BfvFixedSide(FixedSide):
         Raises:
             LinkError: wrong kind or length, or words above the prime.
         """
-        if self._slots is not None and self._mapped:
+        if self._mapped:
             self._slots.answer(request, release)
             return
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:

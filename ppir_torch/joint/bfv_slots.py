@@ -35,22 +35,17 @@ the largest primes of their size that are 1 modulo 2n; q1 > q2 > q3. t = 2^48 - 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..errors import LinkError, RangeError
-from ..link import Buffer, Kind, Link, Message, pack
+from ..errors import LinkError
+from ..link import Buffer
 from .csprng import KeyStream, new_key
-from .packing import DEGREE, PER_MESSAGE, receive_files, receive_key
-from .protocol import Limits, OperandHeader, Release, check_mapped
-from .public_map import PublicMap
+from .packing import DEGREE
 from .seal_format import (
     bfv_context,
     ciphertext_file,
@@ -60,10 +55,10 @@ from .seal_format import (
     save_seal,
     unpack_pairs,
 )
-from .slots import WIDTH, SlotLayout, T, Words, mapped_sums, slot_limits, slots_of, uniform_words
-from .words import pack_words, unpack_words
+from .slot_sides import FixedCipher, MovingCipher
+from .slots import T, Words, slots_of, uniform_words
 
-__all__ = ["SlotFixed", "SlotMoving"]
+__all__ = ["BfvFixedCipher", "BfvMovingCipher"]
 
 PRIMES = ((1 << 60) - 16383, (1 << 60) - 98303, (1 << 60) - 163839, (1 << 20) - 16383)  # the last is special
 TOP_FLOOD_BITS = 11  # of f1
@@ -74,7 +69,6 @@ C0_BITS = 52  # of 60 that a reply carries
 
 _C0_BYTES = DEGREE * C0_BITS // 8
 _REPLY_BYTES = _C0_BYTES + DEGREE * 60 // 8
-_REPLIES_PER_MESSAGE = 4  # party_2 decrypts while party_1 works on
 
 
 @dataclass(frozen=True)
@@ -88,111 +82,51 @@ class _Scheme:
     levels: tuple[Any, ...]  # parms_id of three primes, two, and the first alone
 
 
-class SlotMoving:
-    """party_1: multiplies the encrypted operand by its rows and sends shares that say nothing of them.
+class BfvMovingCipher(MovingCipher):
+    """See `MovingCipher`; products are in NTT form until they are covered."""
 
-    Args:
-        link: to party_2.
-    """
+    name = "bfv"
+    max_products = MAX_PRODUCTS
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self) -> None:
         self._stream = KeyStream(new_key())
-        self._encryptor: Any = None
-        self._header: OperandHeader | None = None
-        self._products, self._replies = 0, 0  # in this session
-        levels = _scheme().levels
+        self._replies = 0  # in this session
+
+    def set_key(self, public_key: bytes) -> None:
+        """See `MovingCipher`."""
+        scheme = _scheme()
+        key, levels = scheme.seal.PublicKey(), scheme.levels
+        load_seal(key, scheme.context, public_key, "PUBLIC_KEY")
+        self._encryptor = scheme.seal.Encryptor(scheme.context, key)
         self._digits = [ciphertext_file(DEGREE, len(levels) - i, level) for i, level in enumerate(levels)]
 
-    def accept_operand(self, header: OperandHeader, public_map: PublicMap) -> Limits:
-        """Receive the public key (first operand only) and the operand's ciphertexts.
+    def load(self, file: bytes) -> Any:
+        """See `MovingCipher`."""
+        scheme, ciphertext = _scheme(), _scheme().seal.Ciphertext()
+        load_seal(ciphertext, scheme.context, file, "OPERAND_CIPHERTEXTS")
+        if ciphertext.size() != 2 or ciphertext.parms_id() != scheme.levels[0] or ciphertext.is_ntt_form():
+            raise LinkError("OPERAND_CIPHERTEXTS: not a ciphertext of the agreed parameters; refused")
+        scheme.evaluator.transform_to_ntt_inplace(ciphertext)
+        return ciphertext
 
-        Raises:
-            RangeError: the operand and its map leave no room below t.
-            LinkError: what arrived is not a key or not the ciphertexts of this header.
-        """
-        scheme, self.limits = _scheme(), slot_limits(header, public_map)
-        self._header, self._map, self.layout = None, public_map, SlotLayout.of(public_map)
-        if self._encryptor is None:
-            key = scheme.seal.PublicKey()
-            load_seal(key, scheme.context, receive_key(self._link), "PUBLIC_KEY")
-            self._encryptor = scheme.seal.Encryptor(scheme.context, key)
-        self._ciphertexts: list[Any] = []
-        while len(self._ciphertexts) < self.layout.ciphertexts:
-            for file in receive_files(self._link, min(PER_MESSAGE, self.layout.ciphertexts - len(self._ciphertexts))):
-                ciphertext = _load(file, Kind.OPERAND_CIPHERTEXTS, scheme.levels[0])
-                scheme.evaluator.transform_to_ntt_inplace(ciphertext)
-                self._ciphertexts.append(ciphertext)
-        self._header = header
-        return self.limits
+    def product(self, ciphertext: Any, values: NDArray[np.int64]) -> Any:
+        """See `MovingCipher`."""
+        scheme, points, product = _scheme(), _scheme().seal.Plaintext(), _scheme().seal.Ciphertext()
+        scheme.evaluator.transform_to_ntt(_encoded(slots_of(values, 1)), scheme.levels[0], points)
+        scheme.evaluator.multiply_plain(ciphertext, points, product)
+        return product
 
-    def project(self, rows: Tensor) -> Tensor:
-        """See `MovingSide`.
+    def add(self, total: Any, product: Any) -> None:
+        """See `MovingCipher`."""
+        _scheme().evaluator.add_inplace(total, product)
 
-        Raises:
-            RangeError: the rows could overflow, or the session's products are used up; nothing was sent.
-            LinkError: the answer is malformed.
-        """
-        if self._header is None:
-            raise RuntimeError("project before accept_operand with a map")
-        check_mapped(rows, self._header, self._map, self.limits)
-        count = rows.shape[0] * self.layout.ciphertexts
-        if self._products + count > MAX_PRODUCTS:
-            raise RangeError(f"bfv: at most {MAX_PRODUCTS} products per session, the flood covers no more; start anew")
-        self._products += count
-        masks: list[Words] = []
-        batch: list[Buffer] = []
-        for product in self._multiply(rows.detach().cpu().numpy()):
-            masks.append(self._cover(product))
-            batch.append(_packed(product))
-            if len(batch) == _REPLIES_PER_MESSAGE:
-                self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
-                batch = []
-        if batch:
-            self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
-        own = mapped_sums(masks, rows.shape[0], self.layout, self._map)  # while party_2 decrypts
-        answer = unpack_words(self._link.receive(Kind.MASKED_RESULT).payload, len(own), WIDTH)
-        if int(answer.max()) >= T:
-            raise LinkError(f"MASKED_RESULT: a word of {int(answer.max())}, below {T} is due")
-        result = (answer - own) % T
-        return torch.where(result > T // 2, result - T, result)
-
-    def _multiply(self, rows: NDArray[np.int64]) -> Iterator[Any]:
-        """The products (not yet safe to send, coefficient form): of each block each row but the last, then its sum."""
-        scheme, layout = _scheme(), self.layout
-        total: Any = None
-        for block in range(layout.blocks):
-            numbers = range(block, layout.ciphertexts, layout.blocks)  # of each channel
-            for row in rows[:-1]:
-                product = self._sum(row, numbers, None)
-                scheme.evaluator.transform_from_ntt_inplace(product)
-                yield product
-            total = self._sum(rows[-1], numbers, total)
-        scheme.evaluator.transform_from_ntt_inplace(total)
-        yield total
-
-    def _sum(self, row: NDArray[np.int64], numbers: range, total: Any) -> Any:
-        """`total` (None: zero) and the products of a row with these ciphertexts, NTT form."""
-        scheme = _scheme()
-        coefficients, points, term = scheme.seal.Plaintext(), scheme.seal.Plaintext(), scheme.seal.Ciphertext()
-        for number in numbers:
-            scheme.encoder.encode(slots_of(self.layout.part(row, number), 1).tolist(), coefficients)
-            scheme.evaluator.transform_to_ntt(coefficients, scheme.levels[0], points)
-            if total is None:
-                total = scheme.seal.Ciphertext()
-                scheme.evaluator.multiply_plain(self._ciphertexts[number], points, total)
-            else:
-                scheme.evaluator.multiply_plain(self._ciphertexts[number], points, term)
-                scheme.evaluator.add_inplace(total, term)
-        return total
-
-    def _cover(self, product: Any) -> Words:
-        """Mask, re-randomise and flood a product and switch it to one prime, in place; returns the mask (n,)."""
-        scheme, plain, other = _scheme(), _scheme().seal.Plaintext(), _scheme().seal.Ciphertext()
+    def cover(self, product: Any) -> tuple[Buffer, Words]:
+        """Mask, re-randomise and flood a product and switch it to one prime, in place: its bytes, the mask (n,)."""
+        scheme, other = _scheme(), _scheme().seal.Ciphertext()
+        scheme.evaluator.transform_from_ntt_inplace(product)
         self._replies += 1
         mask = uniform_words(self._stream, "mask", self._replies, T)
-        scheme.encoder.encode(mask.tolist(), plain)
-        self._encryptor.encrypt(plain, other)  # the mask and a fresh encryption of zero in one
+        self._encryptor.encrypt(_encoded(mask), other)  # the mask and a fresh encryption of zero in one
         scheme.evaluator.add_inplace(product, other)
         for file, digit in zip(self._digits, _flood(self._stream, self._replies), strict=True):
             primes = len(file.words) // (2 * DEGREE)
@@ -201,85 +135,39 @@ class SlotMoving:
             scheme.evaluator.add_inplace(product, other)
             if primes > 1:
                 scheme.evaluator.mod_switch_to_next_inplace(product)
-        return mask
+        return _packed(product), mask
 
 
-class SlotFixed:
-    """party_2: holds the secret key, encrypts its operand, decrypts its shares and returns their mapped sums.
+class BfvFixedCipher(FixedCipher):
+    """See `FixedCipher`."""
 
-    Args:
-        link: to party_1.
-    """
+    reply_bytes = _REPLY_BYTES
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._encryptor: Any = None
-        self._decryptor: Any = None
-        self._header: OperandHeader | None = None
-        self._file = ciphertext_file(DEGREE, 1, _scheme().levels[-1])  # a reply
-
-    def send_operand(self, header: OperandHeader, values: NDArray[np.int64], public_map: PublicMap) -> Limits:
-        """Encrypt and send the values (points,), which fit the header; the public key goes before the first operand.
-
-        Raises:
-            RangeError: the operand and its map leave no room below t; nothing was sent.
-        """
-        limits, scheme, layout = slot_limits(header, public_map), _scheme(), SlotLayout.of(public_map)
-        if self._encryptor is None:
-            self._make_keys()
-        plain, batch = scheme.seal.Plaintext(), list[NDArray[np.uint8]]()
-        for number in range(layout.ciphertexts):
-            scheme.encoder.encode(slots_of(layout.part(values, number), 0).tolist(), plain)
-            # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
-            batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
-            if len(batch) == PER_MESSAGE or number == layout.ciphertexts - 1:
-                self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, batch))
-                batch = []
-        self._header, self._map, self.layout = header, public_map, layout
-        return limits
-
-    def answer(self, request: Message, release: Release) -> None:
-        """Decrypt the replies, of which `request` brings the first, and return the masked sums.
-
-        Raises:
-            LinkError: another kind of message, or not the ciphertexts that are due; nothing was released.
-        """
-        if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
-            raise LinkError(f"{request.kind.name} is not due; refused")
-        rows = self._header.rows
-        shares, due = self._decrypt(request, left := (rows - 1) * self.layout.blocks + 1), left
-        while len(shares) < due:
-            shares += self._decrypt(self._link.receive(Kind.REPLY_CIPHERTEXTS), due - len(shares))
-        sums = mapped_sums(shares, rows, self.layout, self._map)
-        masked = (sums + release(len(sums)).to(sums)) % T
-        self._link.send(Kind.MASKED_RESULT, pack_words(masked, WIDTH))
-
-    def _decrypt(self, message: Message, left: int) -> list[Words]:
-        """The slots (n,) of the next ciphertexts of a product, of which `left` are due."""
-        scheme, count = _scheme(), min(left, _REPLIES_PER_MESSAGE)
-        if len(message.payload) != count * _REPLY_BYTES:
-            raise LinkError(
-                f"REPLY_CIPHERTEXTS: {len(message.payload)} bytes, {count} x {_REPLY_BYTES} are due; refused"
-            )
-        ciphertext, plain, found = scheme.seal.Ciphertext(), scheme.seal.Plaintext(), []
-        for start in range(0, len(message.payload), _REPLY_BYTES):
-            packed = np.frombuffer(message.payload, np.uint8, _REPLY_BYTES, start)
-            self._file.words[:DEGREE] = _restored(unpack_pairs(packed[:_C0_BYTES], C0_BITS))
-            self._file.words[DEGREE:] = unpack_pairs(packed[_C0_BYTES:], 60)
-            if self._file.words.max() >= PRIMES[0]:
-                raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
-            self._file.load(ciphertext, scheme.context)
-            self._decryptor.decrypt(ciphertext, plain)
-            found.append(np.fromiter(scheme.encoder.decode_uint64(plain), np.uint64, DEGREE))
-        return found
-
-    def _make_keys(self) -> None:
+    def make_keys(self) -> bytes:
+        """See `FixedCipher`."""
         scheme = _scheme()
         generator, public_key = scheme.seal.KeyGenerator(scheme.context), scheme.seal.PublicKey()
         generator.create_public_key(public_key)
         self._encryptor = scheme.seal.Encryptor(scheme.context, generator.secret_key())
         self._decryptor = scheme.seal.Decryptor(scheme.context, generator.secret_key())
-        self._link.send(Kind.PUBLIC_KEY, save_seal(public_key))
+        self._file = ciphertext_file(DEGREE, 1, scheme.levels[-1])  # a reply
+        return save_seal(public_key)
+
+    def encrypt(self, values: NDArray[np.int64]) -> bytes:
+        """See `FixedCipher`."""
+        # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
+        return save_seal(self._encryptor.encrypt_symmetric(_encoded(slots_of(values, 0))))
+
+    def decrypt(self, reply: NDArray[np.uint8]) -> Words:
+        """See `FixedCipher`."""
+        scheme, ciphertext, plain = _scheme(), _scheme().seal.Ciphertext(), _scheme().seal.Plaintext()
+        self._file.words[:DEGREE] = _restored(unpack_pairs(reply[:_C0_BYTES], C0_BITS))
+        self._file.words[DEGREE:] = unpack_pairs(reply[_C0_BYTES:], 60)
+        if self._file.words.max() >= PRIMES[0]:
+            raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")
+        self._file.load(ciphertext, scheme.context)
+        self._decryptor.decrypt(ciphertext, plain)
+        return np.fromiter(scheme.encoder.decode_uint64(plain), np.uint64, DEGREE)
 
 
 @cache
@@ -294,14 +182,11 @@ def _scheme() -> _Scheme:
     return _Scheme(seal, context, seal.Evaluator(context), seal.BatchEncoder(context), tuple(levels))
 
 
-def _load(file: bytes, kind: Kind, level: Any) -> Any:
-    """A received ciphertext in coefficient form; LinkError where it is not one of this level."""
-    scheme = _scheme()
-    ciphertext = scheme.seal.Ciphertext()
-    load_seal(ciphertext, scheme.context, file, kind.name)
-    if ciphertext.size() != 2 or ciphertext.parms_id() != level or ciphertext.is_ntt_form():
-        raise LinkError(f"{kind.name}: not a ciphertext of the agreed parameters; refused")
-    return ciphertext
+def _encoded(slots: NDArray[np.integer[Any]]) -> Any:
+    """The plaintext polynomial with these slots (n,) modulo t."""
+    plain = _scheme().seal.Plaintext()
+    _scheme().encoder.encode(slots.tolist(), plain)
+    return plain
 
 
 def _packed(reply: Any) -> memoryview:

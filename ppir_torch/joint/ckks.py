@@ -50,7 +50,7 @@ from torch import Tensor
 
 from ..errors import LinkError, RangeError
 from ..link import Buffer, Kind, Link, Message, pack
-from .ckks_slots import CkksSlotFixed, CkksSlotMoving
+from .ckks_slots import CkksFixedCipher, CkksMovingCipher
 from .csprng import KeyStream, new_key
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .protocol import (
@@ -81,6 +81,7 @@ from .seal_format import (
     save_seal,
     unpack60,
 )
+from .slot_sides import SlotFixed, SlotMoving
 from .slots import MAX_RESULT as MAX_SLOT_RESULT
 from .slots import slot_bits
 
@@ -144,7 +145,7 @@ class CkksMovingSide(MovingSide):
         self._ciphertexts: list[Any] = []
         self._products = 0
         self._released = 0
-        self._slots: CkksSlotMoving | None = None  # for operands with a map
+        self._slots = SlotMoving(link, CkksMovingCipher())  # for operands with a map
         self._mapped = False
 
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
@@ -156,7 +157,6 @@ class CkksMovingSide(MovingSide):
         """
         self._header, self._mapped, self._ciphertexts = None, public_map is not None, []
         if public_map is not None:
-            self._slots = self._slots or CkksSlotMoving(self._link)
             self.limits = self._slots.accept_operand(header, public_map)
             return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
@@ -168,8 +168,8 @@ class CkksMovingSide(MovingSide):
         self._header = header
 
     def project(self, rows: Tensor) -> Tensor:
-        """See `MovingSide` and `CkksSlotMoving.project`."""
-        if self._slots is None or not self._mapped:
+        """See `MovingSide` and `SlotMoving.project`."""
+        if not self._mapped:
             raise RuntimeError("project before accept_operand with a map")
         return self._slots.project(rows)
 
@@ -289,7 +289,7 @@ class CkksFixedSide(FixedSide):
         self._header: OperandHeader | None = None
         self._answers = 0
         self._released = 0
-        self._slots: CkksSlotFixed | None = None  # for operands with a map
+        self._slots = SlotFixed(link, CkksFixedCipher())  # for operands with a map
         self._mapped = False
 
     def mapped_bits(self, public_map: PublicMap) -> tuple[int, int]:
@@ -305,7 +305,6 @@ class CkksFixedSide(FixedSide):
         self._header, self._mapped = None, public_map is not None
         if public_map is not None:
             table = check_operand(values, header).detach().cpu().numpy()
-            self._slots = self._slots or CkksSlotFixed(self._link)
             self.limits = self._slots.send_operand(header, table[0], public_map)
             return
         scheme, self._layout, self.limits = _scheme(), _layout(header), _limits(header)
@@ -335,7 +334,7 @@ class CkksFixedSide(FixedSide):
             LinkError: wrong kind or length, or words above the primes.
             RangeError: the session's releases are used up; nothing was sent.
         """
-        if self._slots is not None and self._mapped:
+        if self._mapped:
             self._slots.answer(request, release)
             return
         if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:

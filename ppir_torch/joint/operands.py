@@ -36,7 +36,7 @@ from .protocol import (
     euclidean_norms,
     largest_sum,
 )
-from .public_map import PublicMap
+from .public_map import FEW_BITS, MOST_BITS, PublicMap
 
 __all__ = [
     "ClearOperand",
@@ -278,7 +278,10 @@ class PrivateOperand:
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
         """See `Operand`; the rows are quantised to the header's bits, by a power of two for each."""
         assert self.public_map is not None
-        integers, scale = quantise_mapped_rows(rows, self.header, self.side.limits)
+        sums = None
+        if self.header.row_bits < FEW_BITS:
+            sums = self.public_map.largest_sums(_on_map(rows, self.sample, self.public_map)).cpu()
+        integers, scale = quantise_mapped_rows(rows, self.header, self.side.limits, self.public_map.largest_sum, sums)
         self.link.at(self.link.level, self.link.iteration + 1)
         whole = _on_map(integers, self.sample, self.public_map)
         exact = self.side.project(whole).cpu().double() * self.header.scale
@@ -473,16 +476,34 @@ def row_norm(header: OperandHeader, limits: Limits) -> float:
     return min(by_result, 0.999 * limits.max_norm, 2.0**bits * math.sqrt(header.points))
 
 
-def quantise_mapped_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:
-    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), s powers of two, |X| <= 2^row_bits."""
+def quantise_mapped_rows(
+    rows: Tensor, header: OperandHeader, limits: Limits, points_sum: int, sums: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(X int64 (rows, n), s float64 (rows,)) with X = round(s rows), s powers of two, |X| <= 2^row_bits.
+
+    Larger where the results still fit, |X| <= 2^MOST_BITS, as a row's `sums` tell: a gradient's are far below what its
+    largest entry at every point would give.
+
+    Args:
+        rows: party_1's.
+        header: of the operand.
+        limits: of the protocol.
+        points_sum: the map's `largest_sum`.
+        sums: (rows,) the map's `largest_sums` of the rows, or None.
+    """
     largest = torch.stack([torch.stack(row.aminmax()).abs().max() for row in rows]).double().cpu()
     if not bool(torch.isfinite(largest).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     most = min(2.0**header.row_bits, limits.max_row) - 0.5
-    if most < 16:
-        raise RangeError(f"product: rows of at most {limits.max_row} are too coarse; take a smaller control spacing")
-    scale = torch.exp2((most / largest.clamp(min=1e-30)).log2().floor())
-    scale = torch.where(largest > 0, scale.clamp(max=2.0**100), 1.0)
+    if most < 4:
+        raise RangeError(f"product: rows of at most {most:.0f} are too coarse; take a smaller control spacing")
+    scale = most / largest.clamp(min=1e-30)
+    if sums is not None:
+        # Rounding moves each entry by half at most.
+        room = max(0.999 * limits.max_result / max(header.max_abs, 1) - 0.5 * points_sum, 0.0)
+        entry = min(2.0**MOST_BITS, limits.max_row) - 0.5
+        scale = torch.maximum(scale, torch.minimum(room / sums.clamp(min=1e-30), entry / largest.clamp(min=1e-30)))
+    scale = torch.where(largest > 0, torch.exp2(scale.log2().floor()).clamp(max=2.0**100), 1.0)
     return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale
 
 

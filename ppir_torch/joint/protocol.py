@@ -329,7 +329,7 @@ def check_no_map(public_map: PublicMap | None, name: str) -> None:
 
 
 def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, limits: Limits) -> None:
-    """Refuse rows whose mapped product could leave the protocol's range: |R| <= max|X| max|Y| sum of weights.
+    """Refuse rows whose mapped product could leave the protocol's range: |R| <= max|Y| times the map's sums of |X|.
 
     Raises:
         RangeError: wrong shape or type, an entry above `limits.max_row`, or a possible |R| above `limits.max_result`.
@@ -340,7 +340,9 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
     largest = max(-low, high)
     if largest > limits.max_row:
         raise RangeError(f"rows: entry of magnitude {largest}, at most {limits.max_row} is allowed")
-    bound = largest * header.max_abs * public_map.largest_sum
+    if largest * header.max_abs * public_map.largest_sum <= limits.max_result:
+        return
+    bound = header.max_abs * float(public_map.largest_sums(rows).max()) * (1 + 1e-9)
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 

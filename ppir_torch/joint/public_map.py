@@ -26,9 +26,10 @@ from torch import Tensor
 
 from ..errors import LinkError
 
-__all__ = ["MOST_BITS", "PublicMap"]
+__all__ = ["FEW_BITS", "MOST_BITS", "PublicMap"]
 
 MOST_BITS = 16  # of the largest entry of a row whose product with J is mapped; of J, sign included
+FEW_BITS = 14  # below this rows are scaled by their sums, see `PublicMap.largest_sums`
 LEAST_COLUMN_BITS = 6
 ENOUGH_BITS = 22  # of a row and J together
 LEAST_UNIT = 64  # what a spline's weight 1 becomes at least
@@ -172,6 +173,15 @@ class PublicMap:
             weights = torch.from_numpy(matrix).to(volume)
             volume = torch.tensordot(volume, weights, dims=([axis + 1], [0])).movedim(-1, axis + 1)
         return volume.reshape(len(fields), self.count) / self.unit
+
+    def largest_sums(self, rows: Tensor) -> Tensor:
+        """The largest entry of |B|^T |row| of rows (rows, points), of the last one its sum: float64 (rows,).
+
+        In units of the integer weights: with integer rows the results of a product are at most this times max|Y|.
+        """
+        sizes = replace(self, matrices=tuple(np.abs(m) for m in self.matrices), unit=1.0)
+        mapped = sizes.adjoint(rows[:-1].abs()).amax(1)
+        return torch.cat([mapped, rows[-1:].abs().sum(1, dtype=torch.float64)])
 
     def _on_grid(self, fields: Tensor) -> Tensor:
         """(rows, points) as (rows, [z,] y, x), channels summed, zero where no point is."""

@@ -98,7 +98,7 @@ def slot_limits(header: OperandHeader, public_map: PublicMap) -> Limits:
             f"operand: values up to {header.max_abs} and weights up to {public_map.largest_sum} in sum leave no room "
             f"in results of at most {MAX_RESULT}; take a smaller control spacing"
         )
-    return Limits(max_row=min(MAX_ROW, most), max_result=MAX_RESULT)
+    return Limits(max_row=MAX_ROW, max_result=MAX_RESULT)
 
 
 def slot_bits(public_map: PublicMap) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.csprng import KeyStream, gaussian_words, new_key
 from ..joint.operands import quantise_columns, row_norm
 from ..joint.protocol import FixedSide, OperandHeader
-from ..joint.public_map import PublicMap
+from ..joint.public_map import FEW_BITS, PublicMap
 from ..link import Kind, Link, Message, pack, unpack
 from ..losses import Measure
 from ..registration import SSD_MEASURE, select_points
@@ -97,8 +97,10 @@ class FixedParty:
         if self._map is None:
             # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
             return self._noise(stream, side, header, count, row_norm(header, side.limits) * root_mean_square)
-        # A gradient's largest entry is some four times its typical one. The last result is a sum without weights.
-        typical = min(2.0**header.row_bits, side.limits.max_row) / 4 * root_mean_square
+        # A gradient's largest entry is some four times its typical one; rows scaled by their sums come to more.
+        # The last result is a sum without weights.
+        peak = 4 if header.row_bits >= FEW_BITS else 1
+        typical = min(2.0**header.row_bits, side.limits.max_row) / peak * root_mean_square
         fields = self._noise(stream, side, header, count - 1, typical * self._map.largest_length)
         return torch.cat([fields, self._noise(stream, side, header, 1, typical * math.sqrt(header.points))])
 

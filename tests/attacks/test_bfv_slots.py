@@ -21,11 +21,12 @@ from attacks.test_bfv_reply import negacyclic, times_secret
 from numpy.typing import NDArray
 
 from ppir_torch.joint import bfv_slots
-from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, SlotFixed, SlotMoving
+from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, BfvFixedCipher, BfvMovingCipher
 from ppir_torch.joint.csprng import KeyStream
 from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.seal_format import ciphertext_file, compose_residues, plaintext_file, unpack_pairs
+from ppir_torch.joint.slot_sides import SlotFixed, SlotMoving
 from ppir_torch.joint.slots import POINTS, T, slots_of
 from ppir_torch.link import Kind, link_pair
 
@@ -45,7 +46,8 @@ class Session:
         self.values = torch.randint(-255, 256, (POINTS,), generator=torch.Generator().manual_seed(1))
         self.header = OperandHeader(0, POINTS, 3, 1.0, 0.0, 255, int(self.values.square().sum()))
         self.ends = link_pair("party_1", "party_2")
-        self.moving, self.fixed = SlotMoving(self.ends[0]), SlotFixed(self.ends[1])
+        self.one, self.two = BfvMovingCipher(), BfvFixedCipher()
+        self.moving, self.fixed = SlotMoving(self.ends[0], self.one), SlotFixed(self.ends[1], self.two)
         self.fixed.send_operand(self.header, self.values.numpy(), self.map)
         self.moving.accept_operand(self.header, self.map)
         self.scheme = bfv_slots._scheme()
@@ -61,7 +63,7 @@ class Session:
         file = ciphertext_file(DEGREE, 1, scheme.levels[-1])
         file.words[DEGREE] = (DATA[0] + T // 2) // T
         file.load(ciphertext, scheme.context)
-        self.fixed._decryptor.decrypt(ciphertext, plain)
+        self.two._decryptor.decrypt(ciphertext, plain)
         words = np.array([plain.data(i) if i < plain.coeff_count() else 0 for i in range(DEGREE)], np.int64)
         secret = np.where(words == T - 1, -1, words)
         assert set(secret.tolist()) == {-1, 0, 1}
@@ -69,7 +71,7 @@ class Session:
 
     def product(self, row: NDArray[np.int64]) -> Any:
         """The product as party_1 computes it; nothing is hidden yet."""
-        product = self.moving._sum(row, range(1), None)
+        product = self.moving._sum(row, range(1))
         self.scheme.evaluator.transform_from_ntt_inplace(product)
         return product
 
@@ -79,13 +81,14 @@ class Session:
         self.scheme.encoder.encode(np.random.default_rng().integers(0, T, DEGREE).tolist(), plain)
         self.scheme.evaluator.add_plain_inplace(product, plain)
         if fresh:
-            self.moving._encryptor.encrypt_zero(zero)
+            self.one._encryptor.encrypt_zero(zero)
             self.scheme.evaluator.add_inplace(product, zero)
         return product
 
     def covered(self, row: NDArray[np.int64]) -> tuple[Any, Words]:
         """(what party_1 sends, its mask)."""
-        return (product := self.product(row)), self.moving._cover(product)
+        _, mask = self.one.cover(product := self.moving._sum(row, range(1)))
+        return product, mask
 
     def polynomial(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         """w (n,), centred."""
@@ -117,7 +120,7 @@ class Session:
     def decrypted(self, ciphertext: Any) -> Words:
         """party_2's share."""
         plain = self.scheme.seal.Plaintext()
-        self.fixed._decryptor.decrypt(ciphertext, plain)
+        self.two._decryptor.decrypt(ciphertext, plain)
         return np.array(self.scheme.encoder.decode_uint64(plain), np.uint64)
 
 
@@ -148,7 +151,7 @@ def test_noise_bound_of_the_docstring_holds(running: Session) -> None:
         predicted = negacyclic(running.error, running.polynomial(row).astype(np.float64))
         assert np.allclose(np.abs(predicted), noise, rtol=1e-6, atol=2**30)
     zero = running.scheme.seal.Ciphertext()
-    running.moving._encryptor.encrypt_zero(zero)
+    running.one._encryptor.encrypt_zero(zero)
     assert np.abs(running.noise(residues(zero))).max() < 2**40
 
 
@@ -208,8 +211,8 @@ def test_c1_as_it_is_sent_tells_two_rows_apart_unless_it_is_fresh(running: Sessi
 
 def full_floods(session: Session) -> list[int]:
     """F of the next reply, as the docstring defines it, from the digits that are added."""
-    session.moving._replies += 1
-    low, middle, top = bfv_slots._flood(session.moving._stream, session.moving._replies)
+    session.one._replies += 1
+    low, middle, top = bfv_slots._flood(session.one._stream, session.one._replies)
     centred = [v - DATA[0] if v > DATA[0] // 2 else v for v in top.tolist()]
     q2, q3 = DATA[1], DATA[2]
     return [f3 + q3 * f2 + q3 * q2 * f1 for f3, f2, f1 in zip(low.tolist(), middle.tolist(), centred, strict=True)]
@@ -288,17 +291,17 @@ def test_the_digits_are_the_flood_of_the_docstring(running: Session, monkeypatch
             before.append(residues(product))
 
     scheme = replace(running.scheme, evaluator=Watched())
-    product = running.product(row_at_random(10))
+    product = running.moving._sum(row_at_random(10), range(1))
     monkeypatch.setattr(bfv_slots, "_scheme", lambda: scheme)
-    number = running.moving._replies
-    running.moving._cover(product)
+    number = running.one._replies
+    running.one.cover(product)
     monkeypatch.undo()
     masked, sent = before[0], residues(product)  # before the first digit: mask and fresh zero
-    again = KeyStream(running.moving._stream._key)
-    running.moving._stream, kept = again, running.moving._stream
-    running.moving._replies = number
+    again = KeyStream(running.one._stream._key)
+    running.one._stream, kept = again, running.one._stream
+    running.one._replies = number
     floods = full_floods(running)
-    running.moving._stream = kept
+    running.one._stream = kept
     q2, q3 = DATA[1], DATA[2]
     for j in range(0, DEGREE, 97):
         value = compose_residues([int(masked[0, i, j]) for i in range(3)], DATA) + floods[j]

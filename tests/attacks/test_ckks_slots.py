@@ -21,10 +21,11 @@ from attacks.test_bfv_reply import times_secret
 from numpy.typing import NDArray
 
 from ppir_torch.joint import ckks_slots
-from ppir_torch.joint.ckks_slots import DEGREE, LAST_SLOT, PHASE, PRIMES, CkksSlotFixed, CkksSlotMoving
+from ppir_torch.joint.ckks_slots import DEGREE, LAST_SLOT, PHASE, PRIMES, CkksFixedCipher, CkksMovingCipher
 from ppir_torch.joint.protocol import OperandHeader, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack60
+from ppir_torch.joint.slot_sides import SlotFixed, SlotMoving
 from ppir_torch.joint.slots import POINTS, T
 from ppir_torch.link import Kind, link_pair
 
@@ -43,25 +44,27 @@ class Session:
         self.values = torch.randint(-255, 256, (POINTS,), generator=torch.Generator().manual_seed(1))
         self.header = OperandHeader(0, POINTS, 3, 1.0, 0.0, 255, int(self.values.square().sum()))
         self.ends = link_pair("party_1", "party_2")
-        self.moving, self.fixed = CkksSlotMoving(self.ends[0]), CkksSlotFixed(self.ends[1])
+        self.one, self.two = CkksMovingCipher(), CkksFixedCipher()
+        self.moving, self.fixed = SlotMoving(self.ends[0], self.one), SlotFixed(self.ends[1], self.two)
         self.fixed.send_operand(self.header, self.values.numpy(), self.map)
         self.moving.accept_operand(self.header, self.map)
         self.scheme = ckks_slots._scheme()
 
     def product(self, row: NDArray[np.int64], fresh: bool) -> Words:
         """The product (2, primes, n) as party_1 computes it, without a mask; with `fresh` re-randomised."""
-        product = self.moving._sum(row, range(1), None)
+        product = self.moving._sum(row, range(1))
         if fresh:
-            self.moving._refresh(product)
+            self.one._refresh(product)
         return ckks_slots._coefficients(product, range(2))
 
     def sent(self, row: NDArray[np.int64]) -> tuple[Words, Words]:
         """(what party_1 sends (2, primes, n), its mask's slots)."""
-        return self.moving._cover(self.moving._sum(row, range(1), None))
+        reply, mask = self.one.cover(self.moving._sum(row, range(1)))
+        return unpack60(np.frombuffer(reply, np.uint8)).reshape(2, -1, DEGREE), mask
 
     def phase(self, words: Words, count: int = DEGREE) -> list[int]:
         """What party_2 decrypts, in [0, q): the first coefficients of it."""
-        residues = self.fixed._phase(words)[:, :count].T
+        residues = self.two._phase(words)[:, :count].T
         return [compose_residues(r, PRIMES) for r in residues.tolist()]
 
     def ntt(self, words: Words) -> Words:
@@ -122,12 +125,12 @@ def test_phase_of_the_docstring_holds(running: Session) -> None:
 
 def test_party_2_decrypts_as_the_definition_says(running: Session) -> None:
     """c0 + c1 s, with s in {-1, 0, 1} and c1 s computed in numpy."""
-    form = ciphertext_words(running.fixed._secret, 0, len(PRIMES) * DEGREE).reshape(-1, DEGREE)
+    form = ciphertext_words(running.two._secret, 0, len(PRIMES) * DEGREE).reshape(-1, DEGREE)
     secret = ckks_slots._coefficients(loaded(np.stack([form, form]), ntt=True), range(1))[0, 0].astype(np.int64)
     secret[secret > 1] -= PRIMES[0]
     assert set(secret.tolist()) == {-1, 0, 1}
     words = running.sent(row_at_random(2))[0]
-    found = running.fixed._phase(words)
+    found = running.two._phase(words)
     for i, prime in enumerate(PRIMES):
         c1 = times_secret(words[1, i], secret, prime)
         assert found[i].tolist() == [(int(a) + b) % prime for a, b in zip(words[0, i], c1, strict=True)]

@@ -257,7 +257,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(width: int, products: i
     y = torch.full((30,), entry)
     with session((y, public_map)) as run:
         good = torch.zeros(3, 30, dtype=torch.int64)
-        good[1, 17] = -edge_of(run)
+        good[1] = -edge_of(run)  # at every point: the map's largest sum is reached
         for _ in range(products):
             assert run.moving.project(good).tolist() == python_forms(good, y, public_map)
         bad = [good - (good < 0).long(), good * 2, good[:2], good[0], torch.cat([good, good]), good[:, :-1]]

@@ -21,13 +21,13 @@ from torch import Tensor
 from ppir_torch.errors import BudgetExceeded, LinkError, PeerLost, RangeError
 from ppir_torch.joint import bfv_slots, ckks_slots, load_protocol, spdz
 from ppir_torch.joint.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, SlotMoving
+from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES
 from ppir_torch.joint.ckks import CkksFixedSide, CkksMovingSide
-from ppir_torch.joint.ckks_slots import CkksSlotMoving
 from ppir_torch.joint.csprng import KeyStream, new_key
 from ppir_torch.joint.protocol import MovingSide, OperandHeader, Release, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.seal_format import ciphertext_file, save_seal
+from ppir_torch.joint.slot_sides import SlotMoving
 from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW, POINTS, SlotLayout, T, mapped_sums, slot_limits, uniform_words
 from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 
@@ -256,8 +256,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
         with session(protocol, (y, public_map)) as run:
             limits = run.moving.limits
             edge = min(limits.max_row, limits.max_result // (int(y[0]) * public_map.largest_sum))
-            x = torch.zeros(rows, points, dtype=torch.int64)
-            x[draw.randrange(rows), draw.randrange(points)] = draw.choice((-1, 1)) * edge
+            x = torch.full((rows, points), draw.choice((-1, 1)) * edge)  # the map's largest sum is reached
             bad = [(x.sign() * (edge + 1)), x[:-1], x[:, 1:], x.double(), x[0], torch.cat([x, x])]
             bad.append(x.sign() * (limits.max_row + 1))
             before = sent_by_party_1(run.trio)
@@ -268,6 +267,19 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
             assert sent_by_party_1(run.trio) == before
             assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
     assert refused == 84
+
+
+@every_protocol
+def test_a_sparse_row_may_have_larger_entries(protocol: str) -> None:
+    """What counts is what the results can come to: one voxel's entry meets one voxel's weights."""
+    public_map = splines((40, 50), 9)
+    y = torch.full((2000,), 1000)
+    with session(protocol, (y, public_map)) as run:
+        x = torch.zeros(3, 2000, dtype=torch.int64)
+        x[0, 777], x[2, 3] = 1 << 15, -(1 << 15)
+        if protocol in SLOTS:
+            assert (1 << 15) * 1000 * public_map.largest_sum > run.moving.limits.max_result
+        assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
 
 
 @encrypted
@@ -537,9 +549,8 @@ def test_malformed_replies_are_refused(protocol: str) -> None:
         pair.links[1].receive(Kind.REPLY_CIPHERTEXTS)
 
 
-def slots_of(moving: MovingSide) -> SlotMoving | CkksSlotMoving:
+def slots_of(moving: MovingSide) -> SlotMoving:
     assert isinstance(moving, BfvMovingSide | CkksMovingSide)
-    assert moving._slots is not None
     return moving._slots
 
 
@@ -708,8 +719,8 @@ def test_rows_and_columns_that_a_map_leaves_room_for(shape: tuple[int, ...], spa
     largest = (1 << bits - 1) - 1
     header = OperandHeader(0, public_map.points, len(shape) + 1, 1.0, 0.0, largest, 1)
     limits = slot_limits(header, public_map)
-    assert row <= limits.max_row < 4 * row
-    assert limits.max_row * largest * public_map.largest_sum <= limits.max_result == MAX_RESULT
+    assert limits.max_row == MAX_ROW
+    assert row * largest * public_map.largest_sum <= limits.max_result == MAX_RESULT
 
 
 # --- the numbers of ckks_slots

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand
-from ppir_torch.joint.public_map import PublicMap
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_mapped_rows
+from ppir_torch.joint.protocol import Limits, OperandHeader, check_mapped
+from ppir_torch.joint.public_map import FEW_BITS, PublicMap
+from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW
 from ppir_torch.link import Kind
 from ppir_torch.losses import Measure, Mind, SquaredDifference
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration import ClearFixed
+from ppir_torch.registration import ClearFixed, map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import ControlLattice
 
@@ -189,3 +191,30 @@ def test_disclosed_points_are_those_of_the_map(dimension: int) -> None:
         values = values_of(image, SquaredDifference(), operand)
         rounded = (values.double() / operand.header.scale).round() * operand.header.scale
         agree(operand, rounded, rows_of(dimension, operand, weights))
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+@pytest.mark.parametrize("sparse", [False, True], ids=["full", "sparse"])
+def test_rows_with_few_bits_are_scaled_by_what_their_sums_come_to(dimension: int, sparse: bool) -> None:
+    """Within every limit; finer than by their largest entry, by several bits where that is rare."""
+    grid = Grid((40,) * dimension)
+    public_map = map_of(ControlLattice(grid, (5.0,) * dimension), grid, Sample(None, None))
+    row_bits, column_bits = public_map.bits_within(MAX_RESULT)
+    largest = 2 ** (column_bits - 1) - 1
+    header = OperandHeader(0, public_map.points, dimension + 1, 1.0, 0.0, largest, 1, row_bits=row_bits)
+    limits = Limits(max_row=MAX_ROW, max_result=MAX_RESULT)
+    rows = torch.randn(dimension + 1, public_map.points, generator=torch.Generator().manual_seed(0)).abs()
+    if sparse:
+        rows *= torch.arange(public_map.points) % 97 == 0
+    assert row_bits < FEW_BITS
+    by_entry, coarse = quantise_mapped_rows(rows, header, limits, public_map.largest_sum)
+    by_sums, fine = quantise_mapped_rows(
+        rows, header, limits, public_map.largest_sum, public_map.largest_sums(rows.double())
+    )
+    assert int(by_entry.max()) <= 2**row_bits
+    assert (fine >= coarse * (8 if sparse else 1)).all()
+    for integers in (by_entry, by_sums):
+        check_mapped(integers, header, public_map, limits)
+        bound = public_map.apply(integers[:-1].double()).max() * largest
+        assert float(bound) <= limits.max_result
+    assert float((by_sums / fine[:, None] - rows).abs().max()) <= 0.5 / float(fine.min())
