@@ -27,7 +27,7 @@ from .transforms import (
 )
 from .warping import warp
 
-__all__ = ["BrainPair", "DeformedPair", "brain_pair", "deformed_pair", "known_affine", "save_pair"]
+__all__ = ["BrainPair", "DeformedPair", "brain_pair", "deformed", "deformed_pair", "known_affine", "save_pair"]
 
 MNI_GRID = Grid(
     size=(91, 109, 91),
@@ -91,7 +91,7 @@ def save_pair(pair: BrainPair, folder: Path) -> tuple[Path, Path, Path]:
 
 @dataclass(frozen=True)
 class DeformedPair:
-    """Two images and the map from fixed points to moving points: a smooth displacement, then `known_affine`."""
+    """Two images and the map from fixed points to moving points: a smooth displacement, then an affine one."""
 
     moving: Image
     fixed: Image
@@ -113,19 +113,29 @@ def deformed_pair(
         MissingExtra: as `brain_pair`.
         ConfigError: the displacement folds; a smaller or smoother one is needed.
     """
-    fixed = brain_pair(noise=0.0).fixed
+    return deformed(brain_pair(noise=0.0).fixed, known_affine(MNI_GRID), largest_mm, smoothness_mm, noise, seed)
+
+
+def deformed(
+    fixed: Image, affine: Affine, largest_mm: float, smoothness_mm: float, noise: float, seed: int
+) -> DeformedPair:
+    """An image (1, [z,] y, x) and itself moved by a random smooth displacement and then an affine map.
+
+    Arguments and errors as in `deformed_pair`.
+    """
+    grid, d = fixed.grid, fixed.grid.dimension
     generator = torch.Generator().manual_seed(seed)
-    field = torch.randn(3, *MNI_GRID.shape, generator=generator, dtype=torch.float64)
-    field = Image(field, MNI_GRID).smoothed(smoothness_mm).tensor
-    for axis, n in enumerate(MNI_GRID.shape):
+    field = torch.randn(d, *grid.shape, generator=generator, dtype=torch.float64)
+    field = Image(field, grid).smoothed(smoothness_mm).tensor
+    for axis, n in enumerate(grid.shape):
         window = torch.sin(math.pi * torch.arange(n, dtype=torch.float64) / (n - 1))
-        field = field * window.reshape([-1 if a == axis else 1 for a in range(3)])
+        field = field * window.reshape([-1 if a == axis else 1 for a in range(d)])
     inside = fixed.tensor[0] > fixed.outside + 0.1 * (float(fixed.tensor.max()) - fixed.outside)
     field = field * (largest_mm / float(torch.linalg.vector_norm(field, dim=0)[inside].max()))
-    truth = Composite([Displacement(MNI_GRID, field), known_affine(MNI_GRID)])
-    moved = warp(fixed, truth.inverse(), MNI_GRID).tensor
+    truth = Composite([Displacement(grid, field), affine])
+    moved = warp(fixed, truth.inverse(), grid).tensor
     noisy = moved + noise * float(moved.max()) * torch.randn(moved.shape, generator=generator)
-    return DeformedPair(Image(noisy, MNI_GRID), fixed, truth)
+    return DeformedPair(Image(noisy, grid), fixed, truth)
 
 
 def _turn(axis: int, degrees: float) -> Tensor:
