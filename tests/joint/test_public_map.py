@@ -480,3 +480,17 @@ def test_coarser_weights_add_up_to_one_and_leave_enough_bits(shape: tuple[int, .
 def at_least(matrix: Any) -> Any:
     """Weights as small as the coarsest that are allowed, rounded down."""
     return matrix * LEAST_UNIT // int(matrix[0].sum())
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 4, 5])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_repeating_weights_that_begin_anywhere(dropped: int, bits: int) -> None:
+    """Lattices begin before the image; a map that is sent to us need not."""
+    grid = Grid((37,) * 2)
+    whole = map_of(ControlLattice(grid, (4.0,) * 2), grid, Sample(None, None))
+    matrices = (whole.matrices[0][:, dropped:], whole.matrices[1][:, : whole.matrices[1].shape[1] - dropped])
+    public_map = PublicMap(whole.shape, matrices, whole.unit)
+    assert public_map._patterns[0] is not None
+    fields = words(3, bits, 2, public_map.points)
+    exact = fields.numpy().astype(object) @ dense_of(public_map).T
+    assert public_map.apply(fields).tolist() == wrapped(exact, bits)
