@@ -38,7 +38,7 @@ from ppir_torch.warping import warp
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data"
 T1, T2, CT = "fixed_avg152_t1.nii.gz", "moving_avg152_t2.nii.gz", "moving_ct_scct.nii.gz"
-VELOCITY = {"kind": "velocity", "spacing_mm": 20.0, "weight": 3.0}
+VELOCITY = {"kind": "velocity", "spacing_mm": 20.0, "weight": 3.0, "max_iterations": 40, "decrease": 1e-4}
 NEAR_MIND = {"kind": "mind", "radius": 1, "dilation": 1}  # templates are averages: wide patches see their blur
 SLICES, TEMPLATES = DATA / "01_itk2d_brain_known", DATA / "09_templates3d_multimodal"
 PROTOCOLS = ("clear", "beaver", "spdz", "bfv", "ckks")
