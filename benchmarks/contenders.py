@@ -151,11 +151,12 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
     }
     link, dealer = links["party_2"], links.get("dealer")
     try:
-        about_map = None if work.public_map is None else work.public_map.to_message()
-        pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0], about_map))
         side = entry.moving_side(link, dealer, "cpu")
+        public_map = None if work.public_map is None else side.carried(work.public_map)
+        about_map = None if public_map is None else public_map.to_message()
+        pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0], about_map))
         header = OperandHeader.from_meta(unpack(link.receive(Kind.OPERAND).payload)[0])
-        side.accept_operand(header, work.public_map)
+        side.accept_operand(header, public_map)
         operand = PrivateOperand(
             grid=Grid((header.points, 1)),
             sample=Sample(None, None),
@@ -166,7 +167,7 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
             gram=None,
             side=side,
             link=link,
-            public_map=work.public_map,
+            public_map=public_map,
         )
         count = 0
 
