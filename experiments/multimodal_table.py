@@ -200,6 +200,7 @@ def figure(path: Path, cases: dict[str, dict[str, list[dict[str, Any]]]]) -> Non
         ):
             axis.barh(labels, [statistics.mean(run[key] for run in runs) for runs in rows.values()])
             axis.set_xlabel(what)
+            axis.locator_params(axis="x", nbins=5)
             axis.invert_yaxis()
         left.set_title(name)
     drawing.savefig(path, dpi=110)
