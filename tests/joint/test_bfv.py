@@ -185,7 +185,14 @@ def test_several_operands_one_key() -> None:
     assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
 
 
-@pytest.mark.parametrize(("points", "rows", "columns"), [(20_000, 1, 3), (20_000, 1, 2), (210_000, 3, 2)])
+@pytest.mark.parametrize(
+    ("points", "rows", "columns"),
+    [
+        (20_000, 1, 3),
+        pytest.param(20_000, 1, 2, marks=pytest.mark.slow),
+        pytest.param(210_000, 3, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_second_process_changes_nothing(
     points: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

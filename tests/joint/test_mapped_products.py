@@ -127,7 +127,7 @@ def sent_by_party_1(trio: Trio) -> list[int]:
 # --- exactness
 
 
-@every_protocol
+@pytest.mark.parametrize("protocol", ["beaver", "spdz", *(pytest.param(p, marks=pytest.mark.slow) for p in SLOTS)])
 def test_sums_are_pythons(protocol: str) -> None:
     """With rows of any size, in one of three of the largest that is in range, each of one sign."""
     draw, done, seen = random.Random(f"{protocol} maps"), 0, set()
