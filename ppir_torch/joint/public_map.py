@@ -98,8 +98,8 @@ class PublicMap:
         if self.index is None:
             largest = math.prod(int(np.abs(m).sum(0).max()) for m in self.matrices)
         else:
-            sizes = replace(self, matrices=tuple(np.abs(m) for m in self.matrices), unit=1.0, channels=1)
-            largest = int(sizes.adjoint(torch.ones(1, self.index.numel())).max())  # whole numbers below 2^53
+            one = replace(self._sizes, channels=1)
+            largest = int(one.adjoint(torch.ones(1, self.index.numel())).max())  # whole numbers below 2^53
         return max(self.channels * largest, self.points)
 
     @cached_property
@@ -115,6 +115,11 @@ class PublicMap:
         room = math.floor(math.log2(largest / self.largest_sum))
         column = min(MOST_BITS, max(LEAST_COLUMN_BITS, room // 2 + 2))
         return min(MOST_BITS, max(1, room - column + 1)), column
+
+    @cached_property
+    def _sizes(self) -> PublicMap:
+        """|B| in whole numbers."""
+        return replace(self, matrices=tuple(np.abs(m) for m in self.matrices), unit=1.0)
 
     def within(self, largest: int) -> PublicMap:
         """The same splines with weights in fewer steps, where results up to `largest` leave rows and J too few bits.
@@ -179,8 +184,7 @@ class PublicMap:
 
         In units of the integer weights: with integer rows the results of a product are at most this times max|Y|.
         """
-        sizes = replace(self, matrices=tuple(np.abs(m) for m in self.matrices), unit=1.0)
-        mapped = sizes.adjoint(rows[:-1].abs()).amax(1)
+        mapped = self._sizes.adjoint(rows[:-1].abs()).amax(1)
         return torch.cat([mapped, rows[-1:].abs().sum(1, dtype=torch.float64)])
 
     def _on_grid(self, fields: Tensor) -> Tensor:
