@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 
 from ppir_torch.grids import Grid
-from ppir_torch.joint import load_protocol
 from ppir_torch.joint.columns import IMAGE, FixedColumns
+from ppir_torch.joint.interface import ROW_BITS, OperandHeader, Pairs, all_pairs, release_all
 from ppir_torch.joint.operands import PrivateOperand, quantise_columns
-from ppir_torch.joint.protocol import ROW_BITS, OperandHeader, Pairs, all_pairs, release_all
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.link import Kind, Link, pack, unpack
-from ppir_torch.parties.launch import link_keys
-from ppir_torch.registration import map_of
+from ppir_torch.protocols import load_protocol
+from ppir_torch.registration.loop import map_of
+from ppir_torch.runs.open_private import link_keys
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
+from ppir_torch.wire.link import Kind, Link, pack, unpack
 
 __all__ = ["CKKS_CHUNK", "Contender", "Traffic", "Work", "ckks_v1", "private", "stock_crypten"]
 
@@ -314,7 +314,7 @@ def stock_crypten(provider: str, work: Work, threads: int) -> Iterator[Contender
 
 def _crypten_rank(rank: int, provider: str, rendezvous: str, pipe: Connection, threads: int) -> None:
     """One rank of stock CrypTen; rank 2 is its third party."""
-    from ppir_torch.joint.crypten_link import crypten  # CrypTen itself, with the alias that new torch needs
+    from ppir_torch.protocols.crypten_link import crypten  # CrypTen itself, with the alias that new torch needs
 
     torch.set_num_threads(threads)
     os.environ |= {"RENDEZVOUS": rendezvous, "WORLD_SIZE": "2", "RANK": str(rank), "DISTRIBUTED_BACKEND": "gloo"}

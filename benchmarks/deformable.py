@@ -50,7 +50,13 @@ def prepare(case: str, scratch: Path) -> tuple[Path, Path, Callable[[Path], dict
     import torch
 
     from ppir_torch.images import Image, load_image, save_image
-    from ppir_torch.metrics import dice, displacement_rmse, folding_share, foreground_points, jacobian_determinant
+    from ppir_torch.metrics.registration import (
+        dice,
+        displacement_rmse,
+        folding_share,
+        foreground_points,
+        jacobian_determinant,
+    )
     from ppir_torch.phantoms import deformed_pair
     from ppir_torch.transforms import load_displacement
     from ppir_torch.warping import warp

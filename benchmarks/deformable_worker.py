@@ -22,11 +22,11 @@ def ours(fixed: str, moving: str, output: Path, kind: str) -> float:
     """The linear stage, then control points, with the configuration's defaults but for the settings given."""
     import torch
 
-    from ppir_torch.compose import compose
-    from ppir_torch.config import load_config
+    from ppir_torch.config.compose import compose
+    from ppir_torch.config.images import load_config
     from ppir_torch.images import load_image
-    from ppir_torch.plans import build_plan
-    from ppir_torch.registration import ClearFixed, register_images
+    from ppir_torch.registration.build import build_plan
+    from ppir_torch.registration.loop import ClearFixed, register_images
     from ppir_torch.transforms import save_displacement
 
     torch.set_num_threads(THREADS)

@@ -99,7 +99,7 @@ def measure(
     case: str, tools: dict[str, str], scratch: Path, threads: int, repeats: int, warm_up: int
 ) -> list[dict[str, Any]]:
     """One entry per tool; `tools` maps names to interpreters, and "ours" comes first."""
-    from ppir_torch.metrics import displacement_rmse, foreground_points
+    from ppir_torch.metrics.registration import displacement_rmse, foreground_points
     from ppir_torch.phantoms import brain_pair, save_pair
 
     pair, clean = pair_with_noise(CASES[case]), brain_pair(NOISE).fixed

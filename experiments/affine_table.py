@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from ppir_torch import Image, PpirError, affine_from_map, load_image, register, save_image, save_transform
-from ppir_torch.joint import PROTOCOL_NAMES
-from ppir_torch.metrics import displacement_rmse, foreground_points, mean_squared_difference
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.parties.accounting import write_json
 from ppir_torch.phantoms import brain_pair, save_pair
+from ppir_torch.protocols import PROTOCOL_NAMES
 from ppir_torch.reporting.tables import markdown
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/01_itk2d_brain_known"

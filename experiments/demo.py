@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from ppir_torch import Affine, PpirError, load_image, warp
-from ppir_torch.compose import compose_runs
+from ppir_torch.config.compose import compose_runs
 from ppir_torch.phantoms import brain_pair, save_pair
 from ppir_torch.reporting.figures import comparison_figure
 from ppir_torch.reporting.tables import comparison, print_table, write_markdown
-from ppir_torch.run import run
+from ppir_torch.runs.images import run
 
 OUTPUT = Path("outputs/demo")
 NEXT = """

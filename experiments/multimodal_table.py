@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ppir_torch import Affine, Image, PpirError, affine_from_map, load_image, register, save_image, save_transform
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.parties.accounting import write_json
 from ppir_torch.phantoms import deformed_pair
 from ppir_torch.reporting.tables import markdown

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ppir_torch import Grid, PpirError, affine_from_map, align_points, save_transform
 from ppir_torch.parties.accounting import write_json
-from ppir_torch.points import load_points
+from ppir_torch.points.files import load_points
 from ppir_torch.reporting.tables import markdown
 
 DATA = Path(__file__).parent.parent.parent / "shared/data"

@@ -38,10 +38,10 @@ _HOMES = {
     ),
     "optimizers": ("LBFGS", "Adam", "GaussNewton", "Stopping"),
     "registration": ("ClearFixed", "Plan", "Result", "register_images"),
-    "metrics": ("displacement_rmse",),
-    "parties.launch": ("open_private",),
-    "run": ("register",),
-    "run_points": ("align_points",),
+    "metrics.registration": ("displacement_rmse",),
+    "runs.open_private": ("open_private",),
+    "runs.images": ("register",),
+    "runs.points": ("align_points",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -19,8 +19,8 @@ from . import __version__
 from .errors import ConfigError, PpirError
 
 if TYPE_CHECKING:
-    from .config import RunConfig
-    from .config_points import PointsConfig
+    from .config.images import RunConfig
+    from .config.points import PointsConfig
 
 __all__ = ["app", "main"]
 
@@ -74,7 +74,7 @@ def run(
 ) -> None:
     """Run what the YAML groups under configs/ and the overrides describe."""
     with _error_lines():
-        from .compose import compose_runs
+        from .config.compose import compose_runs
 
         runs = compose_runs(overrides or [], sweep=multirun, extra=config_dir)
         if show:
@@ -123,7 +123,7 @@ def register(
 ) -> None:
     """Register MOVING to FIXED, without any YAML."""
     with _error_lines():
-        from .config import load_config
+        from .config.images import load_config
 
         backend_settings = {"kind": backend} | ({} if device is None else {"device": device})
         sampler_settings = {"kind": sampler} | ({} if fraction is None else {"fraction": fraction})
@@ -180,7 +180,7 @@ def points(
 ) -> None:
     """Align two point sets, rigid or similarity: only the cross-covariance of the two is computed together."""
     with _error_lines():
-        from .config_points import load_points_config
+        from .config.points import load_points_config
 
         config = load_points_config(
             {
@@ -202,7 +202,7 @@ def points(
         )
         folder = _new_folder(output, _dated_folder(f"points-{backend}"))
         config = config.model_copy(update={"output": folder})
-        from .run_points import run_points
+        from .runs.points import run_points
 
         result = run_points(config, folder)
         (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
@@ -299,7 +299,7 @@ def _run_one(config: RunConfig, folder: Path | None) -> None:
     folder = _new_folder(folder or config.output, _dated_folder(config.backend.kind))
     config = config.model_copy(update={"output": folder})
     (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
-    from .run import run as run_registration
+    from .runs.images import run as run_registration
 
     _print_result(run_registration(config, folder), folder)
 

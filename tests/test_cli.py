@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import ppir_torch
 from ppir_torch.cli import app
-from ppir_torch.compose import compose_runs
-from ppir_torch.config import RunConfig, load_config
-from ppir_torch.config_points import load_points_config
+from ppir_torch.config.compose import compose_runs
+from ppir_torch.config.images import RunConfig, load_config
+from ppir_torch.config.points import load_points_config
 from ppir_torch.errors import PeerLost
 
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
@@ -54,9 +54,9 @@ class Runs(list[tuple[RunConfig, Path]]):
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     calls = Runs()
     calls.answers = [RESULT]
-    module = types.ModuleType("ppir_torch.run")
+    module = types.ModuleType("ppir_torch.runs.images")
     module.run = calls  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ppir_torch.run", module)
+    monkeypatch.setitem(sys.modules, "ppir_torch.runs.images", module)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -164,9 +164,9 @@ def test_points_in_clear_writes_its_files_and_the_table(monkeypatch: pytest.Monk
 def test_points_builds_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     calls: list[Any] = []
-    module = types.ModuleType("ppir_torch.run_points")
+    module = types.ModuleType("ppir_torch.runs.points")
     module.run_points = lambda config, output: calls.append((config, output)) or {}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ppir_torch.run_points", module)
+    monkeypatch.setitem(sys.modules, "ppir_torch.runs.points", module)
     arguments = ["--backend", "beaver", "--device", "cpu", "--columns", "x,y", "--fixed-columns", "col,row"]
     arguments += ["--no-residual", "--share-transform", "--max-values", "50", "--releases", "r.sqlite", "--figure"]
     done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", *arguments)

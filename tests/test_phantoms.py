@@ -13,7 +13,7 @@ from ppir_torch import phantoms
 from ppir_torch.errors import ConfigError, MissingExtra
 from ppir_torch.grids import Grid
 from ppir_torch.images import load_image
-from ppir_torch.metrics import displacement_rmse, folding_share, foreground_points, jacobian_determinant
+from ppir_torch.metrics.registration import displacement_rmse, folding_share, foreground_points, jacobian_determinant
 from ppir_torch.phantoms import (
     MNI_GRID,
     BrainPair,

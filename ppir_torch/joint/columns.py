@@ -27,7 +27,7 @@ from ..histograms import bin_weights
 from ..images import Image
 from ..transforms import LINEAR_TRANSFORMS
 from ..warping import grid_gradient, steepest_descent
-from .protocol import COLUMN_BITS, ROW_BITS, Pairs
+from .interface import COLUMN_BITS, ROW_BITS, Pairs
 
 __all__ = [
     "BIN_PEAK",

@@ -20,11 +20,10 @@ from torch import Tensor
 from ..errors import LedgerStop, RangeError
 from ..grids import Grid
 from ..images import Image
-from ..link import Link
 from ..sampling import Sample
+from ..wire.link import Link
 from .columns import BIN_PEAK, IMAGE, Columns, FixedColumns, columns_of, functionals
-from .ledger import Ledger, LedgerEntry
-from .protocol import (
+from .interface import (
     COLUMN_BITS,
     PART,
     Into,
@@ -36,6 +35,7 @@ from .protocol import (
     euclidean_norms,
     largest_sum,
 )
+from .ledger import Ledger, LedgerEntry
 from .public_map import FEW_BITS, MOST_BITS, PublicMap
 
 __all__ = [

@@ -24,8 +24,8 @@ from ..errors import ImageError
 from ..grids import Grid
 from ..images import Image
 from ..joint.operands import Operand, exact_products
-from ..regularisers import Regulariser
 from ..transforms import BSpline, LinearTransform, VelocityField, adjoint, expand, exponential
+from ..transforms.smoothness import Regulariser
 from ..warping import channels_above_outside, sample_with_gradient
 from .linearisation import OperatorLinearisation
 from .ncc import standardise

@@ -34,7 +34,7 @@ class InverseSSD:
 
     >>> from ppir_torch import Affine, Grid, Image, Level
     >>> from ppir_torch.joint.columns import Columns
-    >>> from ppir_torch.registration import ClearFixed
+    >>> from ppir_torch.registration.loop import ClearFixed
     >>> fixed = ClearFixed(Image(torch.rand(1, 9, 9), Grid((9, 9))))
     >>> operand = fixed.operand(Level(1, 0.0), columns=Columns("steepest_descent", "affine"))
     >>> InverseSSD(operand).linearise(Affine(fixed.grid), fixed.image).gradient.abs().max().item() < 1e-6

@@ -28,8 +28,8 @@ from ..errors import ConfigError, ImageError
 from ..histograms import bin_slopes, information
 from ..images import Image
 from ..joint.columns import table_of
+from ..joint.interface import all_pairs
 from ..joint.operands import Operand, exact_products
-from ..joint.protocol import all_pairs
 from ..transforms import LinearTransform
 from .linearisation import Linearisation
 from .ssd import SSD

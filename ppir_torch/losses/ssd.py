@@ -39,7 +39,7 @@ class SSD(nn.Module):
         ImageError: (when called) a moving image of another number of channels than the operand.
 
     >>> from ppir_torch import Affine, Grid, Image, Level
-    >>> from ppir_torch.registration import ClearFixed
+    >>> from ppir_torch.registration.loop import ClearFixed
     >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
     >>> fixed = ClearFixed(image)
     >>> transform = Affine(fixed.grid)

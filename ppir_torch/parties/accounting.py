@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..link import Link
+from ..wire.link import Link
 
 __all__ = ["Account", "Stopwatch", "peak_memory_mb", "write_json"]
 

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arithmetic.csprng import KeyStream, gaussian_words, new_key
+from ..config.groups import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..grids import Grid
 from ..images import Image, Level, level_grid
 from ..joint.columns import BIN_PEAK, Columns, columns_of
-from ..joint.csprng import KeyStream, gaussian_words, new_key
+from ..joint.interface import FixedSide, OperandHeader
 from ..joint.operands import quantise_columns, row_norm
-from ..joint.protocol import FixedSide, OperandHeader
 from ..joint.public_map import FEW_BITS, PublicMap
-from ..link import Kind, Link, Message, pack, unpack
 from ..losses import Measure
-from ..registration import SSD_MEASURE, select_points
+from ..registration.loop import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
-from ..settings import LARGEST_SEED
+from ..wire.link import Kind, Link, Message, pack, unpack
 from .moving import greet
 
 __all__ = ["FixedParty"]

@@ -15,14 +15,14 @@ from ..errors import ConfigError, ImageError, LinkError
 from ..grids import Grid
 from ..images import Level, level_grid
 from ..joint.columns import IMAGE, Columns
+from ..joint.interface import MovingSide, OperandHeader
 from ..joint.ledger import Ledger
 from ..joint.operands import KeptLedger, PrivateOperand
-from ..joint.protocol import MovingSide, OperandHeader
-from ..link import Kind, Link, pack, unpack
 from ..losses import Measure
-from ..registration import SSD_MEASURE, Choice, map_of, select_points
+from ..registration.loop import SSD_MEASURE, Choice, map_of, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
+from ..wire.link import Kind, Link, pack, unpack
 
 __all__ = ["PrivateFixed", "greet"]
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LinkError, RangeError
-from ..joint.protocol import FixedSide, Limits, MovingSide, OperandHeader
-from ..link import Kind, Link, Message, pack, unpack
-from ..points import registered_rms, rigid_from_moments
+from ..joint.interface import FixedSide, Limits, MovingSide, OperandHeader
+from ..points.files import registered_rms, rigid_from_moments
+from ..wire.link import Kind, Link, Message, pack, unpack
 from .fixed import PRODUCT_KINDS
 from .moving import greet
 

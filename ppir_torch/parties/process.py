@@ -20,8 +20,8 @@ from .accounting import Stopwatch, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..config.groups import BudgetConfig
     from ..images import Image
-    from ..settings import BudgetConfig
     from .budget import ReleaseBudget
 
 DEALER_TIMEOUT_S = 7 * 86400.0  # an idle dealer costs nothing; it ends when a party's link closes
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         roles = {"party_1": _party_1, "party_2": _party_2, "dealer": _dealer}
         if given["config"].get("task") == "points":
-            from .points_process import ROLES
+            from .points_task import ROLES
 
             roles |= ROLES
         run = roles[arguments.role]
@@ -70,17 +70,17 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 
     import torch
 
-    from ..config import MovingPartyConfig
+    from ..config.images import MovingPartyConfig
     from ..images import load_image
-    from ..joint import load_protocol
-    from ..joint.protocol import compute_device
-    from ..link import Kind
-    from ..plans import build_plan, preprocessed
-    from ..registration import register_images
+    from ..joint.interface import compute_device
+    from ..protocols import load_protocol
+    from ..registration.build import build_plan, preprocessed
+    from ..registration.loop import register_images
     from ..reporting.files import save_result, summary
     from ..reporting.progress import Progress
     from ..transforms import load_transform
     from ..warping import warp
+    from ..wire.link import Kind
     from .moving import PrivateFixed
 
     config = MovingPartyConfig.model_validate_json(text)
@@ -120,11 +120,11 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
     import torch
 
-    from ..config import FixedPartyConfig
+    from ..config.images import FixedPartyConfig
     from ..images import load_image, load_mask
-    from ..joint import load_protocol
-    from ..joint.protocol import compute_device
-    from ..plans import build_measure, preprocessed
+    from ..joint.interface import compute_device
+    from ..protocols import load_protocol
+    from ..registration.build import build_measure, preprocessed
     from .fixed import FixedParty
 
     config = FixedPartyConfig.model_validate_json(text)
@@ -166,7 +166,7 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 
 def _open_budget(config: BudgetConfig, image: Image, mask: Tensor | None, report: dict[str, Any]) -> ReleaseBudget:
     """This site's cap on what may be released of the image; the report names it."""
-    from ..metrics import foreground_points
+    from ..metrics.registration import foreground_points
     from .budget import ReleaseBudget, default_path, image_identity
 
     foreground = int(mask.sum()) if mask is not None else len(foreground_points(image))
@@ -184,7 +184,7 @@ def _open_budget(config: BudgetConfig, image: Image, mask: Tensor | None, report
 
 
 def _dealer(text: str, ends: dict[str, End], session: bytes, output: Path) -> dict[str, Any]:  # noqa: ARG001
-    from ..joint import load_protocol
+    from ..protocols import load_protocol
 
     entry = load_protocol(json.loads(text)["kind"])
     if entry.dealer is None:
@@ -196,7 +196,7 @@ def _dealer(text: str, ends: dict[str, End], session: bytes, output: Path) -> di
 
 
 def _links(me: str, ends: dict[str, End], session: bytes, timeout: float) -> dict[str, Any]:
-    from ..link import Link
+    from ..wire.link import Link
 
     return {peer: Link(end.stream, session, end.key, me, peer, timeout) for peer, end in ends.items()}
 

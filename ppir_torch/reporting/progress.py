@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from ..registration import LevelIteration
+from ..registration.loop import LevelIteration
 
 __all__ = ["Progress"]
 

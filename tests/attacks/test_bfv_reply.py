@@ -18,11 +18,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ppir_torch.joint import bfv
-from ppir_torch.joint.bfv import DEGREE, BfvFixedSide, BfvMovingSide
-from ppir_torch.joint.protocol import OperandHeader, release_all
-from ppir_torch.joint.seal_format import ciphertext_file, compose_residues
-from ppir_torch.link import Kind, link_pair
+from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.protocols.lattice import bfv
+from ppir_torch.protocols.lattice.bfv import DEGREE, BfvFixedSide, BfvMovingSide
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
+from ppir_torch.wire.link import Kind, link_pair
 
 Floats = NDArray[np.float64]
 T = 1 << bfv.PLAIN_BITS

@@ -20,15 +20,15 @@ import torch
 from attacks.test_bfv_reply import negacyclic, times_secret
 from numpy.typing import NDArray
 
-from ppir_torch.joint import bfv_slots
-from ppir_torch.joint.bfv_slots import DEGREE, NOISE, PRIMES, BfvFixedCipher, BfvMovingCipher
-from ppir_torch.joint.csprng import KeyStream
-from ppir_torch.joint.protocol import OperandHeader, release_all
+from ppir_torch.arithmetic.csprng import KeyStream
+from ppir_torch.joint.interface import OperandHeader, release_all
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.joint.seal_format import ciphertext_file, compose_residues, plaintext_file, unpack_pairs
-from ppir_torch.joint.slot_sides import SlotFixed, SlotMoving
-from ppir_torch.joint.slots import POINTS, T, slots_of
-from ppir_torch.link import Kind, link_pair
+from ppir_torch.protocols.lattice import bfv_slots
+from ppir_torch.protocols.lattice.bfv_slots import DEGREE, NOISE, PRIMES, BfvFixedCipher, BfvMovingCipher
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues, plaintext_file, unpack_pairs
+from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
+from ppir_torch.protocols.lattice.slots import POINTS, T, slots_of
+from ppir_torch.wire.link import Kind, link_pair
 
 Words = NDArray[np.uint64]
 DATA = PRIMES[:3]

@@ -20,7 +20,7 @@ import tenseal as ts
 import tenseal.sealapi as seal
 from numpy.typing import NDArray
 
-from ppir_torch.joint.seal_format import SealFile, _with_header, ciphertext_file, load_seal, save_seal
+from ppir_torch.protocols.lattice.seal_format import SealFile, _with_header, ciphertext_file, load_seal, save_seal
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.object_]  # integers modulo the prime, as Python's own

@@ -21,11 +21,11 @@ import torch
 from joint.ends import header_of, python_products
 from numpy.typing import NDArray
 
-from ppir_torch.joint import ckks
-from ppir_torch.joint.ckks import DEGREE, CkksFixedSide, CkksMovingSide
-from ppir_torch.joint.protocol import release_all
-from ppir_torch.joint.seal_format import ciphertext_file, compose_residues
-from ppir_torch.link import Kind, Message, link_pair
+from ppir_torch.joint.interface import release_all
+from ppir_torch.protocols.lattice import ckks
+from ppir_torch.protocols.lattice.ckks import DEGREE, CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
+from ppir_torch.wire.link import Kind, Message, link_pair
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

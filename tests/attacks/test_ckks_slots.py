@@ -20,14 +20,14 @@ import torch
 from attacks.test_bfv_reply import times_secret
 from numpy.typing import NDArray
 
-from ppir_torch.joint import ckks_slots
-from ppir_torch.joint.ckks_slots import DEGREE, LAST_SLOT, PHASE, PRIMES, CkksFixedCipher, CkksMovingCipher
-from ppir_torch.joint.protocol import OperandHeader, release_all
+from ppir_torch.joint.interface import OperandHeader, release_all
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.joint.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack60
-from ppir_torch.joint.slot_sides import SlotFixed, SlotMoving
-from ppir_torch.joint.slots import POINTS, T
-from ppir_torch.link import Kind, link_pair
+from ppir_torch.protocols.lattice import ckks_slots
+from ppir_torch.protocols.lattice.ckks_slots import DEGREE, LAST_SLOT, PHASE, PRIMES, CkksFixedCipher, CkksMovingCipher
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack60
+from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
+from ppir_torch.protocols.lattice.slots import POINTS, T
+from ppir_torch.wire.link import Kind, link_pair
 
 Words = NDArray[np.uint64]
 Q = math.prod(PRIMES)

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppir_torch.joint import crypten_link
-from ppir_torch.joint.csprng import KeyStream, new_key
-from ppir_torch.joint.protocol import OperandHeader, release_all
-from ppir_torch.joint.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
-from ppir_torch.link import Kind, link_pair
+from ppir_torch.arithmetic.csprng import KeyStream, new_key
+from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.protocols import crypten_link
+from ppir_torch.protocols.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
+from ppir_torch.wire.link import Kind, link_pair
 
 crypten = crypten_link.crypten
 CPU = torch.device("cpu")

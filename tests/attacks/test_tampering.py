@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppir_torch.errors import LinkError, PeerLost
-from ppir_torch.link import Kind, Link
+from ppir_torch.wire.link import Kind, Link
 
 HEADER = struct.Struct("<4s16sQhiHQ")
 FIELDS = ("magic", "session", "sequence", "level", "iteration", "kind", "length")

@@ -44,12 +44,13 @@ from test_bfv_reply import secret_key
 from test_crypten_masks import read_behind_the_background
 from torch import Tensor
 
-from ppir_torch.joint import beaver, bfv, ckks, load_protocol, spdz
-from ppir_torch.joint.csprng import KeyStream, new_key
-from ppir_torch.joint.protocol import OperandHeader, Pairs
-from ppir_torch.joint.seal_format import compose_residues, load_seal, pack60, plaintext_file, save_seal
-from ppir_torch.joint.words import pack_words, unpack_words
-from ppir_torch.link import Kind, Link, link_pair, pack
+from ppir_torch.arithmetic.csprng import KeyStream, new_key
+from ppir_torch.arithmetic.words import pack_words, unpack_words
+from ppir_torch.joint.interface import OperandHeader, Pairs
+from ppir_torch.protocols import beaver, load_protocol, spdz
+from ppir_torch.protocols.lattice import bfv, ckks
+from ppir_torch.protocols.lattice.seal_format import compose_residues, load_seal, pack60, plaintext_file, save_seal
+from ppir_torch.wire.link import Kind, Link, link_pair, pack
 
 Words = NDArray[np.int64]
 Messages = list[tuple[Kind, bytes]]

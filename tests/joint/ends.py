@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ppir_torch.errors import PeerLost
-from ppir_torch.joint import load_protocol
-from ppir_torch.joint.protocol import FixedSide, MovingSide, OperandHeader, Release, all_pairs, release_all
-from ppir_torch.link import Kind, Link, link_pair
+from ppir_torch.joint.interface import FixedSide, MovingSide, OperandHeader, Release, all_pairs, release_all
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
+from ppir_torch.protocols import load_protocol
+from ppir_torch.wire.link import Kind, Link, link_pair
 
 OVERHEAD = 44 + 16  # bytes of every message beside its payload: header and tag
 

@@ -15,10 +15,10 @@ from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns, FixedColumns, columns_of, functionals, homogeneous
+from ppir_torch.joint.interface import all_pairs
 from ppir_torch.joint.operands import ClearOperand, quantise_columns
-from ppir_torch.joint.protocol import all_pairs
 from ppir_torch.losses import SSD
-from ppir_torch.registration import ClearFixed
+from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import grid_gradient

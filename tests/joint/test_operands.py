@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.interface import Limits, OperandHeader, check_mapped
 from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_mapped_rows
-from ppir_torch.joint.protocol import Limits, OperandHeader, check_mapped
 from ppir_torch.joint.public_map import FEW_BITS, PublicMap
-from ppir_torch.joint.slots import MAX_RESULT, MAX_ROW
-from ppir_torch.link import Kind
 from ppir_torch.losses import Measure, Mind, SquaredDifference
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration import ClearFixed, map_of
+from ppir_torch.protocols.lattice.slots import MAX_RESULT, MAX_ROW
+from ppir_torch.registration.loop import ClearFixed, map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import ControlLattice
+from ppir_torch.wire.link import Kind
 
 LEVEL = Level(1, 0.0)
 MAPPED = ("beaver", "spdz", "bfv", "ckks")

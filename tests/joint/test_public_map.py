@@ -26,10 +26,10 @@ from ppir_torch.joint.public_map import (
     ROUNDED_UNIT,
     PublicMap,
 )
-from ppir_torch.link import pack, unpack
-from ppir_torch.registration import map_of
+from ppir_torch.registration.loop import map_of
 from ppir_torch.sampling import Sample, Uniform
 from ppir_torch.transforms import ControlLattice, expand
+from ppir_torch.wire.link import pack, unpack
 
 SHAPES = {2: (6, 7), 3: (4, 5, 3)}
 every_dimension = pytest.mark.parametrize("shape", SHAPES.values(), ids=["2-D", "3-D"])

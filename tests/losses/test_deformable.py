@@ -19,10 +19,10 @@ from ppir_torch.joint.operands import ClearOperand, Operand
 from ppir_torch.losses import DeformableSSD, Smoothness
 from ppir_torch.losses.linearisation import OperatorLinearisation
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration import ClearFixed, map_of
-from ppir_torch.regularisers import Regulariser
+from ppir_torch.registration.loop import ClearFixed, map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import BSpline, ControlLattice, LinearTransform, VelocityField
+from ppir_torch.transforms.smoothness import Regulariser
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)

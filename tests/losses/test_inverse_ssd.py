@@ -14,7 +14,7 @@ from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns
 from ppir_torch.losses import SSD, InverseSSD
-from ppir_torch.registration import ClearFixed
+from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import GradientMagnitude, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import sample

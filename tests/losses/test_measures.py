@@ -26,11 +26,10 @@ from ppir_torch.losses import (
     Smoothness,
     SquaredDifference,
 )
-from ppir_torch.losses.similarity import ncc
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.metrics.similarity import ncc
 from ppir_torch.optimizers import Adam, InverseCompositional
-from ppir_torch.registration import ClearFixed, Deformable, Plan, register_images
-from ppir_torch.regularisers import Regulariser
+from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import (
     LINEAR_TRANSFORMS,
@@ -40,6 +39,7 @@ from ppir_torch.transforms import (
     VelocityField,
     affine_from_map,
 )
+from ppir_torch.transforms.smoothness import Regulariser
 from ppir_torch.warping import sample, warp
 
 Make = Callable[..., Any]

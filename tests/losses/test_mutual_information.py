@@ -23,10 +23,10 @@ from ppir_torch.images import Image, Level, load_image, to_simpleitk
 from ppir_torch.joint.columns import Columns
 from ppir_torch.joint.operands import ClearOperand
 from ppir_torch.losses import MI, Measure, MutualInformation, SquaredDifference
-from ppir_torch.losses.similarity import mutual_information
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.metrics.similarity import mutual_information
 from ppir_torch.optimizers import LBFGS, GaussNewton, Stopping
-from ppir_torch.registration import ClearFixed, Deformable, Plan, register_images
+from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice, LinearTransform, affine_from_map
 from ppir_torch.warping import sample

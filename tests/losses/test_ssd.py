@@ -19,14 +19,14 @@ from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
+from ppir_torch.joint.interface import Limits, MovingSide, OperandHeader, Pairs, all_pairs, check_range
 from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_columns, quantise_rows, row_norm
-from ppir_torch.joint.protocol import Limits, MovingSide, OperandHeader, Pairs, all_pairs, check_range
-from ppir_torch.link import link_pair, pack, unpack
 from ppir_torch.losses import SSD
-from ppir_torch.registration import ClearFixed
+from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import parameters_of, warp
+from ppir_torch.wire.link import link_pair, pack, unpack
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)

@@ -19,13 +19,13 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, LinkError, PeerLost
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.interface import Pairs
 from ppir_torch.joint.operands import Operand
-from ppir_torch.joint.protocol import Pairs
 from ppir_torch.losses import Linearisation
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import GaussNewton, InverseCompositional, Stopping
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration import ClearFixed, Plan, Result, register_images
+from ppir_torch.registration.loop import ClearFixed, Plan, Result, register_images
 from ppir_torch.sampling import Chunks, GradientMagnitude, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation
 

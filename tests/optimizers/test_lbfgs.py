@@ -18,9 +18,9 @@ from ppir_torch.images import Image, Level
 from ppir_torch.losses import AnyLinearisation, Linearisation, Smoothness, SquaredDifference
 from ppir_torch.losses.linearisation import OperatorLinearisation
 from ppir_torch.optimizers import LBFGS, GaussNewton, Iteration, Stopping
-from ppir_torch.registration import ClearFixed
-from ppir_torch.regularisers import Regulariser
+from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.transforms import BSpline, ControlLattice, Translation
+from ppir_torch.transforms.smoothness import Regulariser
 from ppir_torch.warping import warp
 
 NEVER = Stopping(max_iterations=200, step_voxels=0.0, decrease=0.0)

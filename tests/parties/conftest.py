@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from parties.harness import Files, Started, started_parties, write_pair
 
-from ppir_torch.run import run
+from ppir_torch.runs.images import run
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,12 @@ from typing import Any
 
 import pytest
 
-from ppir_torch.config import RunConfig, load_config
+from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.images import save_image
-from ppir_torch.joint import load_protocol
-from ppir_torch.link import Kind
-from ppir_torch.parties import launch
+from ppir_torch.protocols import load_protocol
+from ppir_torch.runs import open_private as launch
 from ppir_torch.transforms import save_transform
+from ppir_torch.wire.link import Kind
 
 # As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length; then the
 # tag; then the payload.

@@ -16,19 +16,19 @@ from joint.ends import private_fixed
 from parties.harness import Files, Started, started_parties, write_pair
 from torch import Tensor
 
-from ppir_torch.config import RunConfig, load_config
+from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost
 from ppir_torch.images import Image, Level, load_image
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.link import Kind, pack, unpack
-from ppir_torch.metrics import displacement_rmse, folding_share, foreground_points, jacobian_determinant
+from ppir_torch.metrics.registration import displacement_rmse, folding_share, foreground_points, jacobian_determinant
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
-from ppir_torch.registration import map_of
-from ppir_torch.run import run
+from ppir_torch.registration.loop import map_of
+from ppir_torch.runs.images import run
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, load_any_transform, load_displacement
 from ppir_torch.warping import warp
+from ppir_torch.wire.link import Kind, pack, unpack
 
 CLOSE_MM = 0.05  # of the clear run, in the foreground
 URS = {"kind": "urs", "fraction": 0.4, "seed": 5}

@@ -18,9 +18,9 @@ from parties.harness import Files, Started, started_parties, tapped_wires
 
 from ppir_torch.errors import PeerLost, PpirError
 from ppir_torch.images import Image, load_image, save_image
-from ppir_torch.link import Kind
-from ppir_torch.run import run
+from ppir_torch.runs.images import run
 from ppir_torch.transforms import load_transform
+from ppir_torch.wire.link import Kind
 
 PRODUCTS = 4  # at the first level, before the loss
 LAST_WORDS = {  # of each party in each product
@@ -142,7 +142,7 @@ def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Fi
 
     config = site_files("affine", 2).configuration("bfv", transport={"kind": "local", "timeout_s": 10.0})
     with started_parties() as started, tapped_wires(watch), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppir_torch.parties.launch.GRACE_S", 1.0)
+        patch.setattr("ppir_torch.runs.open_private.GRACE_S", 1.0)
         with pytest.raises(PeerLost, match="nothing arrived for 10 s"):
             run(config, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -346,7 +346,7 @@ def test_a_bug_in_a_party_is_a_lost_party_not_a_hang(site_files: Callable[..., F
     """A party that dies of an exception leaves no report: its exit code is told, the other ends by itself."""
     config = site_files("affine", 2).configuration("bfv")
     with started_parties() as started, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppir_torch.run.fixed_party", lambda _config: _Broken(config))
+        patch.setattr("ppir_torch.runs.images.fixed_party", lambda _config: _Broken(config))
         with pytest.raises(PeerLost) as caught:
             run(config, tmp_path)
     assert is_one_clear_line(str(caught.value))

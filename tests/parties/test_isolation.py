@@ -24,18 +24,18 @@ import torch
 from parties.harness import HEADER, TAG_SIZE, Files, Started, Tapped, Taps, parse, started_parties, tapped_wires
 from torch import Tensor
 
-from ppir_torch.config import fixed_party
+from ppir_torch.config.images import fixed_party
 from ppir_torch.images import Image, Level, load_image
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
+from ppir_torch.joint.interface import Pairs
 from ppir_torch.joint.operands import quantise_columns
-from ppir_torch.joint.protocol import Pairs
-from ppir_torch.link import Kind, link_pair, pack, unpack
 from ppir_torch.losses import SSD
-from ppir_torch.metrics import displacement_rmse
-from ppir_torch.parties import launch
-from ppir_torch.registration import ClearFixed
-from ppir_torch.run import run
+from ppir_torch.metrics.registration import displacement_rmse
+from ppir_torch.registration.loop import ClearFixed
+from ppir_torch.runs import open_private as launch
+from ppir_torch.runs.images import run
 from ppir_torch.transforms import Affine, load_transform
+from ppir_torch.wire.link import Kind, link_pair, pack, unpack
 
 LEVELS = (Level(2, 0.0), Level(1, 0.0))
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from parties.harness import Files, started_parties, tapped_wires
 
-from ppir_torch.parties import launch
-from ppir_torch.run import run
+from ppir_torch.runs import open_private as launch
+from ppir_torch.runs.images import run
 
 ROLES = {"party_1": ["party_2", "dealer"], "party_2": ["party_1", "dealer"], "dealer": ["party_1", "party_2"]}
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from ppir_torch.cli import app
 from ppir_torch.errors import PeerLost
 from ppir_torch.images import load_image
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.parties.budget import open_ledger_rows
-from ppir_torch.run import run
+from ppir_torch.runs.images import run
 from ppir_torch.transforms import load_transform
 
 BACKENDS = ("beaver", "spdz", "bfv", "ckks")

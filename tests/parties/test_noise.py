@@ -13,17 +13,17 @@ from joint.ends import private_fixed
 from scipy import stats
 from torch import Tensor
 
+from ppir_torch.arithmetic.csprng import KeyStream, gaussian_words, new_key
 from ppir_torch.errors import ConfigError, PeerLost
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
-from ppir_torch.joint.csprng import KeyStream, gaussian_words, new_key
+from ppir_torch.joint.interface import all_pairs
 from ppir_torch.joint.operands import PrivateOperand, quantise_columns, quantise_rows, row_norm
-from ppir_torch.joint.protocol import all_pairs
-from ppir_torch.link import Kind
 from ppir_torch.parties.fixed import NOISE_REACH, FixedParty
-from ppir_torch.registration import ClearFixed, register_images
+from ppir_torch.registration.loop import ClearFixed, register_images
 from ppir_torch.transforms import Affine
 from ppir_torch.warping import grid_gradient, steepest_descent
+from ppir_torch.wire.link import Kind
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)

@@ -20,12 +20,10 @@ from parties.test_isolation import _unshare, separate_sites
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from ppir_torch.config_points import PointsConfig, load_points_config
+from ppir_torch.config.points import PointsConfig, load_points_config
 from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost, PpirError, RangeError
 from ppir_torch.grids import Grid
-from ppir_torch.joint import load_protocol
-from ppir_torch.joint.protocol import FixedSide, Limits, MovingSide, OperandHeader, Pairs, Release
-from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.joint.interface import FixedSide, Limits, MovingSide, OperandHeader, Pairs, Release
 from ppir_torch.parties.budget import open_ledger_rows
 from ppir_torch.parties.moving import greet
 from ppir_torch.parties.points import (
@@ -37,8 +35,10 @@ from ppir_torch.parties.points import (
     quantise_moving,
     released_values,
 )
-from ppir_torch.run_points import align_points, run_points
+from ppir_torch.protocols import load_protocol
+from ppir_torch.runs.points import align_points, run_points
 from ppir_torch.transforms import load_transform
+from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
 WITH_DEALER = ("spdz", "beaver")

@@ -16,7 +16,7 @@ from parties.harness import Files, Started, started_parties, tapped_wires
 from test_config import refused
 from torch import Tensor, nn
 
-from ppir_torch.config import fixed_party, load_config, moving_party
+from ppir_torch.config.images import fixed_party, load_config, moving_party
 from ppir_torch.errors import ConfigError, LinkError, PpirError
 from ppir_torch.images import Image, Level, load_image, save_image
 from ppir_torch.joint.columns import Columns
@@ -30,14 +30,14 @@ from ppir_torch.losses import (
     Smoothness,
     SquaredDifference,
 )
-from ppir_torch.metrics import displacement_rmse, foreground_points
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import LBFGS, Stopping
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration import ClearFixed, Deformable, Plan, register_images
-from ppir_torch.regularisers import Regulariser
-from ppir_torch.run import register, run
+from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
+from ppir_torch.runs.images import register, run
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice
+from ppir_torch.transforms.smoothness import Regulariser
 
 Make = Callable[..., Any]
 PROTOCOLS = ("beaver", "spdz", "bfv", "ckks")

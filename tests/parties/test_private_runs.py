@@ -13,12 +13,12 @@ import torch
 from parties.harness import Files, Started, started_parties
 from torch import Tensor
 
-from ppir_torch.config import fixed_party, moving_party
+from ppir_torch.config.images import fixed_party, moving_party
 from ppir_torch.errors import ConfigError
 from ppir_torch.images import Image, load_image, save_image
-from ppir_torch.metrics import displacement_rmse, foreground_points
-from ppir_torch.parties.launch import run_parties
-from ppir_torch.run import run
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.runs.images import run
+from ppir_torch.runs.open_private import run_parties
 from ppir_torch.transforms import Translation, load_transform
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")

@@ -21,8 +21,7 @@ from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE as JUST_J
 from ppir_torch.joint.columns import Columns, columns_of
-from ppir_torch.joint.operands import PrivateOperand
-from ppir_torch.joint.protocol import (
+from ppir_torch.joint.interface import (
     FixedSide,
     Limits,
     MovingSide,
@@ -32,13 +31,14 @@ from ppir_torch.joint.protocol import (
     all_pairs,
     check_operand,
 )
+from ppir_torch.joint.operands import PrivateOperand
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.link import Kind, Link, Message, link_pair, pack, unpack
 from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.sampling import Full, Permuted, Sample, Uniform
+from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
 
 GRID = Grid((12, 10), (1.5, 2.0), (3.0, -4.0))
 IMAGE = Image(torch.arange(120, dtype=torch.float32).square().reshape(1, 10, 12), GRID)

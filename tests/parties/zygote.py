@@ -24,11 +24,11 @@ def serve(control: socket.socket) -> None:
     import tenseal.sealapi  # noqa: F401
 
     import ppir_torch.images
-    import ppir_torch.joint.bfv
-    import ppir_torch.joint.crypten_link
-    import ppir_torch.joint.spdz
     import ppir_torch.parties.fixed
     import ppir_torch.parties.process
+    import ppir_torch.protocols.crypten_link
+    import ppir_torch.protocols.lattice.bfv
+    import ppir_torch.protocols.spdz
     import ppir_torch.reporting.files
     import ppir_torch.reporting.progress  # noqa: F401
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
-from ppir_torch.metrics import jacobian_determinant
+from ppir_torch.metrics.registration import jacobian_determinant
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, Translation, VelocityField, to_simpleitk_transform
 from ppir_torch.transforms.velocity import exponential
 

@@ -1,0 +1,1 @@
+"""How good a registration is: millimetres, overlap of labels, folding, similarity of images."""

@@ -1,0 +1,1 @@
+"""Protocols on lattice-based homomorphic encryption (TenSEAL's sealapi)."""

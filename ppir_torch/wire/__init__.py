@@ -1,0 +1,1 @@
+"""What may cross between two parties, and the link that carries it; nothing about registration."""

@@ -1,0 +1,311 @@
+"""The Link: the only way in which one party's bytes reach another.
+
+A Link is one stream socket with declared message kinds. Every message carries session, sequence number, level,
+iteration, kind and length, and a tag under a key that only its two ends have (AES-128-GMAC over header and payload):
+what was changed, replayed, reordered, left out or sent back on its way is refused before anything in it is acted on.
+Bytes are counted here, where they are sent.
+
+On the wire: header (44 bytes, little endian), tag (16 bytes), payload.
+
+>>> left, right = link_pair("party_1", "party_2")
+>>> left.send(Kind.LEVEL, pack({"shrink": 2}))
+>>> unpack(right.receive(Kind.LEVEL).payload)
+({'shrink': 2}, [])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import math
+import queue
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from ..errors import LinkError, PeerLost
+
+__all__ = ["Buffer", "Kind", "Link", "Message", "link_pair", "pack", "unpack"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Kind(IntEnum):
+    """Every kind of message that may cross a Link. What is not in this list is never sent."""
+
+    # session
+    HELLO = 1  # both ways: version, protocol, public configuration
+    GEOMETRY = 2  # party_2 -> party_1: size, spacing, origin, direction of the fixed grid
+    LEVEL = 3  # party_1 -> party_2: prepare the operand of this resolution level, or of a point set
+    OPERAND = 4  # party_2 -> party_1: the operand's public header
+    FINISH = 5  # party_1 -> party_2: the run is over
+    ABORT = 6  # any: a clear line saying why this party stops
+    SAMPLE = 7  # party_1 -> party_2: point indices of a gradient-magnitude sample
+    # protocol set-up
+    PUBLIC_KEY = 20  # bfv, party_2 -> party_1
+    OPERAND_CIPHERTEXTS = 21  # bfv, party_2 -> party_1
+    SEED = 22  # spdz and beaver, dealer -> party: the key of its share of the triples
+    ZERO_SEED = 23  # spdz, party_2 -> party_1: the key of the sharings of zero
+    OPENED_OPERAND = 24  # beaver, party_2 -> party_1: the operand less its mask
+    PUBLIC_MAP = 26  # party_1 -> dealer: the public linear map of an operand's products
+    GALOIS_KEYS = 25  # ckks-v1, party_2 -> party_1: its public and rotation keys
+    # protocol, every product
+    PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product
+    REPLY_CIPHERTEXTS = 41  # bfv and ckks, party_1 -> party_2: masked result ciphertexts
+    MASKED_RESULT = 42  # bfv and ckks, party_2 -> party_1: decrypted masked words
+    TRIPLE = 43  # spdz and beaver, party_1 -> dealer: the shape of the next triple
+    TRIPLE_CORRECTION = 44  # spdz and beaver, dealer -> party: its explicit share of the triple's product
+    OPENING = 45  # spdz, both ways: shares of the masked differences
+    RESULT_SHARE = 46  # spdz and beaver, party_2 -> party_1: its share of the result
+    MASKED_ROWS = 47  # beaver, party_1 -> party_2: the rows less their mask
+    NAIVE_REPLY = 48  # ckks-v1, party_1 -> party_2: result ciphertexts, neither masked nor flooded
+    NAIVE_RESULT = 49  # ckks-v1, party_2 -> party_1: decrypted results
+
+    @property
+    def is_set_up(self) -> bool:
+        """True for the messages that are sent once a session or once a level, not once a product."""
+        return self < 40
+
+
+# magic, session, sequence, level, iteration, kind, payload length
+_HEADER = struct.Struct("<4s16sQhiHQ")
+_MAGIC = b"PPI1"
+MAX_PAYLOAD = 1 << 32
+_TAG_SIZE = 16
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as received: its kind, level and iteration (-1 before any), and the payload."""
+
+    kind: Kind
+    level: int
+    iteration: int
+    payload: memoryview
+
+
+class Link:
+    """One end of a two-party stream of declared messages.
+
+    Args:
+        stream: connected stream socket (pipe pair, loopback, or a TLS-wrapped one).
+        session: 16 bytes agreed by both ends; a message of another session is refused.
+        key: 16 secret bytes that the two ends of this link have and nobody else, for this link only: a second Link
+            with the same key and names would repeat nonces, and two messages with one nonce give the tag key away.
+        me: this party's name; the other end must name it the same, for the name tells the direction of a message.
+        peer: the other party's name, as it calls itself.
+        timeout: seconds of silence after which the peer counts as lost.
+
+    Sending never blocks on the peer (a thread drains the queue), so both ends may send at once.
+
+    Raises:
+        ValueError: session or key of another length, or names that do not tell the two directions apart.
+    """
+
+    def __init__(
+        self, stream: socket.socket, session: bytes, key: bytes, me: str, peer: str, timeout: float = 600.0
+    ) -> None:
+        if len(session) != 16:
+            raise ValueError(f"session: {len(session)} bytes, 16 needed")
+        if len(key) != 16:
+            raise ValueError(f"key: {len(key)} bytes, 16 needed")
+        self._out, self._in = _direction(me), _direction(peer)
+        if self._out == self._in:
+            raise ValueError(f"me: {me!r}, peer: {peer!r}, two names that differ are needed")
+        self.me, self.peer, self.session = me, peer, session
+        self.level, self.iteration = -1, -1
+        self.sent: Counter[Kind] = Counter()
+        self.received: Counter[Kind] = Counter()
+        self.waited = 0.0
+        self._stream = stream
+        self._stream.settimeout(timeout)
+        self._timeout = timeout
+        self._next_in = 0
+        self._next_out = 0
+        self._aes = algorithms.AES(key)
+        self._numbering = threading.Lock()  # one sequence number is one nonce: never given twice
+        self._broken: OSError | None = None
+        self._outbox: queue.Queue[list[Buffer] | None] = queue.Queue()
+        self._sender = threading.Thread(target=self._drain, name=f"link-to-{peer}", daemon=True)
+        self._sender.start()
+
+    def at(self, level: int, iteration: int) -> None:
+        """Stamp the following messages with this level and iteration."""
+        self.level, self.iteration = level, iteration
+
+    def send(self, kind: Kind, payload: Buffer | Sequence[Buffer] = b"") -> None:
+        """Queue one message. Buffers must not be changed afterwards. Raises PeerLost when the peer is gone."""
+        if self._broken is not None:
+            raise self._lost(str(self._broken))
+        parts = [memoryview(p).cast("B") for p in ([payload] if isinstance(payload, Buffer) else payload) if len(p)]
+        length = sum(p.nbytes for p in parts)
+        if length > MAX_PAYLOAD:
+            raise LinkError(f"{kind.name}: payload of {length} bytes, at most {MAX_PAYLOAD} are allowed")
+        with self._numbering:
+            sequence, self._next_out = self._next_out, self._next_out + 1
+            header = _HEADER.pack(_MAGIC, self.session, sequence, self.level, self.iteration, kind, length)
+            tag = self._tag(self._out, sequence, header, *parts)
+            self.sent[kind] += len(header) + len(tag) + length
+            self._outbox.put([header + tag, *parts])
+
+    def receive(self, *kinds: Kind) -> Message:
+        """The next message, which must be of one of `kinds`.
+
+        Raises:
+            PeerLost: the peer closed the stream, was silent for too long, or sent ABORT.
+            LinkError: the message is malformed, out of order, of another session, of another kind, was changed on its
+                way, or is not from the peer.
+        """
+        started = time.perf_counter()
+        try:
+            header = self._read(_HEADER.size)
+            magic, session, sequence, level, iteration, number, length = _HEADER.unpack(header)
+            if magic != _MAGIC or session != self.session:
+                raise LinkError(f"message from {self.peer} belongs to another session or program; refused")
+            if sequence != self._next_in:
+                raise LinkError(f"message {sequence} from {self.peer}, {self._next_in} expected: replayed or lost")
+            if number not in Kind._value2member_map_ or length > MAX_PAYLOAD:
+                raise LinkError(f"message kind {number} of {length} bytes from {self.peer} is not declared; refused")
+            kind = Kind(number)
+            tag, payload = self._read(_TAG_SIZE), self._read(length)
+        finally:
+            self.waited += time.perf_counter() - started
+        if not hmac.compare_digest(self._tag(self._in, sequence, header, payload), tag):
+            raise LinkError(
+                f"{kind.name} (message {sequence}) was changed on its way or is not from {self.peer}; refused"
+            )
+        self._next_in += 1
+        self.received[kind] += len(header) + len(tag) + length
+        if kind is Kind.ABORT:
+            raise PeerLost(f"{self.peer} stopped: {bytes(payload[:1000]).decode(errors='replace')}")
+        if kinds and kind not in kinds:
+            wanted = " or ".join(k.name for k in kinds)
+            raise LinkError(f"{kind.name} from {self.peer} where {wanted} is due; refused")
+        return Message(kind, level, iteration, payload)
+
+    def abort(self, reason: str) -> None:
+        """Tell the peer, in one line, why this party stops; never raises."""
+        try:
+            self.send(Kind.ABORT, reason.encode()[:1000])
+        except LinkError:
+            return
+        self.close()
+
+    def close(self) -> None:
+        """Send what is queued, then close the stream."""
+        self._outbox.put(None)
+        self._sender.join(timeout=5.0)
+        with contextlib.suppress(OSError):  # the peer may have been faster
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+
+    @property
+    def bytes_sent(self) -> int:
+        """All bytes given to the stream, headers and tags included."""
+        return sum(self.sent.values())
+
+    @property
+    def set_up_bytes_sent(self) -> int:
+        """The part of `bytes_sent` that is sent once a session or level: keys, operands, geometry."""
+        return sum(n for kind, n in self.sent.items() if kind.is_set_up)
+
+    def _tag(self, direction: bytes, sequence: int, *parts: Buffer) -> bytes:
+        """AES-GMAC over the joined parts, which are not copied. Direction and sequence number are the nonce."""
+        gmac = Cipher(self._aes, modes.GCM(direction + sequence.to_bytes(8, "big"))).encryptor()
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), _CHUNK):  # OpenSSL takes less than 2 GB at once
+                gmac.authenticate_additional_data(view[start : start + _CHUNK])
+        gmac.finalize()
+        return gmac.tag
+
+    def _read(self, size: int) -> memoryview:
+        try:
+            # Not zeroed: the system gives memory page by page as bytes come, none for a length that is forged.
+            data = np.empty(size, np.uint8).data
+        except MemoryError:
+            raise LinkError(f"message of {size} bytes from {self.peer} does not fit into memory; refused") from None
+        done = 0
+        while done < size:
+            try:
+                got = self._stream.recv_into(data[done:], min(size - done, _CHUNK))
+            except TimeoutError:
+                raise self._lost(f"nothing arrived for {self._timeout:.0f} s") from None
+            except OSError as error:
+                raise self._lost(str(error)) from None
+            if got == 0:
+                raise self._lost("the connection was closed")
+            done += got
+        return data
+
+    def _drain(self) -> None:
+        while (parts := self._outbox.get()) is not None:
+            try:
+                for part in parts:
+                    self._stream.sendall(part)
+            except OSError as error:
+                self._broken = error
+                return
+
+    def _lost(self, why: str) -> PeerLost:
+        return PeerLost(f"{self.me}: {self.peer} is gone ({why}); the run stops here and keeps what it has")
+
+
+def _direction(sender: str) -> bytes:
+    """The part of a nonce that says who sends: without it a party's own message, sent back, would have a good tag."""
+    return hashlib.sha256(sender.encode()).digest()[:4]
+
+
+def link_pair(me: str, peer: str, timeout: float = 600.0) -> tuple[Link, Link]:
+    """Two connected Links inside one process, for tests of protocol code."""
+    a, b = socket.socketpair()
+    session, key = secrets.token_bytes(16), secrets.token_bytes(16)
+    return Link(a, session, key, me, peer, timeout), Link(b, session, key, peer, me, timeout)
+
+
+def pack(meta: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> list[Buffer]:
+    """JSON values and arrays as the buffers of one payload. No pickle: what arrives is data, never code."""
+    contiguous = [np.asarray(a, order="C") for a in arrays]
+    head = json.dumps({"meta": meta, "arrays": [[a.dtype.str, a.shape] for a in contiguous]}).encode()
+    return [struct.pack("<I", len(head)), head, *(a.data.cast("B") for a in contiguous if a.size)]
+
+
+def unpack(payload: Buffer) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Inverse of `pack`. Raises LinkError where the bytes are not what `pack` writes."""
+    view = memoryview(payload)
+    try:
+        (size,) = struct.unpack_from("<I", view)
+        head = json.loads(bytes(view[4 : 4 + size]))
+        meta, offset, arrays = head["meta"], 4 + size, []
+        if not isinstance(meta, dict):
+            raise TypeError(f"values are a {type(meta).__name__}")
+        for name, shape in head["arrays"]:
+            # "<i8", "|u1", "<f4": numbers only; and sizes as Python integers, which do not wrap
+            if not (isinstance(name, str) and len(name) == 3 and name[1] in "iuf"):
+                raise ValueError(f"array of type {name!r}")
+            if not all(isinstance(n, int) and n >= 0 for n in shape):
+                raise ValueError(f"array of shape {shape!r}")
+            dtype, count = np.dtype(name), math.prod(shape)
+            if offset + count * dtype.itemsize > view.nbytes:
+                raise ValueError(f"array of shape {shape!r} is longer than the payload")
+            arrays.append(np.frombuffer(view, dtype, count, offset).reshape(shape))
+            offset += count * dtype.itemsize
+        if offset != view.nbytes:
+            raise ValueError(f"{view.nbytes - offset} bytes left over")
+        return meta, arrays
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        raise LinkError(f"malformed payload: {error}") from None
