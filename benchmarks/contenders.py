@@ -35,7 +35,9 @@ from ppir_torch.registration.loop import map_of
 from ppir_torch.runs.open_private import link_keys
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
-from ppir_torch.wire.link import Kind, Link, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link
+from ppir_torch.wire.payload import pack, unpack
 
 __all__ = ["CKKS_CHUNK", "Contender", "Traffic", "Work", "ckks_v1", "private", "stock_crypten"]
 
@@ -155,7 +157,7 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
         public_map = None if work.public_map is None else side.carried(work.public_map)
         about_map = None if public_map is None else public_map.to_message()
         pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0], about_map))
-        header = OperandHeader.from_meta(unpack(link.receive(Kind.OPERAND).payload)[0])
+        header = OperandHeader.from_meta(unpack(link.receive(MessageKind.OPERAND).payload)[0])
         side.accept_operand(header, public_map)
         operand = PrivateOperand(
             grid=Grid((header.points, 1)),
@@ -198,7 +200,7 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
         results = len(work.pairs) if work.public_map is None else work.public_map.results(len(work.rows))
         yield Contender(f"{name} {work.name}", where, header.points, results, product, traffic)
         for end in links.values():
-            end.send(Kind.FINISH)
+            end.send(MessageKind.FINISH)
     finally:
         for end in links.values():
             end.close()
@@ -249,9 +251,9 @@ def _serve(
         further_scales=scales[1:],
         row_bits=row_bits,
     )
-    link.send(Kind.OPERAND, pack(header.to_meta()))
+    link.send(MessageKind.OPERAND, pack(header.to_meta()))
     side.send_operand(header, columns, public_map)
-    while (request := link.receive()).kind is not Kind.FINISH:
+    while (request := link.receive()).kind is not MessageKind.FINISH:
         side.answer(request, release_all)
 
 

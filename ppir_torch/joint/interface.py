@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LinkError, RangeError
-from ..wire.link import Link, Message
+from ..wire.link import Link, Received
 from .public_map import MOST_BITS, PublicMap
 
 __all__ = [
@@ -206,7 +206,7 @@ class FixedSide(ABC):
         """Send the set-up messages of a new operand, values int64 (columns, points) or, of one column, (points,)."""
 
     @abstractmethod
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Answer the first message of one product; calls `release` once, before anything is sent."""
 
 

@@ -24,13 +24,15 @@ from ..joint.public_map import FEW_BITS, PublicMap
 from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
-from ..wire.link import Kind, Link, Message, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link, Received
+from ..wire.payload import pack, unpack
 from .moving import greet
 
 __all__ = ["FixedParty"]
 
 # What may be the first message of a product, by protocol.
-PRODUCT_KINDS = (Kind.PRODUCT, Kind.MASKED_ROWS, Kind.REPLY_CIPHERTEXTS, Kind.NAIVE_REPLY)
+PRODUCT_KINDS = (MessageKind.PRODUCT, MessageKind.MASKED_ROWS, MessageKind.REPLY_CIPHERTEXTS, MessageKind.NAIVE_REPLY)
 OPERAND_VALUES = 4  # of J, in every operand's header: mean, energy (two sums of squares), largest value
 NOISE_REACH = 6.0  # standard deviations; what is beyond is cut
 MAX_ROWS = 1024
@@ -71,17 +73,17 @@ class FixedParty:
             BudgetExceeded: the cap of released values would be passed.
         """
         greet(link, protocol)
-        link.send(Kind.GEOMETRY, self._geometry())
+        link.send(MessageKind.GEOMETRY, self._geometry())
         headers: list[OperandHeader] = []
         noise = KeyStream(new_key())
         while True:
-            message = link.receive(Kind.LEVEL, *PRODUCT_KINDS, Kind.FINISH)
+            message = link.receive(MessageKind.LEVEL, *PRODUCT_KINDS, MessageKind.FINISH)
             link.at(message.level, message.iteration)
-            if message.kind is Kind.FINISH:
+            if message.kind is MessageKind.FINISH:
                 meta, arrays = unpack(message.payload)
                 shared: dict[str, Any] | None = meta.get("transform")
                 return shared if shared is None or not arrays else shared | {"coefficients": arrays[0]}
-            if message.kind is Kind.LEVEL:
+            if message.kind is MessageKind.LEVEL:
                 headers.append(self._prepare(link, side, message, len(headers)))
             elif not headers:
                 raise LinkError(f"{message.kind.name} before the first level; refused")
@@ -124,7 +126,7 @@ class FixedParty:
         meta = {"grid": self.image.grid.to_meta(), "centre_of_mass": centre, "mask": self.mask is not None}
         return pack(meta, [] if self.mask is None else [np.packbits(self.mask.flatten().numpy())])
 
-    def _prepare(self, link: Link, side: FixedSide, request: Message, number: int) -> OperandHeader:
+    def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> OperandHeader:
         meta, weights = unpack(request.payload)
         level, rows, columns, public = _read_request(meta)
         if columns.kind == "steepest_descent" and not self.disclose_gram:
@@ -133,7 +135,7 @@ class FixedParty:
                 "(optimizer.kind); refused"
             )
         self._check_measure(meta.get("measure", SSD_MEASURE.to_meta()), columns)
-        choice = public or _read_indices(unpack(link.receive(Kind.SAMPLE).payload)[1])
+        choice = public or _read_indices(unpack(link.receive(MessageKind.SAMPLE).payload)[1])
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
         coarse = level_grid(self.image.grid, level)[0]
         voxels = coarse.count if sample.index is None else sample.index.numel()
@@ -180,7 +182,7 @@ class FixedParty:
             "sample_mean_square": of_sample,
             "level_mean_square": fixed.level_mean_square,
         }
-        link.send(Kind.OPERAND, pack({**header.to_meta(), **means}, arrays))
+        link.send(MessageKind.OPERAND, pack({**header.to_meta(), **means}, arrays))
         side.send_operand(header, values, public_map)
         self._map = public_map
         return header

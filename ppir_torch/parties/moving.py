@@ -22,7 +22,9 @@ from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, Choice, map_of, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
-from ..wire.link import Kind, Link, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link
+from ..wire.payload import pack, unpack
 
 __all__ = ["PrivateFixed", "greet"]
 
@@ -37,8 +39,8 @@ def greet(link: Link, protocol: str) -> None:
         ConfigError: the parties do not run the same version and protocol.
     """
     mine = {"version": __version__, "protocol": protocol}
-    link.send(Kind.HELLO, pack(mine))
-    theirs, _ = unpack(link.receive(Kind.HELLO).payload)
+    link.send(MessageKind.HELLO, pack(mine))
+    theirs, _ = unpack(link.receive(MessageKind.HELLO).payload)
     if theirs != mine:
         raise ConfigError(f"{link.peer} runs {str(theirs)[:200]}, this party {mine}; both must be the same")
 
@@ -66,7 +68,7 @@ class PrivateFixed:
         self._with_ledger, self._most = with_ledger, most
         self.ledgers: list[KeptLedger] = []
         greet(link, protocol)
-        meta, arrays = unpack(link.receive(Kind.GEOMETRY).payload)
+        meta, arrays = unpack(link.receive(MessageKind.GEOMETRY).payload)
         try:
             self.grid = Grid(*(tuple(meta["grid"][k]) for k in ("size", "spacing", "origin", "direction")))
             self._centre_of_mass = meta["centre_of_mass"]
@@ -118,14 +120,14 @@ class PrivateFixed:
         about_map, weights = (None, []) if public_map is None else replace(public_map, index=None).to_message()
         about = {"columns": asdict(columns), "measure": measure.to_meta()}
         self.link.at(number, -1)
-        self.link.send(Kind.LEVEL, pack(request | about | {"map": about_map}, weights))
+        self.link.send(MessageKind.LEVEL, pack(request | about | {"map": about_map}, weights))
         if isinstance(choice, Sample):
             if choice.index is None:
                 raise ValueError("sample without indices; use Full()")
-            self.link.send(Kind.SAMPLE, pack({}, [choice.index.numpy().astype(np.int32)]))
+            self.link.send(MessageKind.SAMPLE, pack({}, [choice.index.numpy().astype(np.int32)]))
         points = channels * (coarse.count if sample.index is None else sample.index.numel())
         wanted = (points, rows, columns.count(self.grid))
-        meta, arrays = unpack(self.link.receive(Kind.OPERAND).payload)
+        meta, arrays = unpack(self.link.receive(MessageKind.OPERAND).payload)
         header = OperandHeader.from_meta(meta)
         if (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
@@ -184,7 +186,7 @@ class PrivateFixed:
                 kind = "bspline" if isinstance(part, BSpline) else "velocity"
                 meta["transform"] = {"deformation": kind, "control_spacing_mm": part.lattice.control_spacing}
                 arrays.append(part.coefficients.detach().double().numpy())
-        self.link.send(Kind.FINISH, pack(meta, arrays))
+        self.link.send(MessageKind.FINISH, pack(meta, arrays))
 
 
 def _level_meta(level: Level) -> dict[str, float]:

@@ -23,7 +23,9 @@ from torch import Tensor
 from ..errors import ConfigError, LinkError, RangeError
 from ..joint.interface import FixedSide, Limits, MovingSide, OperandHeader
 from ..points.files import registered_rms, rigid_from_moments
-from ..wire.link import Kind, Link, Message, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link, Received
+from ..wire.payload import pack, unpack
 from .fixed import PRODUCT_KINDS
 from .moving import greet
 
@@ -93,8 +95,8 @@ class MovingPoints:
         count, dimension = self._rows.shape
         greet(link, _name(protocol))
         link.at(0, -1)
-        link.send(Kind.LEVEL, pack({"points": count, "dimension": dimension}))
-        meta, _ = unpack(link.receive(Kind.OPERAND).payload)
+        link.send(MessageKind.LEVEL, pack({"points": count, "dimension": dimension}))
+        meta, _ = unpack(link.receive(MessageKind.OPERAND).payload)
         header, centre, spread = _read_operand(meta, count, dimension)
         side.accept_operand(header)
         integers, scale = quantise_moving(self._rows, header, side.limits)
@@ -102,7 +104,7 @@ class MovingPoints:
         exact = side.multiply(integers).cpu().double().reshape(dimension, dimension)
         found = self._align(exact * (header.scale / scale), integers.T.double() / scale, centre, spread)
         shared = {"matrix": found.matrix.tolist(), "offset_mm": found.offset.tolist()} if share else None
-        link.send(Kind.FINISH, pack({"transform": shared}))
+        link.send(MessageKind.FINISH, pack({"transform": shared}))
         return found
 
     def _align(self, cross: Tensor, carried: Tensor, centre: Tensor, spread: float | None) -> Alignment:
@@ -151,7 +153,7 @@ class FixedPoints:
         """
         count, dimension = self._columns.shape
         greet(link, _name(protocol))
-        request = link.receive(Kind.LEVEL)
+        request = link.receive(MessageKind.LEVEL)
         link.at(request.level, request.iteration)
         asked = _read_request(request)
         if asked != (count, dimension):
@@ -164,12 +166,12 @@ class FixedPoints:
             self.charge(released_values(dimension), "points")
         self._left = dimension * dimension
         extra = {"centre": self._centre.tolist(), "spread": self.disclose_spread}
-        link.send(Kind.OPERAND, pack({**header.to_meta(), **extra}))
+        link.send(MessageKind.OPERAND, pack({**header.to_meta(), **extra}))
         side.send_operand(header, values)
         message = link.receive(*PRODUCT_KINDS)
         link.at(message.level, message.iteration)
         side.answer(message, self._release)
-        meta, _ = unpack(link.receive(Kind.FINISH).payload)
+        meta, _ = unpack(link.receive(MessageKind.FINISH).payload)
         shared: dict[str, Any] | None = meta.get("transform")
         return shared
 
@@ -301,7 +303,7 @@ def _balanced_rounding(values: Tensor) -> Tensor:
     return integers.to(torch.int64)
 
 
-def _read_request(request: Message) -> tuple[int, int]:
+def _read_request(request: Received) -> tuple[int, int]:
     meta, arrays = unpack(request.payload)
     count, dimension = meta.get("points"), meta.get("dimension")
     if set(meta) != {"points", "dimension"} or arrays or type(count) is not int or type(dimension) is not int:

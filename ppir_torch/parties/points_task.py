@@ -31,7 +31,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..points.files import load_points
     from ..protocols import load_protocol
     from ..transforms import affine_from_map, save_transform
-    from ..wire.link import Kind
+    from ..wire.kinds import MessageKind
     from .points import MovingPoints
 
     config = MovingPointsConfig.model_validate_json(text)
@@ -46,7 +46,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         side = entry.moving_side(link, links.get("dealer"), device)
         found = party.align(link, side, entry.name, config.share_transform)
         if "dealer" in links:
-            links["dealer"].send(Kind.FINISH)
+            links["dealer"].send(MessageKind.FINISH)
     except PpirError as error:
         # party_2 is told that the run is over, not what party_1's files look like.
         link.abort(f"party_1 cannot go on ({type(error).__name__}); see its own report")

@@ -80,7 +80,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..reporting.progress import Progress
     from ..transforms import load_transform
     from ..warping import warp
-    from ..wire.link import Kind
+    from ..wire.kinds import MessageKind
     from .moving import PrivateFixed
 
     config = MovingPartyConfig.model_validate_json(text)
@@ -104,7 +104,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         if result.complete:
             fixed.finish(result.transform if config.share_transform else None)
             if "dealer" in links:
-                links["dealer"].send(Kind.FINISH)
+                links["dealer"].send(MessageKind.FINISH)
     except PpirError as error:
         # party_2 is told that the run is over, not what party_1's files look like.
         link.abort(f"party_1 cannot go on ({type(error).__name__}); see its own report")

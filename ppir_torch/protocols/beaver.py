@@ -63,7 +63,9 @@ from ..joint.interface import (
     check_sums,
 )
 from ..joint.public_map import PublicMap
-from ..wire.link import Buffer, Kind, Link, Message, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link, Received
+from ..wire.payload import Buffer, pack, unpack
 from .dealing import draw_words, read_key, with_dealer
 
 __all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
@@ -90,7 +92,7 @@ class _Shape:
         """Of the words that are drawn."""
         return _drawn_bits(self.width)
 
-    def check(self, message: Message) -> _Shape:
+    def check(self, message: Received) -> _Shape:
         sizes = (self.rows, self.columns, self.points)
         whole = all(type(n) is int for n in (self.operand, *sizes)) and self.width in WIDTHS
         whole = whole and type(self.mapped) is bool
@@ -140,10 +142,12 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
     number, operand, b = 0, -1, torch.empty(0)
     public_map: PublicMap | None = None
     try:
-        link_1.send(Kind.SEED, key_1)
-        link_2.send(Kind.SEED, key_2)
-        while (request := link_1.receive(Kind.TRIPLE, Kind.PUBLIC_MAP, Kind.FINISH)).kind is not Kind.FINISH:
-            if request.kind is Kind.PUBLIC_MAP:
+        link_1.send(MessageKind.SEED, key_1)
+        link_2.send(MessageKind.SEED, key_2)
+        while (
+            request := link_1.receive(MessageKind.TRIPLE, MessageKind.PUBLIC_MAP, MessageKind.FINISH)
+        ).kind is not MessageKind.FINISH:
+            if request.kind is MessageKind.PUBLIC_MAP:
                 public_map = PublicMap.from_message(*unpack(request.payload))
                 continue
             shape = _read_shape(request)
@@ -157,7 +161,7 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
             a = draw_words(stream_1, "A", number, shape.rows, shape.points, bits=shape.bits)
             c2 = _bilinear(a, b, public_map if shape.mapped else None)
             c2.sub_(draw_words(stream_1, "c", number, *c2.shape, bits=shape.bits))
-            link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+            link_2.send(MessageKind.TRIPLE_CORRECTION, c2.numpy().data)
             number += 1
     except PeerLost:
         return  # the parties say on their own link why they stopped
@@ -191,9 +195,9 @@ class BeaverMovingSide(MovingSide):
         self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
         self.limits, self._map = _limits(self._width), public_map
         if public_map is not None:
-            self._dealer_link.send(Kind.PUBLIC_MAP, pack(*public_map.to_message()))
+            self._dealer_link.send(MessageKind.PUBLIC_MAP, pack(*public_map.to_message()))
         count = header.columns * header.points
-        words = unpack_words(self._link.receive(Kind.OPENED_OPERAND).payload, count, self._width)
+        words = unpack_words(self._link.receive(MessageKind.OPENED_OPERAND).payload, count, self._width)
         self._opened = words.reshape(header.columns, header.points).to(self._device)
         self._header, self._ready = header, None
 
@@ -237,21 +241,21 @@ class BeaverMovingSide(MovingSide):
         masked = torch.sub(rows.to(a), a, out=a)  # A is done with: no fresh memory
         asked = [np.array(pairs or [(0, 0)], np.uint16), *([] if into is None else [np.array(into, np.uint16)])]
         head = pack({"product": self._products - 1, "rows": count}, asked)
-        self._link.send(Kind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
+        self._link.send(MessageKind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
         # While party_2 computes; what an iteration asks for follows the last one's order.
         self._ready = self._prepare(self._rows_after.get(count, count))
         wanted = known if pairs is None else _wanted(known, pairs, into)
-        z = unpack_words(self._link.receive(Kind.RESULT_SHARE).payload, wanted.numel(), self._width)
+        z = unpack_words(self._link.receive(MessageKind.RESULT_SHARE).payload, wanted.numel(), self._width)
         return signed_words(z + wanted, self._width)
 
     def _prepare(self, rows: int) -> tuple[Tensor, Tensor]:
         """A (rows, points) and A d^T + c1 (rows, columns) of the next product, which the dealer is asked for."""
         assert self._header is not None
         if self._stream is None:
-            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
+            self._stream = KeyStream(read_key(self._dealer_link.receive(MessageKind.SEED)))
         header, number = self._header, self._products
         shape = _Shape(header.number, rows, header.columns, header.points, self._width, self._map is not None)
-        self._dealer_link.send(Kind.TRIPLE, pack(shape.__dict__))
+        self._dealer_link.send(MessageKind.TRIPLE, pack(shape.__dict__))
         self._products += 1
         a = draw_words(self._stream, "A", number, rows, header.points, bits=shape.bits).to(self._device)
         known = _bilinear(a, self._opened, self._map).cpu()
@@ -283,26 +287,26 @@ class BeaverFixedSide(FixedSide):
         """
         table = check_operand(values, header)
         if self._stream is None:
-            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
+            self._stream = KeyStream(read_key(self._dealer_link.receive(MessageKind.SEED)))
         self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
         self.limits, self._map = _limits(self._width), public_map
         words, bits = table.to(word_type(self._width)), _drawn_bits(self._width)
         opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
-        self._link.send(Kind.OPENED_OPERAND, pack_words(opened, self._width))
+        self._link.send(MessageKind.OPENED_OPERAND, pack_words(opened, self._width))
         self._header, self._operand = header, words.to(self._device)
 
     def column_bits(self, points: int) -> int:
         """Fewer where rounding averages out over many points: then words of 32 bits will do."""
         return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS else COLUMN_BITS
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.
 
         Raises:
             LinkError: another kind of message, or not of the agreed shape.
             PeerLost: party_1 or the dealer is gone.
         """
-        if request.kind is not Kind.MASKED_ROWS or self._header is None:
+        if request.kind is not MessageKind.MASKED_ROWS or self._header is None:
             raise LinkError(f"{request.kind.name} is not due; refused")
         header = self._header
         number, rows, pairs, into, words = _read_request(request)
@@ -317,14 +321,14 @@ class BeaverFixedSide(FixedSide):
         products = _bilinear(masked.to(self._device), self._operand, self._map).cpu() + c2
         if self._map is None:
             products = _wanted(products, pairs, into)
-        self._link.send(Kind.RESULT_SHARE, pack_words(products + noise.to(products), self._width))
+        self._link.send(MessageKind.RESULT_SHARE, pack_words(products + noise.to(products), self._width))
 
     def _correction(self, number: int, size: tuple[int, ...]) -> Tensor:
         """c2 of product `number`; corrections that party_1 prepared and did not use are passed over."""
         if number < self._corrections:
             raise LinkError(f"MASKED_ROWS: product {number} was answered before; refused")
         while True:
-            payload = self._dealer_link.receive(Kind.TRIPLE_CORRECTION).payload
+            payload = self._dealer_link.receive(MessageKind.TRIPLE_CORRECTION).payload
             self._corrections += 1
             if self._corrections > number:
                 break
@@ -346,7 +350,7 @@ def _with_head(head: Sequence[Buffer], words: Sequence[Buffer]) -> list[Buffer]:
     return [sum(len(part) for part in head).to_bytes(4, "little"), *head, *words]
 
 
-def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], list[int] | None, memoryview]:
+def _read_request(message: Received) -> tuple[int, int, list[tuple[int, int]], list[int] | None, memoryview]:
     """(number of the product, rows, pairs, their sums, the words) of a MASKED_ROWS message."""
     size = int.from_bytes(message.payload[:4], "little")
     meta, arrays = unpack(message.payload[4 : 4 + size])
@@ -361,7 +365,7 @@ def _read_request(message: Message) -> tuple[int, int, list[tuple[int, int]], li
     return number, rows, [(int(row), int(column)) for row, column in arrays[0]], into, message.payload[4 + size :]
 
 
-def _read_shape(message: Message) -> _Shape:
+def _read_shape(message: Received) -> _Shape:
     meta, arrays = unpack(message.payload)
     if set(meta) != set(_Shape.__dataclass_fields__) or arrays:
         raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")

@@ -46,7 +46,9 @@ from ..joint.interface import (
     check_range,
 )
 from ..joint.public_map import PublicMap
-from ..wire.link import Kind, Link, Message, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link, Received
+from ..wire.payload import pack, unpack
 
 __all__ = ["CHUNK", "ENTRY", "CkksV1FixedSide", "CkksV1MovingSide"]
 
@@ -93,10 +95,10 @@ class CkksV1MovingSide(MovingSide):
         count = header.columns * _chunks(header)
         while len(self._vectors) < count:
             due = min(_PER_MESSAGE, count - len(self._vectors))
-            _, arrays = unpack(self._link.receive(Kind.OPERAND_CIPHERTEXTS).payload)
+            _, arrays = unpack(self._link.receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
             if len(arrays) != due:
                 raise LinkError(f"OPERAND_CIPHERTEXTS: {len(arrays)} vectors, {due} are due")
-            self._vectors += [_vector(self._context, array, CHUNK, Kind.OPERAND_CIPHERTEXTS) for array in arrays]
+            self._vectors += [_vector(self._context, array, CHUNK, MessageKind.OPERAND_CIPHERTEXTS) for array in arrays]
         self._header = header
 
     def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
@@ -135,8 +137,8 @@ class CkksV1MovingSide(MovingSide):
                 total = total + vector.mm(matrix)
             replies.append(np.frombuffer(total.serialize(), np.uint8))
         asked = np.array(pairs, np.uint16)
-        self._link.send(Kind.NAIVE_REPLY, pack({}, [asked, exponents.numpy().astype(np.uint8), *replies]))
-        answer = self._link.receive(Kind.NAIVE_RESULT).payload
+        self._link.send(MessageKind.NAIVE_REPLY, pack({}, [asked, exponents.numpy().astype(np.uint8), *replies]))
+        answer = self._link.receive(MessageKind.NAIVE_RESULT).payload
         if len(answer) != 8 * len(pairs):
             raise LinkError(f"NAIVE_RESULT: {len(answer)} bytes, {8 * len(pairs)} are due")
         values = torch.from_numpy(np.frombuffer(answer, np.float64).copy())
@@ -171,37 +173,37 @@ class CkksV1FixedSide(FixedSide):
 
         if self._context is None:
             self._context = _new_context()
-            self._link.send(Kind.GALOIS_KEYS, self._context.serialize(True, False, True, False))
+            self._link.send(MessageKind.GALOIS_KEYS, self._context.serialize(True, False, True, False))
         padded = torch.zeros(header.columns, _chunks(header) * CHUNK, dtype=torch.float64)
         padded[:, : header.points] = table
         vectors = list(padded.reshape(-1, CHUNK).numpy())
         for start in range(0, len(vectors), _PER_MESSAGE):
             batch = [tenseal.ckks_vector(self._context, part) for part in vectors[start : start + _PER_MESSAGE]]
             arrays = [np.frombuffer(vector.serialize(), np.uint8) for vector in batch]
-            self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, arrays))
+            self._link.send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, arrays))
         self._header = header
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Decrypt the sums of NAIVE_REPLY and send what was asked for.
 
         Raises:
             LinkError: another kind of message, or not of the agreed shape.
         """
-        if self._header is None or request.kind is not Kind.NAIVE_REPLY:
+        if self._header is None or request.kind is not MessageKind.NAIVE_REPLY:
             raise LinkError(f"{request.kind.name} is not due; refused")
         pairs, exponents, replies = _read_reply(request, self._header)
         columns = sorted({column for _, column in pairs})
         if len(replies) != len(columns):
             raise LinkError(f"NAIVE_REPLY: {len(replies)} results, {len(columns)} are due; refused")
         sums = {
-            column: _vector(self._context, reply, len(exponents), Kind.NAIVE_REPLY)
+            column: _vector(self._context, reply, len(exponents), MessageKind.NAIVE_REPLY)
             for column, reply in zip(columns, replies, strict=True)
         }
         noise = release(len(pairs)).double()
         decrypted = {column: vector.decrypt() for column, vector in sums.items()}
         steps = max(self._header.max_abs, 1) * np.exp2(exponents)
         values = torch.tensor([decrypted[column][row] * steps[row] for row, column in pairs], dtype=torch.float64)
-        self._link.send(Kind.NAIVE_RESULT, (values + noise).numpy().tobytes())
+        self._link.send(MessageKind.NAIVE_RESULT, (values + noise).numpy().tobytes())
 
 
 def _new_context() -> Any:
@@ -222,17 +224,17 @@ def _new_context() -> Any:
 def _receive_context(link: Link) -> Any:
     import tenseal
 
-    payload = link.receive(Kind.GALOIS_KEYS).payload
+    payload = link.receive(MessageKind.GALOIS_KEYS).payload
     if not 0 < len(payload) <= _MAX_KEY_BYTES:
         raise LinkError(f"GALOIS_KEYS: {len(payload)} bytes, at most {_MAX_KEY_BYTES} are allowed")
-    context = _read(lambda: tenseal.context_from(bytes(payload), torch.get_num_threads()), Kind.GALOIS_KEYS)
+    context = _read(lambda: tenseal.context_from(bytes(payload), torch.get_num_threads()), MessageKind.GALOIS_KEYS)
     if context.has_secret_key() or not context.has_galois_keys() or not context.has_public_key():
         raise LinkError("GALOIS_KEYS: public and rotation keys, and no others, are due; refused")
     context.auto_rescale = False
     return context
 
 
-def _vector(context: Any, data: NDArray[Any], size: int, kind: Kind) -> Any:
+def _vector(context: Any, data: NDArray[Any], size: int, kind: MessageKind) -> Any:
     """A received vector of `size` values."""
     import tenseal
 
@@ -244,7 +246,7 @@ def _vector(context: Any, data: NDArray[Any], size: int, kind: Kind) -> Any:
     return vector
 
 
-def _read(load: Callable[[], Any], kind: Kind) -> Any:
+def _read(load: Callable[[], Any], kind: MessageKind) -> Any:
     try:
         return load()
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:
@@ -252,7 +254,7 @@ def _read(load: Callable[[], Any], kind: Kind) -> Any:
 
 
 def _read_reply(
-    request: Message, header: OperandHeader
+    request: Received, header: OperandHeader
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64], list[NDArray[Any]]]:
     """(pairs, the exponent of each row's scale, the results' ciphertexts) of a NAIVE_REPLY."""
     _, arrays = unpack(request.payload)

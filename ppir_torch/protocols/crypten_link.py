@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LinkError
-from ..wire.link import Kind, Link
+from ..wire.kinds import MessageKind
+from ..wire.link import Link
 
 __all__ = ["DealerProvider", "LinkCommunicator", "check_provider", "install", "shared", "words_from"]
 
@@ -94,8 +95,8 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
         if not batched or op is not None:
             raise NotImplementedError("only masked differences are opened to both parties; use reveal(dst=0)")
         mine = [_words_of(share) for share in shares]
-        self.link.send(Kind.OPENING, [m.data for m in mine])
-        theirs = words_from(self.link.receive(Kind.OPENING).payload, sum(m.size for m in mine))
+        self.link.send(MessageKind.OPENING, [m.data for m in mine])
+        theirs = words_from(self.link.receive(MessageKind.OPENING).payload, sum(m.size for m in mine))
         parts = torch.split(theirs, [m.size for m in mine])
         return [s + p.view(tuple(s.shape)).to(s.device) for s, p in zip(shares, parts, strict=True)]
 
@@ -108,9 +109,9 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
         if dst != 0 or batched or op is not None:
             raise NotImplementedError("results are opened to party_1 only: reveal(dst=0)")
         if self.rank == 1:
-            self.link.send(Kind.RESULT_SHARE, _words_of(share).data)
+            self.link.send(MessageKind.RESULT_SHARE, _words_of(share).data)
             return None
-        theirs = words_from(self.link.receive(Kind.RESULT_SHARE).payload, share.nelement())
+        theirs = words_from(self.link.receive(MessageKind.RESULT_SHARE).payload, share.nelement())
         return share + theirs.view(tuple(share.shape)).to(share.device)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..arithmetic.csprng import KeyStream
 from ..errors import ConfigError, LinkError
-from ..wire.link import Link, Message
+from ..wire.link import Link, Received
 
 __all__ = ["draw_words", "read_key", "with_dealer"]
 
@@ -17,7 +17,7 @@ def draw_words(stream: KeyStream, purpose: str, number: int, *shape: int, bits: 
     return torch.from_numpy(stream.words(purpose, number, shape, bits))
 
 
-def read_key(message: Message) -> bytes:
+def read_key(message: Received) -> bytes:
     """The 16 bytes of a received key; raises LinkError where there are more or fewer."""
     if message.payload.nbytes != 16:
         raise LinkError(f"{message.kind.name}: {message.payload.nbytes} bytes where a key of 16 is due; refused")

@@ -53,7 +53,9 @@ from ..joint.interface import (
     check_sums,
 )
 from ..joint.public_map import PublicMap
-from ..wire.link import Kind, Link, Message, pack, unpack
+from ..wire.kinds import MessageKind
+from ..wire.link import Link, Received
+from ..wire.payload import pack, unpack
 from .dealing import draw_words, read_key, with_dealer
 
 __all__ = ["ENTRY", "SpdzFixedSide", "SpdzMovingSide", "serve_dealer"]
@@ -78,9 +80,9 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
     stream_1, stream_2 = KeyStream(seed_1), KeyStream(seed_2)
     number = 0
     try:
-        link_1.send(Kind.SEED, seed_1)
-        link_2.send(Kind.SEED, seed_2)
-        while (request := link_1.receive(Kind.TRIPLE, Kind.FINISH)).kind is Kind.TRIPLE:
+        link_1.send(MessageKind.SEED, seed_1)
+        link_2.send(MessageKind.SEED, seed_2)
+        while (request := link_1.receive(MessageKind.TRIPLE, MessageKind.FINISH)).kind is MessageKind.TRIPLE:
             rows, points, columns, mapped = _read_shape(request)
             for start, stop in _chunks(rows + columns, points):
                 n = stop - start
@@ -89,7 +91,7 @@ def serve_dealer(link_1: Link, link_2: Link) -> None:
                 b = draw_words(stream_1, "b", number, *size_b).add_(draw_words(stream_2, "b", number, *size_b))
                 c2 = a * b if mapped else word_products(a, b.T.contiguous())
                 c2.sub_(draw_words(stream_1, "c", number, *c2.shape))
-                link_2.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+                link_2.send(MessageKind.TRIPLE_CORRECTION, c2.numpy().data)
                 number += 1
     except PeerLost:
         return  # the parties say on their own link why they stopped
@@ -116,7 +118,7 @@ class SpdzMovingSide(MovingSide):
     def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
         """Receive the key of the operand's sharings of zero; this party's share of Y is such words alone."""
         _check_points(header, public_map)
-        self._party.set_operand(header, read_key(self._party.link.receive(Kind.ZERO_SEED)), None, public_map)
+        self._party.set_operand(header, read_key(self._party.link.receive(MessageKind.ZERO_SEED)), None, public_map)
 
     def multiply(
         self,
@@ -143,9 +145,9 @@ class SpdzMovingSide(MovingSide):
         if into is not None:
             into = check_into(into, len(pairs))
             check_sums(rows, norms, header, self.limits, pairs, into)
-        self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": header.columns}))
+        self._dealer_link.send(MessageKind.TRIPLE, pack(shape | {"columns": header.columns}))
         sums = [] if into is None else [np.array(into, np.uint16)]
-        self._party.link.send(Kind.PRODUCT, pack(shape, [np.array(pairs, np.uint16), *sums]))
+        self._party.link.send(MessageKind.PRODUCT, pack(shape, [np.array(pairs, np.uint16), *sums]))
         result: Tensor = self._party.product(rows.shape[0], pairs, into, rows, None).data.to(rows.device)
         return result
 
@@ -157,8 +159,8 @@ class SpdzMovingSide(MovingSide):
         check_mapped(rows, header, public_map, self.limits)
         self._party.crypten.check_provider()
         shape = {"rows": rows.shape[0], "points": rows.shape[1]}
-        self._dealer_link.send(Kind.TRIPLE, pack(shape | {"columns": 1, "mapped": True}))
-        self._party.link.send(Kind.PRODUCT, pack(shape))
+        self._dealer_link.send(MessageKind.TRIPLE, pack(shape | {"columns": 1, "mapped": True}))
+        self._party.link.send(MessageKind.PRODUCT, pack(shape))
         result: Tensor = self._party.mapped_product(public_map, rows, None).data.to(rows.device)
         return result
 
@@ -189,10 +191,10 @@ class SpdzFixedSide(FixedSide):
         _check_points(header, public_map)
         values = check_operand(values, header)
         key = new_key()
-        self._party.link.send(Kind.ZERO_SEED, key)
+        self._party.link.send(MessageKind.ZERO_SEED, key)
         self._party.set_operand(header, key, values, public_map)
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Take part in the product that PRODUCT announces; `release` is asked before the result's share is sent.
 
         Raises:
@@ -291,7 +293,7 @@ class _Party:
     def _draw_triple(self, size_a: tuple[int, ...], size_b: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """This party's shares of the next triple: a, b and party_1's c from its seed, party_2's c from the dealer."""
         if self._stream is None:
-            self._stream = KeyStream(read_key(self._dealer_link.receive(Kind.SEED)))
+            self._stream = KeyStream(read_key(self._dealer_link.receive(MessageKind.SEED)))
         number = self._triples
         self._triples += 1
         a = draw_words(self._stream, "a", number, *size_a)
@@ -299,7 +301,7 @@ class _Party:
         size_c = (*size_a[:-1], size_b[-1])
         if self.rank == 0:
             return a, b, draw_words(self._stream, "c", number, *size_c)
-        correction = self._dealer_link.receive(Kind.TRIPLE_CORRECTION)
+        correction = self._dealer_link.receive(MessageKind.TRIPLE_CORRECTION)
         return a, b, self.crypten.words_from(correction.payload, math.prod(size_c)).reshape(size_c)
 
 
@@ -325,7 +327,7 @@ def _check_points(header: OperandHeader, public_map: PublicMap | None) -> None:
         raise RangeError(f"operand: {header.columns} x {header.points} points, its map has 1 x {public_map.points}")
 
 
-def _read_shape(message: Message) -> tuple[int, int, int, bool]:
+def _read_shape(message: Received) -> tuple[int, int, int, bool]:
     """(rows, points, columns, whether point by point) of a request to the dealer."""
     meta, arrays = unpack(message.payload)
     mapped = meta.pop("mapped", False)
@@ -337,9 +339,9 @@ def _read_shape(message: Message) -> tuple[int, int, int, bool]:
     return meta["rows"], meta["points"], meta["columns"], mapped
 
 
-def _read_product(message: Message, mapped: bool) -> tuple[int, int, list[tuple[int, int]], list[int] | None]:
+def _read_product(message: Received, mapped: bool) -> tuple[int, int, list[tuple[int, int]], list[int] | None]:
     """(rows, points, pairs, their sums) of a product that party_1 announces; no pairs where it is mapped."""
-    if message.kind is not Kind.PRODUCT:
+    if message.kind is not MessageKind.PRODUCT:
         raise LinkError(f"{message.kind.name} is not due; refused")
     meta, arrays = unpack(message.payload)
     sums = arrays[1:]
@@ -352,7 +354,7 @@ def _read_product(message: Message, mapped: bool) -> tuple[int, int, list[tuple[
     return meta["rows"], meta["points"], pairs, [int(number) for number in sums[0]] if sums else None
 
 
-def _check_shape(message: Message, *shape: object) -> None:
+def _check_shape(message: Received, *shape: object) -> None:
     sizes = [n for n in shape if type(n) is int and 1 <= n < 1 << 40]
     if len(sizes) != len(shape) or sizes[0] > MAX_CHUNK_WORDS or sizes[-1] > MAX_CHUNK_WORDS:
         raise LinkError(f"{message.kind.name}: shape {' x '.join(map(repr, shape))} is out of range; refused")

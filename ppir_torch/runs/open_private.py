@@ -24,7 +24,8 @@ from ..config.points import FixedPointsConfig, MovingPointsConfig
 from ..errors import PeerLost
 from ..parties.moving import PrivateFixed
 from ..protocols import load_protocol
-from ..wire.link import Kind, Link
+from ..wire.kinds import MessageKind
+from ..wire.link import Link
 
 __all__ = ["Party", "link_keys", "open_private", "run_parties", "standard_input"]
 
@@ -202,7 +203,7 @@ def open_private(
             yield source
             source.finish()
             if dealer is not None:
-                dealer.send(Kind.FINISH)
+                dealer.send(MessageKind.FINISH)
         except PeerLost as lost:
             reports = [party.wait(GRACE_S) for party in parties]
             first = next((r["error"] for r in reports if r.get("exit_code") == 2), str(lost))

@@ -8,9 +8,9 @@ Bytes are counted here, where they are sent.
 On the wire: header (44 bytes, little endian), tag (16 bytes), payload.
 
 >>> left, right = link_pair("party_1", "party_2")
->>> left.send(Kind.LEVEL, pack({"shrink": 2}))
->>> unpack(right.receive(Kind.LEVEL).payload)
-({'shrink': 2}, [])
+>>> left.send(MessageKind.LEVEL, b"shrink")
+>>> bytes(right.receive(MessageKind.LEVEL).payload)
+b'shrink'
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
-import math
 import queue
 import secrets
 import socket
@@ -29,56 +27,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numpy.typing import NDArray
 
 from ..errors import LinkError, PeerLost
+from .kinds import MessageKind
+from .payload import Buffer
 
-__all__ = ["Buffer", "Kind", "Link", "Message", "link_pair", "pack", "unpack"]
-
-Buffer = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """Every kind of message that may cross a Link. What is not in this list is never sent."""
-
-    # session
-    HELLO = 1  # both ways: version, protocol, public configuration
-    GEOMETRY = 2  # party_2 -> party_1: size, spacing, origin, direction of the fixed grid
-    LEVEL = 3  # party_1 -> party_2: prepare the operand of this resolution level, or of a point set
-    OPERAND = 4  # party_2 -> party_1: the operand's public header
-    FINISH = 5  # party_1 -> party_2: the run is over
-    ABORT = 6  # any: a clear line saying why this party stops
-    SAMPLE = 7  # party_1 -> party_2: point indices of a gradient-magnitude sample
-    # protocol set-up
-    PUBLIC_KEY = 20  # bfv, party_2 -> party_1
-    OPERAND_CIPHERTEXTS = 21  # bfv, party_2 -> party_1
-    SEED = 22  # spdz and beaver, dealer -> party: the key of its share of the triples
-    ZERO_SEED = 23  # spdz, party_2 -> party_1: the key of the sharings of zero
-    OPENED_OPERAND = 24  # beaver, party_2 -> party_1: the operand less its mask
-    PUBLIC_MAP = 26  # party_1 -> dealer: the public linear map of an operand's products
-    GALOIS_KEYS = 25  # ckks-v1, party_2 -> party_1: its public and rotation keys
-    # protocol, every product
-    PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product
-    REPLY_CIPHERTEXTS = 41  # bfv and ckks, party_1 -> party_2: masked result ciphertexts
-    MASKED_RESULT = 42  # bfv and ckks, party_2 -> party_1: decrypted masked words
-    TRIPLE = 43  # spdz and beaver, party_1 -> dealer: the shape of the next triple
-    TRIPLE_CORRECTION = 44  # spdz and beaver, dealer -> party: its explicit share of the triple's product
-    OPENING = 45  # spdz, both ways: shares of the masked differences
-    RESULT_SHARE = 46  # spdz and beaver, party_2 -> party_1: its share of the result
-    MASKED_ROWS = 47  # beaver, party_1 -> party_2: the rows less their mask
-    NAIVE_REPLY = 48  # ckks-v1, party_1 -> party_2: result ciphertexts, neither masked nor flooded
-    NAIVE_RESULT = 49  # ckks-v1, party_2 -> party_1: decrypted results
-
-    @property
-    def is_set_up(self) -> bool:
-        """True for the messages that are sent once a session or once a level, not once a product."""
-        return self < 40
-
+__all__ = ["Link", "Received", "link_pair"]
 
 # magic, session, sequence, level, iteration, kind, payload length
 _HEADER = struct.Struct("<4s16sQhiHQ")
@@ -89,10 +46,10 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Message:
+class Received:
     """One message as received: its kind, level and iteration (-1 before any), and the payload."""
 
-    kind: Kind
+    kind: MessageKind
     level: int
     iteration: int
     payload: memoryview
@@ -128,8 +85,8 @@ class Link:
             raise ValueError(f"me: {me!r}, peer: {peer!r}, two names that differ are needed")
         self.me, self.peer, self.session = me, peer, session
         self.level, self.iteration = -1, -1
-        self.sent: Counter[Kind] = Counter()
-        self.received: Counter[Kind] = Counter()
+        self.sent: Counter[MessageKind] = Counter()
+        self.received: Counter[MessageKind] = Counter()
         self.waited = 0.0
         self._stream = stream
         self._stream.settimeout(timeout)
@@ -147,7 +104,7 @@ class Link:
         """Stamp the following messages with this level and iteration."""
         self.level, self.iteration = level, iteration
 
-    def send(self, kind: Kind, payload: Buffer | Sequence[Buffer] = b"") -> None:
+    def send(self, kind: MessageKind, payload: Buffer | Sequence[Buffer] = b"") -> None:
         """Queue one message. Buffers must not be changed afterwards. Raises PeerLost when the peer is gone."""
         if self._broken is not None:
             raise self._lost(str(self._broken))
@@ -162,7 +119,7 @@ class Link:
             self.sent[kind] += len(header) + len(tag) + length
             self._outbox.put([header + tag, *parts])
 
-    def receive(self, *kinds: Kind) -> Message:
+    def receive(self, *kinds: MessageKind) -> Received:
         """The next message, which must be of one of `kinds`.
 
         Raises:
@@ -178,9 +135,9 @@ class Link:
                 raise LinkError(f"message from {self.peer} belongs to another session or program; refused")
             if sequence != self._next_in:
                 raise LinkError(f"message {sequence} from {self.peer}, {self._next_in} expected: replayed or lost")
-            if number not in Kind._value2member_map_ or length > MAX_PAYLOAD:
+            if number not in MessageKind._value2member_map_ or length > MAX_PAYLOAD:
                 raise LinkError(f"message kind {number} of {length} bytes from {self.peer} is not declared; refused")
-            kind = Kind(number)
+            kind = MessageKind(number)
             tag, payload = self._read(_TAG_SIZE), self._read(length)
         finally:
             self.waited += time.perf_counter() - started
@@ -190,17 +147,17 @@ class Link:
             )
         self._next_in += 1
         self.received[kind] += len(header) + len(tag) + length
-        if kind is Kind.ABORT:
+        if kind is MessageKind.ABORT:
             raise PeerLost(f"{self.peer} stopped: {bytes(payload[:1000]).decode(errors='replace')}")
         if kinds and kind not in kinds:
             wanted = " or ".join(k.name for k in kinds)
             raise LinkError(f"{kind.name} from {self.peer} where {wanted} is due; refused")
-        return Message(kind, level, iteration, payload)
+        return Received(kind, level, iteration, payload)
 
     def abort(self, reason: str) -> None:
         """Tell the peer, in one line, why this party stops; never raises."""
         try:
-            self.send(Kind.ABORT, reason.encode()[:1000])
+            self.send(MessageKind.ABORT, reason.encode()[:1000])
         except LinkError:
             return
         self.close()
@@ -275,37 +232,3 @@ def link_pair(me: str, peer: str, timeout: float = 600.0) -> tuple[Link, Link]:
     a, b = socket.socketpair()
     session, key = secrets.token_bytes(16), secrets.token_bytes(16)
     return Link(a, session, key, me, peer, timeout), Link(b, session, key, peer, me, timeout)
-
-
-def pack(meta: dict[str, Any], arrays: Sequence[NDArray[Any]] = ()) -> list[Buffer]:
-    """JSON values and arrays as the buffers of one payload. No pickle: what arrives is data, never code."""
-    contiguous = [np.asarray(a, order="C") for a in arrays]
-    head = json.dumps({"meta": meta, "arrays": [[a.dtype.str, a.shape] for a in contiguous]}).encode()
-    return [struct.pack("<I", len(head)), head, *(a.data.cast("B") for a in contiguous if a.size)]
-
-
-def unpack(payload: Buffer) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """Inverse of `pack`. Raises LinkError where the bytes are not what `pack` writes."""
-    view = memoryview(payload)
-    try:
-        (size,) = struct.unpack_from("<I", view)
-        head = json.loads(bytes(view[4 : 4 + size]))
-        meta, offset, arrays = head["meta"], 4 + size, []
-        if not isinstance(meta, dict):
-            raise TypeError(f"values are a {type(meta).__name__}")
-        for name, shape in head["arrays"]:
-            # "<i8", "|u1", "<f4": numbers only; and sizes as Python integers, which do not wrap
-            if not (isinstance(name, str) and len(name) == 3 and name[1] in "iuf"):
-                raise ValueError(f"array of type {name!r}")
-            if not all(isinstance(n, int) and n >= 0 for n in shape):
-                raise ValueError(f"array of shape {shape!r}")
-            dtype, count = np.dtype(name), math.prod(shape)
-            if offset + count * dtype.itemsize > view.nbytes:
-                raise ValueError(f"array of shape {shape!r} is longer than the payload")
-            arrays.append(np.frombuffer(view, dtype, count, offset).reshape(shape))
-            offset += count * dtype.itemsize
-        if offset != view.nbytes:
-            raise ValueError(f"{view.nbytes - offset} bytes left over")
-        return meta, arrays
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
-        raise LinkError(f"malformed payload: {error}") from None

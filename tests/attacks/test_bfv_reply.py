@@ -22,7 +22,8 @@ from ppir_torch.joint.interface import OperandHeader, release_all
 from ppir_torch.protocols.lattice import bfv
 from ppir_torch.protocols.lattice.bfv import DEGREE, BfvFixedSide, BfvMovingSide
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
-from ppir_torch.wire.link import Kind, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import link_pair
 
 Floats = NDArray[np.float64]
 T = 1 << bfv.PLAIN_BITS
@@ -326,7 +327,7 @@ def test_what_is_sent_is_flooded_and_fresh(columns: int) -> None:
     for _ in range(32 // columns):
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(session.moving.multiply, rows)
-            request = session.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
+            request = session.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
             session.fixed.answer(request, release_all)
             result.result()
         c0, places, c1, _ = bfv._parse_reply(request.payload, session.header, session.layout.group)

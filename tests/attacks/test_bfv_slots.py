@@ -28,7 +28,8 @@ from ppir_torch.protocols.lattice.bfv_slots import DEGREE, NOISE, PRIMES, BfvFix
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues, plaintext_file, unpack_pairs
 from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
 from ppir_torch.protocols.lattice.slots import POINTS, T, slots_of
-from ppir_torch.wire.link import Kind, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import link_pair
 
 Words = NDArray[np.uint64]
 DATA = PRIMES[:3]
@@ -321,7 +322,7 @@ def test_what_is_sent_is_flooded_fresh_and_of_one_prime(running: Session) -> Non
     rows = torch.from_numpy(np.stack([row_at_random(seed) for seed in (11, 11, 12)]))
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(running.moving.project, rows)
-        request = running.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
+        request = running.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
         running.fixed.answer(request, release_all)
         assert result.result().tolist() == running.map.forms(rows, running.values[None]).tolist()
     size = bfv_slots._REPLY_BYTES

@@ -25,7 +25,8 @@ from ppir_torch.joint.interface import release_all
 from ppir_torch.protocols.lattice import ckks
 from ppir_torch.protocols.lattice.ckks import DEGREE, CkksFixedSide, CkksMovingSide
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
-from ppir_torch.wire.link import Kind, Message, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Received, link_pair
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -56,11 +57,11 @@ class Session:
         """As party_1 computes it; nothing is hidden yet."""
         return self.moving._products_with(rows, [0], range(self.layout.blocks))[0]
 
-    def multiply(self, rows: Integers) -> tuple[list[int], Message]:
+    def multiply(self, rows: Integers) -> tuple[list[int], Received]:
         """A product as it is run: (R, what party_1 sent)."""
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(self.moving.multiply, torch.from_numpy(rows))
-            request = self.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
+            request = self.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
             self.fixed.answer(request, release_all)
             return result.result().tolist(), request
 
@@ -237,7 +238,7 @@ def guesses_from_words(session: Session) -> int:
     return right
 
 
-def decrypted(session: Session, request: Message) -> list[int]:
+def decrypted(session: Session, request: Received) -> list[int]:
     """All that party_2 can read in a reply's words: message, noise and mask modulo q1 q2, centred."""
     c0, places, c1, _ = ckks._parse_reply(request.payload, session.header, session.layout.group)
     assert places.tolist() == [[0, k] for k in range(len(c0))]

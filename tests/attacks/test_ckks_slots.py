@@ -27,7 +27,8 @@ from ppir_torch.protocols.lattice.ckks_slots import DEGREE, LAST_SLOT, PHASE, PR
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack60
 from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
 from ppir_torch.protocols.lattice.slots import POINTS, T
-from ppir_torch.wire.link import Kind, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import link_pair
 
 Words = NDArray[np.uint64]
 Q = math.prod(PRIMES)
@@ -253,7 +254,7 @@ def test_equal_products_share_no_word_on_the_wire(running: Session) -> None:
     for _ in range(2):
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(running.moving.project, rows)
-            request = running.ends[1].receive(Kind.REPLY_CIPHERTEXTS)
+            request = running.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
             running.fixed.answer(request, release_all)
             assert result.result().tolist() == [total] * 3
         heard.append(unpack60(np.frombuffer(request.payload, np.uint8)).reshape(3, 2, -1, DEGREE))

@@ -20,7 +20,8 @@ from ppir_torch.arithmetic.csprng import KeyStream, new_key
 from ppir_torch.joint.interface import OperandHeader, release_all
 from ppir_torch.protocols import crypten_link
 from ppir_torch.protocols.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
-from ppir_torch.wire.link import Kind, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import link_pair
 
 crypten = crypten_link.crypten
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def our_products(rows: list[Tensor], y: Tensor, between: Callable[..., None] | N
         side = SpdzFixedSide(two_one, two_dealer)
         side.send_operand(header, y)
         for _ in rows:
-            side.answer(two_one.receive(Kind.PRODUCT), release_all)
+            side.answer(two_one.receive(MessageKind.PRODUCT), release_all)
             if between is not None:
                 between(side)
 

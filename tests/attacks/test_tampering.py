@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppir_torch.errors import LinkError, PeerLost
-from ppir_torch.wire.link import Kind, Link
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link
 
 HEADER = struct.Struct("<4s16sQhiHQ")
 FIELDS = ("magic", "session", "sequence", "level", "iteration", "kind", "length")
@@ -36,11 +37,11 @@ class NaiveLink:
         self._stream, self._session, self._in, self._out = stream, session, 0, 0
         stream.settimeout(timeout)
 
-    def send(self, kind: Kind, payload: bytes) -> None:
+    def send(self, kind: MessageKind, payload: bytes) -> None:
         self._stream.sendall(HEADER.pack(b"PPI1", self._session, self._out, 0, 0, kind, len(payload)) + payload)
         self._out += 1
 
-    def receive(self, kind: Kind) -> Any:
+    def receive(self, kind: MessageKind) -> Any:
         header = exactly(self._stream, HEADER.size)
         message = Caught(dict(zip(FIELDS, HEADER.unpack(header), strict=True)), b"", b"")
         expected = {"magic": b"PPI1", "session": self._session, "sequence": self._in, "kind": kind}
@@ -129,7 +130,7 @@ def accepted(middle: Middle, of: Middle | None = None, attack: Attack | None = N
     """party_1 sends three messages, we pass on what the attack makes of them: the payloads that party_2 takes."""
     source = middle if of is None else of
     for payload in PAYLOADS:
-        source.party_1.send(Kind.OPENING, payload)
+        source.party_1.send(MessageKind.OPENING, payload)
     messages = source.caught(len(PAYLOADS))
     middle.pass_on(b"".join(map(bytes, messages)) if attack is None else attack(messages))
     return taken(middle.party_2)
@@ -140,7 +141,7 @@ def taken(link: Link | NaiveLink) -> tuple[list[bytes], LinkError]:
     payloads: list[bytes] = []
     while True:
         try:
-            payloads.append(bytes(link.receive(Kind.OPENING).payload))
+            payloads.append(bytes(link.receive(MessageKind.OPENING).payload))
         except LinkError as error:
             return payloads, error
 
@@ -179,7 +180,11 @@ REFUSED: dict[str, tuple[Attack, int, str]] = {
     "no tag": (lambda m: joined(*(replace(message, tag=b"") for message in m)), 0, CHANGED),
     "payload into header": (lambda m: joined(m[0].with_header(length=39), m[1]), 0, CHANGED),
     "swallow the next": (lambda m: joined(m[0].with_header(length=60 + 40), m[1], m[2]), 0, CHANGED),
-    "another kind": (lambda m: joined(m[0].with_header(kind=int(Kind.ABORT)), m[1]), 0, f"ABORT (message 0) {CHANGED}"),
+    "another kind": (
+        lambda m: joined(m[0].with_header(kind=int(MessageKind.ABORT)), m[1]),
+        0,
+        f"ABORT (message 0) {CHANGED}",
+    ),
     "another level": (lambda m: joined(m[0].with_header(level=1), m[1]), 0, CHANGED),
     "another iteration": (lambda m: joined(m[0].with_header(iteration=7), m[1]), 0, CHANGED),
     "another session": (lambda m: joined(m[0].with_header(session=bytes(16)), m[1]), 0, "belongs to another session"),
@@ -232,7 +237,7 @@ def test_a_stream_cut_off_at_its_end_is_a_lost_peer(missing: int) -> None:
 
 def test_a_party_s_own_messages_sent_back_are_refused() -> None:
     with between(Link) as middle:
-        middle.party_2.send(Kind.OPENING, b"my own share")
+        middle.party_2.send(MessageKind.OPENING, b"my own share")
         middle.pass_on(joined(*middle.caught(1, "party_2")))
         payloads, error = taken(middle.party_2)
     assert payloads == []
@@ -251,7 +256,7 @@ def test_messages_of_another_link_of_the_session_are_refused() -> None:
 
 
 def test_an_abort_that_the_peer_never_sent_is_refused() -> None:
-    forged = HEADER.pack(b"PPI1", bytes(16), 0, -1, -1, Kind.ABORT, 4) + bytes(TAG_SIZE) + b"stop"
+    forged = HEADER.pack(b"PPI1", bytes(16), 0, -1, -1, MessageKind.ABORT, 4) + bytes(TAG_SIZE) + b"stop"
     with between(Link) as middle:
         middle.pass_on(forged.replace(bytes(16), middle.session, 1))
         payloads, error = taken(middle.party_2)
@@ -269,7 +274,7 @@ def test_what_is_passed_on_untouched_arrives(link: type[Link] | type[NaiveLink])
         payloads, error = accepted(middle)
         assert payloads == PAYLOADS
         assert type(error) is PeerLost
-        middle.party_2.send(Kind.OPENING, b"an answer")
+        middle.party_2.send(MessageKind.OPENING, b"an answer")
         middle.pass_on(joined(*middle.caught(1, "party_2")), "party_1")
         assert taken(middle.party_1)[0] == [b"an answer"]
 
@@ -297,7 +302,7 @@ def test_the_same_attack_succeeds_without_tags(name: str) -> None:
 
 def test_a_party_s_own_messages_are_taken_for_the_peer_s_without_tags() -> None:
     with between(NaiveLink) as middle:
-        middle.party_2.send(Kind.OPENING, b"my own share")
+        middle.party_2.send(MessageKind.OPENING, b"my own share")
         middle.pass_on(joined(*middle.caught(1, "party_2")))
         assert taken(middle.party_2)[0] == [b"my own share"]
 
@@ -310,7 +315,7 @@ def test_masked_words_can_be_moved_by_who_cannot_read_them(link: type[Link] | ty
     """
     result, mask = np.array([1000, -5, 70_000], np.int64), np.frombuffer(secrets.token_bytes(24), np.int64)
     with between(link) as middle:
-        middle.party_1.send(Kind.OPENING, (result ^ mask).tobytes())
+        middle.party_1.send(MessageKind.OPENING, (result ^ mask).tobytes())
         (message,) = middle.caught(1)
         middle.pass_on(joined(replace(message, payload=flipped(message.payload, 40))))
         payloads, error = taken(middle.party_2)

@@ -50,10 +50,12 @@ from ppir_torch.joint.interface import OperandHeader, Pairs
 from ppir_torch.protocols import beaver, load_protocol, spdz
 from ppir_torch.protocols.lattice import bfv, ckks
 from ppir_torch.protocols.lattice.seal_format import compose_residues, load_seal, pack60, plaintext_file, save_seal
-from ppir_torch.wire.link import Kind, Link, link_pair, pack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, link_pair
+from ppir_torch.wire.payload import pack
 
 Words = NDArray[np.int64]
-Messages = list[tuple[Kind, bytes]]
+Messages = list[tuple[MessageKind, bytes]]
 View = dict[str, Messages]  # what one party receives, by sender
 ONE, TWO, DEALER = "party_1", "party_2", "dealer"
 SIGMAS = 6.0
@@ -115,9 +117,9 @@ class Transcript:
 def record(link: Link, into: Messages) -> None:
     receive = link.receive
 
-    def recorded(*kinds: Kind) -> Any:
+    def recorded(*kinds: MessageKind) -> Any:
         message = receive(*kinds)
-        if message.kind not in (Kind.LEVEL, Kind.FINISH):  # the harness's own, without payload
+        if message.kind not in (MessageKind.LEVEL, MessageKind.FINISH):  # the harness's own, without payload
             into.append((message.kind, bytes(message.payload)))
         return message
 
@@ -151,7 +153,7 @@ def play(protocol: str, levels: Sequence[Level]) -> Transcript:
     trio.start(answer_all, trio.two_one, fixed, [(level.header, level.operand) for level in levels])
     moving = entry.moving_side(trio.one_two, trio.one_dealer, "cpu")
     for level in levels:
-        trio.one_two.send(Kind.LEVEL)
+        trio.one_two.send(MessageKind.LEVEL)
         moving.accept_operand(level.header)
         with recorded_masks(masks):
             products = [replace(p, result=moving.multiply(p.rows, p.pairs, None, p.into)) for p in level.products]
@@ -163,7 +165,7 @@ def play(protocol: str, levels: Sequence[Level]) -> Transcript:
     assert trio.errors == []
     for link in trio.links:
         # Nothing came past the recorder.
-        received = sum(n for kind, n in link.received.items() if kind not in (Kind.LEVEL, Kind.FINISH))
+        received = sum(n for kind, n in link.received.items() if kind not in (MessageKind.LEVEL, MessageKind.FINISH))
         assert received == sum(OVERHEAD + len(payload) for _, payload in out.views[link.me][link.peer])
         link.close()
     of_one = [replace(level, operand=None) for level in out.played]
@@ -179,11 +181,11 @@ def secret_polynomial(side: Any) -> Words | None:
     return side._secret if isinstance(side, ckks.CkksFixedSide) else None
 
 
-def sizes(messages: Messages) -> list[tuple[Kind, int]]:
+def sizes(messages: Messages) -> list[tuple[MessageKind, int]]:
     return [(kind, len(payload)) for kind, payload in messages]
 
 
-def payloads(messages: Messages, kind: Kind) -> list[memoryview]:
+def payloads(messages: Messages, kind: MessageKind) -> list[memoryview]:
     return [memoryview(bytearray(payload)) for k, payload in messages if k is kind]
 
 
@@ -269,7 +271,7 @@ def words_of(payload: memoryview) -> Words:
 
 
 def seeds_of(messages: Messages) -> list[bytes]:
-    return [payload for kind, payload in messages if kind in (Kind.SEED, Kind.ZERO_SEED)]
+    return [payload for kind, payload in messages if kind in (MessageKind.SEED, MessageKind.ZERO_SEED)]
 
 
 def requested(product: Product, /, **shape: int) -> bytes:
@@ -319,7 +321,7 @@ class BeaverOne(Simulator):
 
     def explain(self, view: View) -> Tape:
         parts = []
-        for level, payload in zip(self.own.levels, payloads(view[TWO], Kind.OPENED_OPERAND), strict=True):
+        for level, payload in zip(self.own.levels, payloads(view[TWO], MessageKind.OPENED_OPERAND), strict=True):
             shape, bits = (level.header.columns, level.header.points), beaver.width_of(level.header)
             d = in_ring(unpack_words(payload, math.prod(shape), bits).numpy().reshape(shape), bits)
             parts.append({"Y - b": Part(d, bits)})
@@ -331,20 +333,20 @@ class BeaverOne(Simulator):
         for prepared, header, product in beaver_products(self.own):
             if header is not last:
                 (d, bits), last = next(opening)["Y - b"], header
-                messages.append((Kind.OPENED_OPERAND, packed(d, bits)))
+                messages.append((MessageKind.OPENED_OPERAND, packed(d, bits)))
             number = prepared[-1][0]
             a = ring_words(stream, "A", number, (product.count, header.points), bits)
             known = a @ d.T + ring_words(stream, "c", number, (product.count, header.columns), bits)
-            messages.append((Kind.RESULT_SHARE, packed(product.result.numpy() - opened(known, product), bits)))
-        return {TWO: messages, DEALER: [(Kind.SEED, tape.seeds[0])]}
+            messages.append((MessageKind.RESULT_SHARE, packed(product.result.numpy() - opened(known, product), bits)))
+        return {TWO: messages, DEALER: [(MessageKind.SEED, tape.seeds[0])]}
 
 
 class BeaverTwo(Simulator):
     """party_2 sees its key, E = X - A and c2 = A b^T - c1. The tape is E and c2: all of it."""
 
     def explain(self, view: View) -> Tape:
-        corrections = iter(payloads(view[DEALER], Kind.TRIPLE_CORRECTION))
-        requests, parts = iter(payloads(view[ONE], Kind.MASKED_ROWS)), []
+        corrections = iter(payloads(view[DEALER], MessageKind.TRIPLE_CORRECTION))
+        requests, parts = iter(payloads(view[ONE], MessageKind.MASKED_ROWS)), []
         for prepared, header, product in beaver_products(self.own):
             shape, bits = (product.count, header.points), beaver.width_of(header)
             words = next(requests)[-math.prod(shape) * bits // 8 :]
@@ -355,13 +357,13 @@ class BeaverTwo(Simulator):
         return Tape(seeds_of(view[DEALER]), parts)
 
     def rebuild(self, tape: Tape) -> View:
-        from_one, from_dealer = Messages(), [(Kind.SEED, tape.seeds[0])]
+        from_one, from_dealer = Messages(), [(MessageKind.SEED, tape.seeds[0])]
         for parts, (prepared, _, product) in zip(tape.parts, beaver_products(self.own), strict=True):
             head = requested(product, product=prepared[-1][0], rows=product.count)
-            from_one.append((Kind.MASKED_ROWS, len(head).to_bytes(4, "little") + head + packed(*parts["X - A"])))
+            from_one.append((MessageKind.MASKED_ROWS, len(head).to_bytes(4, "little") + head + packed(*parts["X - A"])))
             ends = np.cumsum([words for _, words in prepared])[:-1]
             for c2 in np.split(parts["c2"].words, ends):
-                from_dealer.append((Kind.TRIPLE_CORRECTION, packed(c2, parts["c2"].bits)))
+                from_dealer.append((MessageKind.TRIPLE_CORRECTION, packed(c2, parts["c2"].bits)))
         return {ONE: from_one, DEALER: from_dealer}
 
     def clues(self, tape: Tape) -> list[Parts]:
@@ -412,8 +414,8 @@ def spdz_products(own: Own, zero_keys: list[bytes]) -> Iterator[tuple[OperandHea
             yield header, product, chunks
 
 
-def opening(e: Words, d: Words) -> tuple[Kind, bytes]:
-    return Kind.OPENING, e.tobytes() + np.ascontiguousarray(d.T).tobytes()
+def opening(e: Words, d: Words) -> tuple[MessageKind, bytes]:
+    return MessageKind.OPENING, e.tobytes() + np.ascontiguousarray(d.T).tobytes()
 
 
 def read_opening(payload: memoryview, chunk: SpdzChunk) -> tuple[Words, Words]:
@@ -431,7 +433,7 @@ class SpdzOne(Simulator):
 
     def explain(self, view: View) -> Tape:
         zero_keys = seeds_of(view[TWO])
-        openings, parts = iter(payloads(view[TWO], Kind.OPENING)), []
+        openings, parts = iter(payloads(view[TWO], MessageKind.OPENING)), []
         for _, _, chunks in spdz_products(self.own, zero_keys):
             shares = [(chunk, *read_opening(next(openings), chunk)) for chunk in chunks]
             a2 = np.concatenate([chunk.x - e for chunk, e, _ in shares], axis=1)
@@ -444,7 +446,7 @@ class SpdzOne(Simulator):
         stream, keys = KeyStream(seed), iter(zero_keys)
         for parts, (header, product, chunks) in zip(tape.parts, spdz_products(self.own, zero_keys), strict=True):
             if header is not last:
-                messages.append((Kind.ZERO_SEED, next(keys)))
+                messages.append((MessageKind.ZERO_SEED, next(keys)))
                 last = header
             share = np.zeros((product.count, header.columns), np.int64)
             for chunk in chunks:
@@ -456,8 +458,8 @@ class SpdzOne(Simulator):
                 d = chunk.y - b + d2
                 share += chunk.words(stream, "c") + e @ b.T + a @ d.T + e @ d.T
             result = product.result.numpy() - opened(share, product)
-            messages.append((Kind.RESULT_SHARE, result.tobytes()))
-        return {TWO: messages, DEALER: [(Kind.SEED, seed)]}
+            messages.append((MessageKind.RESULT_SHARE, result.tobytes()))
+        return {TWO: messages, DEALER: [(MessageKind.SEED, seed)]}
 
 
 class SpdzTwo(Simulator):
@@ -470,8 +472,8 @@ class SpdzTwo(Simulator):
         return spdz_products(self.own, seeds_of(self.own.sent))
 
     def explain(self, view: View) -> Tape:
-        openings = iter(payloads(view[ONE], Kind.OPENING))
-        corrections, parts = iter(payloads(view[DEALER], Kind.TRIPLE_CORRECTION)), []
+        openings = iter(payloads(view[ONE], MessageKind.OPENING))
+        corrections, parts = iter(payloads(view[DEALER], MessageKind.TRIPLE_CORRECTION)), []
         for _, _, chunks in self._products():
             shares = [(chunk, *read_opening(next(openings), chunk)) for chunk in chunks]
             x = np.concatenate([e + chunk.x for chunk, e, _ in shares], axis=1)
@@ -481,13 +483,13 @@ class SpdzTwo(Simulator):
         return Tape(seeds_of(view[DEALER]), parts)
 
     def rebuild(self, tape: Tape) -> View:
-        from_one, from_dealer = Messages(), [(Kind.SEED, tape.seeds[0])]
+        from_one, from_dealer = Messages(), [(MessageKind.SEED, tape.seeds[0])]
         for parts, (header, product, chunks) in zip(tape.parts, self._products(), strict=True):
-            from_one.append((Kind.PRODUCT, requested(product, rows=product.count, points=header.points)))
+            from_one.append((MessageKind.PRODUCT, requested(product, rows=product.count, points=header.points)))
             for chunk, c2 in zip(chunks, np.split(parts["c2"].words, len(chunks)), strict=True):
                 e1 = parts["X - a1"].words[:, chunk.part] - chunk.x
                 from_one.append(opening(e1, chunk.y - parts["b1"].words[:, chunk.part]))
-                from_dealer.append((Kind.TRIPLE_CORRECTION, c2.tobytes()))
+                from_dealer.append((MessageKind.TRIPLE_CORRECTION, c2.tobytes()))
         return {ONE: from_one, DEALER: from_dealer}
 
     def clues(self, tape: Tape) -> list[Parts]:
@@ -523,21 +525,21 @@ class EncryptedOne(Simulator):
         return product.sums(masks)
 
     def explain(self, view: View) -> Tape:
-        uploads = [p for kind, p in view[TWO] if kind is not Kind.MASKED_RESULT]
-        answers = zip(payloads(view[TWO], Kind.MASKED_RESULT), self.own.products(), self.own.masks, strict=True)
+        uploads = [p for kind, p in view[TWO] if kind is not MessageKind.MASKED_RESULT]
+        answers = zip(payloads(view[TWO], MessageKind.MASKED_RESULT), self.own.products(), self.own.masks, strict=True)
         parts = [self.part(answer, p.result.tolist(), self.mask_sums(p, masks)) for answer, (_, p), masks in answers]
         return Tape(uploads, parts)
 
     def rebuild(self, tape: Tape) -> View:
         uploads, answers = iter(tape.seeds), zip(tape.parts, self.own.products(), self.own.masks, strict=True)
-        messages = [(Kind.PUBLIC_KEY, next(uploads))]
+        messages = [(MessageKind.PUBLIC_KEY, next(uploads))]
         for level in self.own.levels:
             ciphertexts = self.module._layout(level.header).ciphertexts
-            messages += [(Kind.OPERAND_CIPHERTEXTS, next(uploads)) for _ in range(-(-ciphertexts // 16))]
+            messages += [(MessageKind.OPERAND_CIPHERTEXTS, next(uploads)) for _ in range(-(-ciphertexts // 16))]
             for _ in level.products:
                 parts, (_, product), masks = next(answers)
                 added = self.mask_sums(product, masks)
-                messages.append((Kind.MASKED_RESULT, self.answer(parts, product.result.tolist(), added)))
+                messages.append((MessageKind.MASKED_RESULT, self.answer(parts, product.result.tolist(), added)))
         return {TWO: messages}
 
     def draw(self, like: Tape) -> Tape:
@@ -571,7 +573,10 @@ class CkksOne(EncryptedOne):
         return product.sums(np.array([ckks._mask(mask) for mask in masks], object))
 
     def part(self, answer: memoryview, results: list[int], masks: Any) -> Parts:
-        scheme, steps = ckks._scheme(), zip(ckks._unpack_words(answer, Kind.MASKED_RESULT), results, masks, strict=True)
+        scheme, steps = (
+            ckks._scheme(),
+            zip(ckks._unpack_words(answer, MessageKind.MASKED_RESULT), results, masks, strict=True),
+        )
         floods = [
             compose_residues(word.tolist(), scheme.kept) - scheme.scale * r - mask + self.half
             for word, r, mask in steps
@@ -616,7 +621,7 @@ class EncryptedTwo(Simulator):
 
     def explain(self, view: View) -> Tape:
         parts = []
-        replies = zip(payloads(view[ONE], Kind.REPLY_CIPHERTEXTS), self.own.products(), strict=True)
+        replies = zip(payloads(view[ONE], MessageKind.REPLY_CIPHERTEXTS), self.own.products(), strict=True)
         for payload, (header, product) in replies:
             c0, _, c1, _ = self.module._parse_reply(payload, header, self.module._layout(header).group)
             c1 = c1.view(np.int64).reshape(len(c1), -1, bfv.DEGREE)
@@ -633,13 +638,13 @@ class EncryptedTwo(Simulator):
         for parts, (header, product) in zip(tape.parts, self.own.products(), strict=True):
             c1 = parts["c1"].words
             c0 = self.written(parts) - self.phases(header, product, c1)
-            messages.append((Kind.REPLY_CIPHERTEXTS, self.reply(header, product, c0, c1)))
+            messages.append((MessageKind.REPLY_CIPHERTEXTS, self.reply(header, product, c0, c1)))
         return {ONE: messages}
 
     def draw(self, _like: Tape) -> Tape:
         scheme, messages = self.module._scheme(), Messages()
         key = scheme.seal.PublicKey()
-        load_seal(key, scheme.context, payloads(self.own.sent, Kind.PUBLIC_KEY)[0], "PUBLIC_KEY")
+        load_seal(key, scheme.context, payloads(self.own.sent, MessageKind.PUBLIC_KEY)[0], "PUBLIC_KEY")
         encryptor = SealEncryptor(scheme.context, key)
         for header, product in self.own.products():
             c0, c1 = np.zeros((len(product.pairs), len(self.primes)), object), []
@@ -649,7 +654,7 @@ class EncryptedTwo(Simulator):
                 words, polynomial = self.cover(zero, [position for _, _, position in places])
                 c0[[number for number, _, _ in places]] = words
                 c1.append(polynomial)
-            messages.append((Kind.REPLY_CIPHERTEXTS, self.reply(header, product, c0, np.stack(c1))))
+            messages.append((MessageKind.REPLY_CIPHERTEXTS, self.reply(header, product, c0, np.stack(c1))))
         return self.explain({ONE: messages})
 
     def polynomials(self, header: OperandHeader, product: Product) -> list[list[tuple[int, int, int]]]:
@@ -1137,10 +1142,10 @@ def test_view_of_a_sum_is_made_of_the_sum_alone(protocol: str) -> None:
 
 # SEAL compresses these, so that their sizes vary by some bytes from one to the next. Ciphertexts of primes of 60 bits
 # alone it leaves as they are.
-COMPRESSED = {"bfv": (Kind.PUBLIC_KEY,), "ckks": (Kind.PUBLIC_KEY, Kind.OPERAND_CIPHERTEXTS)}
+COMPRESSED = {"bfv": (MessageKind.PUBLIC_KEY,), "ckks": (MessageKind.PUBLIC_KEY, MessageKind.OPERAND_CIPHERTEXTS)}
 
 
-def without_compressed(protocol: str, messages: list[tuple[Kind, int]]) -> list[tuple[Kind, int]]:
+def without_compressed(protocol: str, messages: list[tuple[MessageKind, int]]) -> list[tuple[MessageKind, int]]:
     return [(kind, 0 if kind in COMPRESSED.get(protocol, ()) else size) for kind, size in messages]
 
 
@@ -1161,7 +1166,7 @@ def test_kinds_order_and_sizes_of_messages_depend_on_public_values_only(protocol
 def test_every_byte_that_the_dealer_sees_is_the_same_for_every_secret(protocol: str) -> None:
     one, other = (mixed(protocol, *images).views[DEALER] for images in (("noise", "blob"), ("blob", "noise")))
     assert one == other
-    assert [kind for kind, _ in one[ONE]] == [Kind.TRIPLE] * len(one[ONE])
+    assert [kind for kind, _ in one[ONE]] == [MessageKind.TRIPLE] * len(one[ONE])
     assert one[TWO] == []
 
 
@@ -1169,10 +1174,10 @@ def test_every_byte_that_the_dealer_sees_is_the_same_for_every_secret(protocol: 
 def test_sizes_of_ciphertexts_do_not_vary_with_the_image_compressed_or_not(module: Any) -> None:
     operands = list(two_images(1, bfv.DEGREE, 6)) * 20
     headers = [header_of(operand, rows=1, number=i) for i, operand in enumerate(operands)]
-    found = [len(p) for p in payloads(upload(module, headers, operands), Kind.OPERAND_CIPHERTEXTS)]
+    found = [len(p) for p in payloads(upload(module, headers, operands), MessageKind.OPERAND_CIPHERTEXTS)]
     blobs, noises = ([{"size": np.array([size])} for size in found[k::2]] for k in (0, 1))
     # One image, many sizes; without compression one size for every image.
-    assert (len(set(found)) > 1) == (Kind.OPERAND_CIPHERTEXTS in COMPRESSED[module.ENTRY.name])
+    assert (len(set(found)) > 1) == (MessageKind.OPERAND_CIPHERTEXTS in COMPRESSED[module.ENTRY.name])
     assert by_values(blobs, noises) < SIGMAS
     # what a compressed image would say: its plaintext
     file, plain, packed_sizes = plaintext_file(bfv.DEGREE), seal.Plaintext(), []

@@ -16,7 +16,8 @@ from ppir_torch.joint.interface import FixedSide, MovingSide, OperandHeader, Rel
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.protocols import load_protocol
-from ppir_torch.wire.link import Kind, Link, link_pair
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, link_pair
 
 OVERHEAD = 44 + 16  # bytes of every message beside its payload: header and tag
 
@@ -61,7 +62,7 @@ class Trio:
     def stop(self) -> None:
         for link in (self.one_two, self.one_dealer):
             with contextlib.suppress(PeerLost):
-                link.send(Kind.FINISH)
+                link.send(MessageKind.FINISH)
         for thread in self.threads:
             thread.join(60)
             assert not thread.is_alive()
@@ -73,8 +74,8 @@ def answer_all(
     """party_2's loop: LEVEL asks for the next operand; when it fails, party_1 hears that it is gone."""
     left = iter(operands)
     try:
-        while (request := link.receive()).kind is not Kind.FINISH:
-            if request.kind is Kind.LEVEL:
+        while (request := link.receive()).kind is not MessageKind.FINISH:
+            if request.kind is MessageKind.LEVEL:
                 fixed.send_operand(*next(left))
             else:
                 fixed.answer(request, release)
@@ -94,7 +95,7 @@ class Session:
 
     def next_operand(self) -> OperandHeader:
         self.operand += 1
-        self.trio.one_two.send(Kind.LEVEL)
+        self.trio.one_two.send(MessageKind.LEVEL)
         self.moving.accept_operand(self.headers[self.operand])
         return self.headers[self.operand]
 

@@ -22,7 +22,7 @@ from ppir_torch.protocols.lattice.slots import MAX_RESULT, MAX_ROW
 from ppir_torch.registration.loop import ClearFixed, map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import ControlLattice
-from ppir_torch.wire.link import Kind
+from ppir_torch.wire.kinds import MessageKind
 
 LEVEL = Level(1, 0.0)
 MAPPED = ("beaver", "spdz", "bfv", "ckks")
@@ -158,7 +158,7 @@ def test_the_ledger_takes_a_parts_equations_where_its_points_are() -> None:
 
 @pytest.mark.parametrize("protocol", MAPPED)
 def test_party_2_sees_the_same_traffic_for_any_part(protocol: str) -> None:
-    """Kind by kind and message by message: nothing says how many points count, or which."""
+    """MessageKind by kind and message by message: nothing says how many points count, or which."""
     image = image_of(2)
     seen = []
     for part_of in (None, 0.01, 0.5):
@@ -172,10 +172,10 @@ def test_party_2_sees_the_same_traffic_for_any_part(protocol: str) -> None:
             for _ in range(2):
                 operand.project(torch.randn(3, n))
             # SEAL's compressed public key has a size of its own in each session.
-            received = {kind: size for kind, size in source.link.received.items() if kind is not Kind.PUBLIC_KEY}
+            received = {kind: size for kind, size in source.link.received.items() if kind is not MessageKind.PUBLIC_KEY}
             seen.append((source.link.bytes_sent, dict(source.link.sent), received))
     assert seen[0] == seen[1] == seen[2]
-    assert Kind.SAMPLE not in seen[0][1]
+    assert MessageKind.SAMPLE not in seen[0][1]
     assert len(seen[0][1]) >= 3
 
 

@@ -29,7 +29,7 @@ from ppir_torch.joint.public_map import (
 from ppir_torch.registration.loop import map_of
 from ppir_torch.sampling import Sample, Uniform
 from ppir_torch.transforms import ControlLattice, expand
-from ppir_torch.wire.link import pack, unpack
+from ppir_torch.wire.payload import pack, unpack
 
 SHAPES = {2: (6, 7), 3: (4, 5, 3)}
 every_dimension = pytest.mark.parametrize("shape", SHAPES.values(), ids=["2-D", "3-D"])

@@ -26,7 +26,8 @@ from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import parameters_of, warp
-from ppir_torch.wire.link import link_pair, pack, unpack
+from ppir_torch.wire.link import link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)

@@ -27,7 +27,7 @@ from ppir_torch.images import save_image
 from ppir_torch.protocols import load_protocol
 from ppir_torch.runs import open_private as launch
 from ppir_torch.transforms import save_transform
-from ppir_torch.wire.link import Kind
+from ppir_torch.wire.kinds import MessageKind
 
 # As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length; then the
 # tag; then the payload.
@@ -171,7 +171,7 @@ def parse(stream: bytes) -> list[Tapped]:
     return messages
 
 
-Watch = Callable[[str, str, Kind, int], None]
+Watch = Callable[[str, str, MessageKind, int], None]
 
 
 class Taps:
@@ -183,7 +183,9 @@ class Taps:
 
     def __init__(self, watch: Watch | None = None) -> None:
         self.streams: dict[tuple[str, str], bytes] = {}
-        self.kinds: dict[tuple[str, str], set[Kind]] = {}  # of what was begun: a stopped party's last may be cut short
+        self.kinds: dict[
+            tuple[str, str], set[MessageKind]
+        ] = {}  # of what was begun: a stopped party's last may be cut short
         self._watch = watch
         self._threads: list[threading.Thread] = []
 
@@ -213,15 +215,15 @@ class Taps:
         return parse(self.streams[source, target])
 
     def _relay(self, source: socket.socket, target: socket.socket, way: tuple[str, str]) -> None:
-        passed, seen = bytearray(), Counter[Kind]()
+        passed, seen = bytearray(), Counter[MessageKind]()
         try:
             while data := _exactly(source, HEADER.size + TAG_SIZE):
                 if len(data) == HEADER.size + TAG_SIZE:
                     *_, number, length = HEADER.unpack_from(data)
-                    seen[Kind(number)] += 1
+                    seen[MessageKind(number)] += 1
                     data += _exactly(source, length)
                     if self._watch is not None:
-                        self._watch(*way, Kind(number), seen[Kind(number)])
+                        self._watch(*way, MessageKind(number), seen[MessageKind(number)])
                 passed += data
                 target.sendall(data)
         except OSError:

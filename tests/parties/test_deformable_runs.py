@@ -28,7 +28,8 @@ from ppir_torch.runs.images import run
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, load_any_transform, load_displacement
 from ppir_torch.warping import warp
-from ppir_torch.wire.link import Kind, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.payload import pack, unpack
 
 CLOSE_MM = 0.05  # of the clear run, in the foreground
 URS = {"kind": "urs", "fraction": 0.4, "seed": 5}
@@ -336,7 +337,7 @@ def ask(source: PrivateFixed, public_map: Any, **changes: Any) -> None:
         "map": about,
     }
     source.link.at(0, -1)
-    source.link.send(Kind.LEVEL, pack(request | changes, weights))
+    source.link.send(MessageKind.LEVEL, pack(request | changes, weights))
 
 
 def good_map(image: Image) -> PublicMap:
@@ -374,7 +375,7 @@ def test_party_1_cannot_smuggle_another_map(name: str, image: Image) -> None:
         with private_fixed("beaver", party) as source:
             ask(source, public_map, **changes)
             with pytest.raises(PeerLost, match="party_2 cannot go on"):
-                source.link.receive(Kind.OPERAND)
+                source.link.receive(MessageKind.OPERAND)
 
     with pytest.raises(LinkError, match="refused"):
         smuggle()
@@ -386,9 +387,9 @@ def test_the_points_of_a_map_are_those_that_party_2_draws(image: Image) -> None:
     party = FixedParty(image)
     with private_fixed("beaver", party) as source:
         ask(source, replace(good_map(image), index=torch.tensor([777])))
-        meta, _ = unpack(source.link.receive(Kind.OPERAND).payload)
+        meta, _ = unpack(source.link.receive(MessageKind.OPERAND).payload)
         assert meta["points"] == image.grid.count
-        source.link.receive(Kind.OPENED_OPERAND)
+        source.link.receive(MessageKind.OPENED_OPERAND)
     assert party._map is not None
     assert party._map.index is None
 
@@ -412,10 +413,10 @@ def test_a_map_as_fine_as_the_voxels_is_charged_for_every_sum(choice: Full | Uni
             rows = torch.ones(3, operand.header.points)
             operand.project(rows)
             assert charged == [(4, "operand"), (count, "products")]
-            answered = source.link.received[Kind.RESULT_SHARE]
+            answered = source.link.received[MessageKind.RESULT_SHARE]
             with pytest.raises(PeerLost):
                 operand.project(rows)
-            assert source.link.received[Kind.RESULT_SHARE] == answered
+            assert source.link.received[MessageKind.RESULT_SHARE] == answered
 
     with pytest.raises(BudgetExceeded, match="not more"):
         two_products()

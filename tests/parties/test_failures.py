@@ -20,20 +20,20 @@ from ppir_torch.errors import PeerLost, PpirError
 from ppir_torch.images import Image, load_image, save_image
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import load_transform
-from ppir_torch.wire.link import Kind
+from ppir_torch.wire.kinds import MessageKind
 
 PRODUCTS = 4  # at the first level, before the loss
 LAST_WORDS = {  # of each party in each product
-    ("bfv", "party_2"): ("party_2", "party_1", Kind.MASKED_RESULT),
-    ("ckks", "party_2"): ("party_2", "party_1", Kind.MASKED_RESULT),
-    ("spdz", "party_2"): ("party_2", "party_1", Kind.RESULT_SHARE),
-    ("beaver", "party_2"): ("party_2", "party_1", Kind.RESULT_SHARE),
-    ("bfv", "party_1"): ("party_1", "party_2", Kind.REPLY_CIPHERTEXTS),
-    ("ckks", "party_1"): ("party_1", "party_2", Kind.REPLY_CIPHERTEXTS),
-    ("spdz", "party_1"): ("party_1", "party_2", Kind.PRODUCT),
-    ("beaver", "party_1"): ("party_1", "party_2", Kind.MASKED_ROWS),
-    ("spdz", "dealer"): ("dealer", "party_2", Kind.TRIPLE_CORRECTION),
-    ("beaver", "dealer"): ("dealer", "party_2", Kind.TRIPLE_CORRECTION),
+    ("bfv", "party_2"): ("party_2", "party_1", MessageKind.MASKED_RESULT),
+    ("ckks", "party_2"): ("party_2", "party_1", MessageKind.MASKED_RESULT),
+    ("spdz", "party_2"): ("party_2", "party_1", MessageKind.RESULT_SHARE),
+    ("beaver", "party_2"): ("party_2", "party_1", MessageKind.RESULT_SHARE),
+    ("bfv", "party_1"): ("party_1", "party_2", MessageKind.REPLY_CIPHERTEXTS),
+    ("ckks", "party_1"): ("party_1", "party_2", MessageKind.REPLY_CIPHERTEXTS),
+    ("spdz", "party_1"): ("party_1", "party_2", MessageKind.PRODUCT),
+    ("beaver", "party_1"): ("party_1", "party_2", MessageKind.MASKED_ROWS),
+    ("spdz", "dealer"): ("dealer", "party_2", MessageKind.TRIPLE_CORRECTION),
+    ("beaver", "dealer"): ("dealer", "party_2", MessageKind.TRIPLE_CORRECTION),
 }
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
 WITH_DEALER = ("spdz", "beaver")
@@ -136,8 +136,8 @@ def test_the_dealer_is_killed(backend: str, site_files: Callable[..., Files], tm
 def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Files], tmp_path: Path) -> None:
     """It is stopped, not killed: no connection breaks. A slow machine must not be silent for as long before that."""
 
-    def watch(source: str, _target: str, kind: Kind, count: int) -> None:
-        if source == "party_2" and kind is Kind.MASKED_RESULT and count == PRODUCTS:
+    def watch(source: str, _target: str, kind: MessageKind, count: int) -> None:
+        if source == "party_2" and kind is MessageKind.MASKED_RESULT and count == PRODUCTS:
             os.kill(started["party_2"].process.pid, signal.SIGSTOP)
 
     config = site_files("affine", 2).configuration("bfv", transport={"kind": "local", "timeout_s": 10.0})
@@ -152,8 +152,8 @@ def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Fi
 def test_lost_before_the_first_product(site_files: Callable[..., Files], tmp_path: Path) -> None:
     """party_2 is killed when it has sent the geometry: there is no loss value yet, and result.json stays valid JSON."""
 
-    def watch(_source: str, _target: str, kind: Kind, _count: int) -> None:
-        if kind is Kind.OPERAND:
+    def watch(_source: str, _target: str, kind: MessageKind, _count: int) -> None:
+        if kind is MessageKind.OPERAND:
             os.kill(started["party_2"].process.pid, signal.SIGKILL)
 
     with started_parties() as started, tapped_wires(watch), pytest.raises(PeerLost) as caught:

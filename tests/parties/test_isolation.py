@@ -35,40 +35,54 @@ from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.runs import open_private as launch
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import Affine, load_transform
-from ppir_torch.wire.link import Kind, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 LEVELS = (Level(2, 0.0), Level(1, 0.0))
 
 # Every kind that may cross, by protocol and direction. A new kind needs a place here.
-SESSION_1, SESSION_2 = {Kind.HELLO, Kind.LEVEL, Kind.FINISH}, {Kind.HELLO, Kind.GEOMETRY, Kind.OPERAND}
-ALLOWED: dict[str, dict[tuple[str, str], set[Kind]]] = {
+SESSION_1, SESSION_2 = (
+    {MessageKind.HELLO, MessageKind.LEVEL, MessageKind.FINISH},
+    {MessageKind.HELLO, MessageKind.GEOMETRY, MessageKind.OPERAND},
+)
+ALLOWED: dict[str, dict[tuple[str, str], set[MessageKind]]] = {
     "bfv": {
-        ("party_1", "party_2"): SESSION_1 | {Kind.REPLY_CIPHERTEXTS},
-        ("party_2", "party_1"): SESSION_2 | {Kind.PUBLIC_KEY, Kind.OPERAND_CIPHERTEXTS, Kind.MASKED_RESULT},
+        ("party_1", "party_2"): SESSION_1 | {MessageKind.REPLY_CIPHERTEXTS},
+        ("party_2", "party_1"): SESSION_2
+        | {MessageKind.PUBLIC_KEY, MessageKind.OPERAND_CIPHERTEXTS, MessageKind.MASKED_RESULT},
     },
     "ckks": {
-        ("party_1", "party_2"): SESSION_1 | {Kind.REPLY_CIPHERTEXTS},
-        ("party_2", "party_1"): SESSION_2 | {Kind.PUBLIC_KEY, Kind.OPERAND_CIPHERTEXTS, Kind.MASKED_RESULT},
+        ("party_1", "party_2"): SESSION_1 | {MessageKind.REPLY_CIPHERTEXTS},
+        ("party_2", "party_1"): SESSION_2
+        | {MessageKind.PUBLIC_KEY, MessageKind.OPERAND_CIPHERTEXTS, MessageKind.MASKED_RESULT},
     },
     "spdz": {
-        ("party_1", "party_2"): SESSION_1 | {Kind.PRODUCT, Kind.OPENING},
-        ("party_2", "party_1"): SESSION_2 | {Kind.ZERO_SEED, Kind.OPENING, Kind.RESULT_SHARE},
-        ("party_1", "dealer"): {Kind.TRIPLE, Kind.FINISH},
-        ("dealer", "party_1"): {Kind.SEED},
+        ("party_1", "party_2"): SESSION_1 | {MessageKind.PRODUCT, MessageKind.OPENING},
+        ("party_2", "party_1"): SESSION_2 | {MessageKind.ZERO_SEED, MessageKind.OPENING, MessageKind.RESULT_SHARE},
+        ("party_1", "dealer"): {MessageKind.TRIPLE, MessageKind.FINISH},
+        ("dealer", "party_1"): {MessageKind.SEED},
         ("party_2", "dealer"): set(),
-        ("dealer", "party_2"): {Kind.SEED, Kind.TRIPLE_CORRECTION},
+        ("dealer", "party_2"): {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION},
     },
     "beaver": {
-        ("party_1", "party_2"): SESSION_1 | {Kind.MASKED_ROWS},
-        ("party_2", "party_1"): SESSION_2 | {Kind.OPENED_OPERAND, Kind.RESULT_SHARE},
-        ("party_1", "dealer"): {Kind.TRIPLE, Kind.FINISH},
-        ("dealer", "party_1"): {Kind.SEED},
+        ("party_1", "party_2"): SESSION_1 | {MessageKind.MASKED_ROWS},
+        ("party_2", "party_1"): SESSION_2 | {MessageKind.OPENED_OPERAND, MessageKind.RESULT_SHARE},
+        ("party_1", "dealer"): {MessageKind.TRIPLE, MessageKind.FINISH},
+        ("dealer", "party_1"): {MessageKind.SEED},
         ("party_2", "dealer"): set(),
-        ("dealer", "party_2"): {Kind.SEED, Kind.TRIPLE_CORRECTION},
+        ("dealer", "party_2"): {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION},
     },
 }
 # Disclosed gradient-magnitude samples; failures; the insecure baseline, which these tests would not let through.
-NOT_IN_THESE_RUNS = {Kind.SAMPLE, Kind.ABORT, Kind.PUBLIC_MAP, Kind.GALOIS_KEYS, Kind.NAIVE_REPLY, Kind.NAIVE_RESULT}
+NOT_IN_THESE_RUNS = {
+    MessageKind.SAMPLE,
+    MessageKind.ABORT,
+    MessageKind.PUBLIC_MAP,
+    MessageKind.GALOIS_KEYS,
+    MessageKind.NAIVE_REPLY,
+    MessageKind.NAIVE_RESULT,
+}
 
 
 # --- a party that cannot open the other site's folder -----------------------------------------------------------------
@@ -195,7 +209,7 @@ def test_every_byte_belongs_to_a_declared_message(observed: Observed) -> None:
     for way, stream in observed.taps.streams.items():
         messages = parse(stream)
         assert [m.sequence for m in messages] == list(range(len(messages))), way
-        assert {Kind(m.kind) for m in messages} == allowed[way], way
+        assert {MessageKind(m.kind) for m in messages} == allowed[way], way
         sessions |= {m.session for m in messages}
         assert sum(m.size for m in messages) == len(stream)
     assert len(sessions) == 1
@@ -217,78 +231,96 @@ def test_bytes_on_the_wires_are_the_bytes_accounted_for(observed: Observed) -> N
         for source, target in observed.taps.streams:
             if source == role:
                 for message in observed.taps.messages(source, target):
-                    name = Kind(message.kind).name
+                    name = MessageKind(message.kind).name
                     by_kind[name] = by_kind.get(name, 0) + message.size
         assert account["messages"] == by_kind
 
 
 def test_every_declared_kind_has_a_place() -> None:
     used = {kind for ways in ALLOWED.values() for kinds in ways.values() for kind in kinds}
-    assert used | NOT_IN_THESE_RUNS == set(Kind)
+    assert used | NOT_IN_THESE_RUNS == set(MessageKind)
 
 
 def test_set_up_is_once_and_products_are_once_an_iteration(observed: Observed) -> None:
-    def count(source: str, target: str, *kinds: Kind) -> list[int]:
+    def count(source: str, target: str, *kinds: MessageKind) -> list[int]:
         messages = observed.taps.messages(source, target)
         return [sum(m.kind == kind for m in messages) for kind in kinds]
 
     n, levels = observed.result["iterations"], len(LEVELS)
     one, two = ("party_1", "party_2"), ("party_2", "party_1")
-    assert count(*one, Kind.HELLO, Kind.LEVEL, Kind.FINISH) == [1, levels, 1]
-    assert count(*two, Kind.HELLO, Kind.GEOMETRY, Kind.OPERAND) == [1, 1, levels]
+    assert count(*one, MessageKind.HELLO, MessageKind.LEVEL, MessageKind.FINISH) == [1, levels, 1]
+    assert count(*two, MessageKind.HELLO, MessageKind.GEOMETRY, MessageKind.OPERAND) == [1, 1, levels]
     if observed.backend in ("bfv", "ckks"):
-        assert count(*one, Kind.REPLY_CIPHERTEXTS) == count(*two, Kind.MASKED_RESULT) == [n]
-        assert count(*two, Kind.PUBLIC_KEY) == [1]
+        assert count(*one, MessageKind.REPLY_CIPHERTEXTS) == count(*two, MessageKind.MASKED_RESULT) == [n]
+        assert count(*two, MessageKind.PUBLIC_KEY) == [1]
         return
     triples = n
     if observed.backend == "spdz":
-        assert count(*one, Kind.PRODUCT, Kind.OPENING) == count(*two, Kind.RESULT_SHARE, Kind.OPENING) == [n, n]
-        assert count(*two, Kind.ZERO_SEED) == [levels]
+        assert (
+            count(*one, MessageKind.PRODUCT, MessageKind.OPENING)
+            == count(*two, MessageKind.RESULT_SHARE, MessageKind.OPENING)
+            == [n, n]
+        )
+        assert count(*two, MessageKind.ZERO_SEED) == [levels]
     else:
-        assert count(*one, Kind.MASKED_ROWS) == count(*two, Kind.RESULT_SHARE) == [n]
-        assert count(*two, Kind.OPENED_OPERAND) == [levels]
+        assert count(*one, MessageKind.MASKED_ROWS) == count(*two, MessageKind.RESULT_SHARE) == [n]
+        assert count(*two, MessageKind.OPENED_OPERAND) == [levels]
         triples += levels  # made ready and not used, once a level
-    assert count("party_1", "dealer", Kind.TRIPLE) == count("dealer", "party_2", Kind.TRIPLE_CORRECTION) == [triples]
-    assert count("dealer", "party_1", Kind.SEED) == count("dealer", "party_2", Kind.SEED) == [1]
+    assert (
+        count("party_1", "dealer", MessageKind.TRIPLE)
+        == count("dealer", "party_2", MessageKind.TRIPLE_CORRECTION)
+        == [triples]
+    )
+    assert count("dealer", "party_1", MessageKind.SEED) == count("dealer", "party_2", MessageKind.SEED) == [1]
 
 
 def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -> None:
     """The fields of the unencrypted messages, one by one: a field that is added is a field to think about."""
     fields = {
-        Kind.HELLO: {"version", "protocol"},
-        Kind.GEOMETRY: {"grid", "centre_of_mass", "mask"},
-        Kind.LEVEL: {"level", "rows", "choice", "columns", "measure", "map"},
-        Kind.OPERAND: {"number", "points", "rows", "columns", "scale", "further_scales", "offset", "max_abs", "energy"}
+        MessageKind.HELLO: {"version", "protocol"},
+        MessageKind.GEOMETRY: {"grid", "centre_of_mass", "mask"},
+        MessageKind.LEVEL: {"level", "rows", "choice", "columns", "measure", "map"},
+        MessageKind.OPERAND: {
+            "number",
+            "points",
+            "rows",
+            "columns",
+            "scale",
+            "further_scales",
+            "offset",
+            "max_abs",
+            "energy",
+        }
         | {"sample_mean_square", "level_mean_square"}
         | {"row_bits", "together"},  # of the columns' kind and the number of points, whatever J is
-        Kind.FINISH: {"transform"},
-        Kind.PRODUCT: {"rows", "points"},
-        Kind.MASKED_ROWS: {"product", "rows"},
-        Kind.TRIPLE: {"rows", "points", "columns"}
+        MessageKind.FINISH: {"transform"},
+        MessageKind.PRODUCT: {"rows", "points"},
+        MessageKind.MASKED_ROWS: {"product", "rows"},
+        MessageKind.TRIPLE: {"rows", "points", "columns"}
         | ({"operand", "width", "mapped"} if observed.backend == "beaver" else set()),
     }
-    with_pairs = (Kind.PRODUCT, Kind.MASKED_ROWS)
-    seen: dict[Kind, dict[str, Any]] = {}
+    with_pairs = (MessageKind.PRODUCT, MessageKind.MASKED_ROWS)
+    seen: dict[MessageKind, dict[str, Any]] = {}
     for way in observed.taps.streams:
         for message in observed.taps.messages(*way):
             if message.kind in fields and message.payload:
                 payload = message.payload
-                if message.kind == Kind.MASKED_ROWS:  # words follow
+                if message.kind == MessageKind.MASKED_ROWS:  # words follow
                     payload = payload[4 : 4 + int.from_bytes(payload[:4], "little")]
                 meta, arrays = unpack(payload)
-                assert set(meta) == fields[Kind(message.kind)]
+                assert set(meta) == fields[MessageKind(message.kind)]
                 assert [a.dtype for a in arrays] == ([np.uint16] if message.kind in with_pairs else [])
                 assert all(a.ndim == 2 and a.shape[1] == 2 and len(a) <= 7 for a in arrays), "rows and columns"
-                seen[Kind(message.kind)] = meta
-    assert seen[Kind.GEOMETRY] | {"grid": 0} == {"grid": 0, "centre_of_mass": None, "mask": False}
-    assert set(seen[Kind.GEOMETRY]["grid"]) == {"size", "spacing", "origin", "direction"}
-    assert seen[Kind.FINISH] == {"transform": None}
-    assert set(seen[Kind.LEVEL]["level"]) == {"shrink", "smoothing_mm"}
-    assert seen[Kind.LEVEL]["choice"] == {"kind": "full"}
-    assert (seen[Kind.LEVEL]["measure"], seen[Kind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
-    assert set(seen[Kind.LEVEL]["columns"]) == {"kind", "transform", "bins"}
-    assert (seen[Kind.OPERAND]["row_bits"], seen[Kind.OPERAND]["together"]) == (14, 0)
-    assert len(seen[Kind.OPERAND]["further_scales"]) == seen[Kind.OPERAND]["columns"] - 1
+                seen[MessageKind(message.kind)] = meta
+    assert seen[MessageKind.GEOMETRY] | {"grid": 0} == {"grid": 0, "centre_of_mass": None, "mask": False}
+    assert set(seen[MessageKind.GEOMETRY]["grid"]) == {"size", "spacing", "origin", "direction"}
+    assert seen[MessageKind.FINISH] == {"transform": None}
+    assert set(seen[MessageKind.LEVEL]["level"]) == {"shrink", "smoothing_mm"}
+    assert seen[MessageKind.LEVEL]["choice"] == {"kind": "full"}
+    assert (seen[MessageKind.LEVEL]["measure"], seen[MessageKind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
+    assert set(seen[MessageKind.LEVEL]["columns"]) == {"kind", "transform", "bins"}
+    assert (seen[MessageKind.OPERAND]["row_bits"], seen[MessageKind.OPERAND]["together"]) == (14, 0)
+    assert len(seen[MessageKind.OPERAND]["further_scales"]) == seen[MessageKind.OPERAND]["columns"] - 1
 
 
 # --- no pixels in the streams -----------------------------------------------------------------------------------------
@@ -377,7 +409,7 @@ def test_a_planted_pixel_row_is_found(observed: Observed) -> None:
             planted = stream[:middle] + pieces[len(pieces) // 2] + stream[middle:]
             assert name in found_in(planted, [(name, pieces)])
     left, right = link_pair("party_1", "party_2")
-    left.send(Kind.OPENING, pack({}, [quantised(fixed)[0].numpy()]))
+    left.send(MessageKind.OPENING, pack({}, [quantised(fixed)[0].numpy()]))
     # In the last row y is 1, and so J its own moment.
     sent = found_in(bytes(right.receive().payload), list(forms_of(fixed)))
     assert sent == ["quantised <i8 at 1/1", "quantised moment 2 <i8 at 1/1"]
@@ -400,9 +432,15 @@ def test_the_streams_of_two_runs_differ(observed: Observed, started: Started, tm
     again = tmp_path / "again"
     with tapped_wires() as taps:
         run(observed.files.configuration(observed.backend, pyramid=_pyramid()), again)
-    secret = {Kind.OPENING, Kind.RESULT_SHARE, Kind.REPLY_CIPHERTEXTS, Kind.MASKED_RESULT, Kind.OPERAND_CIPHERTEXTS}
-    secret |= {Kind.SEED, Kind.ZERO_SEED, Kind.TRIPLE_CORRECTION, Kind.PUBLIC_KEY}
-    secret |= {Kind.OPENED_OPERAND, Kind.MASKED_ROWS}
+    secret = {
+        MessageKind.OPENING,
+        MessageKind.RESULT_SHARE,
+        MessageKind.REPLY_CIPHERTEXTS,
+        MessageKind.MASKED_RESULT,
+        MessageKind.OPERAND_CIPHERTEXTS,
+    }
+    secret |= {MessageKind.SEED, MessageKind.ZERO_SEED, MessageKind.TRIPLE_CORRECTION, MessageKind.PUBLIC_KEY}
+    secret |= {MessageKind.OPENED_OPERAND, MessageKind.MASKED_ROWS}
     compared = 0
     for way in taps.streams:
         for mine, theirs in zip(observed.taps.messages(*way), taps.messages(*way), strict=True):

@@ -23,7 +23,7 @@ from ppir_torch.parties.fixed import NOISE_REACH, FixedParty
 from ppir_torch.registration.loop import ClearFixed, register_images
 from ppir_torch.transforms import Affine
 from ppir_torch.warping import grid_gradient, steepest_descent
-from ppir_torch.wire.link import Kind
+from ppir_torch.wire.kinds import MessageKind
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)
@@ -128,7 +128,7 @@ def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
     """Six standard deviations must fit into the room that the protocol leaves, a thirty-second of its range."""
     image = pair("rigid", 2).fixed
     rows = torch.ones(1, image.grid.count, dtype=torch.int64)
-    heard: list[set[Kind]] = []
+    heard: list[set[MessageKind]] = []
     room: list[float] = []
 
     def ask(noise: float) -> None:
@@ -145,7 +145,7 @@ def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
     with pytest.raises(ConfigError, match=rf"budget\.noise: .*, too large for {image.grid.count} points"):
         ask(1.01 * room[0])
     assert len(heard[1]) >= 1
-    assert heard[2] == {Kind.ABORT}, "nothing was released"
+    assert heard[2] == {MessageKind.ABORT}, "nothing was released"
 
 
 def test_a_run_hears_that_party_2_cannot_go_on(pair: Make) -> None:

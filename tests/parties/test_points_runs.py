@@ -38,7 +38,9 @@ from ppir_torch.parties.points import (
 from ppir_torch.protocols import load_protocol
 from ppir_torch.runs.points import align_points, run_points
 from ppir_torch.transforms import load_transform
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
 WITH_DEALER = ("spdz", "beaver")
@@ -202,7 +204,7 @@ def test_the_moments_are_exact_integers(backend: str, dimension: int) -> None:
     trio.start(party.serve, trio.two_one, served, backend)
     side = RecordedSide(entry.moving_side(trio.one_two, trio.one_dealer, "cpu"))
     MovingPoints(moving).align(trio.one_two, side, backend)
-    trio.one_dealer.send(Kind.FINISH)
+    trio.one_dealer.send(MessageKind.FINISH)
     for thread in trio.threads:
         thread.join(60)
     assert trio.errors == []
@@ -227,10 +229,10 @@ class PlainFixedSide(FixedSide):
     def send_operand(self, header: OperandHeader, values: Tensor, public_map: Any = None) -> None:  # noqa: ARG002
         self.values = values
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         rows = torch.from_numpy(unpack(request.payload)[1][0].copy())
         products = (rows @ self.values.T).flatten()
-        self._link.send(Kind.RESULT_SHARE, pack({}, [(products + release(len(products))).numpy()]))
+        self._link.send(MessageKind.RESULT_SHARE, pack({}, [(products + release(len(products))).numpy()]))
 
 
 class PlainMovingSide(MovingSide):
@@ -243,8 +245,8 @@ class PlainMovingSide(MovingSide):
         pass
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        self._link.send(Kind.PRODUCT, pack({}, [rows.numpy()]))
-        return torch.from_numpy(unpack(self._link.receive(Kind.RESULT_SHARE).payload)[1][0].copy())
+        self._link.send(MessageKind.PRODUCT, pack({}, [rows.numpy()]))
+        return torch.from_numpy(unpack(self._link.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
 @contextmanager
@@ -268,11 +270,11 @@ def test_one_product_is_answered_and_no_more() -> None:
     fixed, _ = made_sets(2)
     unit = [1] + [0] * (len(fixed) - 1)
     with rogue_party_1(fixed) as (link, errors):
-        link.send(Kind.LEVEL, pack({"points": len(fixed), "dimension": 2}))
-        link.receive(Kind.OPERAND)
-        link.send(Kind.PRODUCT, product_of(unit, unit))
-        link.receive(Kind.RESULT_SHARE)
-        link.send(Kind.PRODUCT, product_of(unit, unit))
+        link.send(MessageKind.LEVEL, pack({"points": len(fixed), "dimension": 2}))
+        link.receive(MessageKind.OPERAND)
+        link.send(MessageKind.PRODUCT, product_of(unit, unit))
+        link.receive(MessageKind.RESULT_SHARE)
+        link.send(MessageKind.PRODUCT, product_of(unit, unit))
     assert [type(error) for error in errors] == [LinkError]
 
 
@@ -280,16 +282,16 @@ def test_more_values_than_agreed_are_refused() -> None:
     fixed, _ = made_sets(2)
     rows = np.eye(3, len(fixed)).astype(int).tolist()
     with rogue_party_1(fixed) as (link, errors):
-        link.send(Kind.LEVEL, pack({"points": len(fixed), "dimension": 2}))
-        link.receive(Kind.OPERAND)
-        link.send(Kind.PRODUCT, product_of(*rows))
+        link.send(MessageKind.LEVEL, pack({"points": len(fixed), "dimension": 2}))
+        link.receive(MessageKind.OPERAND)
+        link.send(MessageKind.PRODUCT, product_of(*rows))
     assert "6 values, 4 are due" in str(errors[0])
 
 
 @pytest.mark.parametrize("meta", [{}, {"points": 60}, *({"points": n, "dimension": 2} for n in (60.0, "a", True))])
 def test_a_malformed_request_is_refused(meta: dict[str, Any]) -> None:
     with rogue_party_1(made_sets(2)[0]) as (link, errors):
-        link.send(Kind.LEVEL, pack(meta))
+        link.send(MessageKind.LEVEL, pack(meta))
     assert isinstance(errors[0], LinkError)
     assert "number and dimension" in str(errors[0])
 
@@ -300,7 +302,7 @@ def test_a_cap_that_is_too_small_sends_nothing() -> None:
 
     with rogue_party_1(made_sets(3)[0], charge=charge) as (link, errors):
         sent = link.received.copy()
-        link.send(Kind.LEVEL, pack({"points": 60, "dimension": 3}))
+        link.send(MessageKind.LEVEL, pack({"points": 60, "dimension": 3}))
     assert str(errors[0]) == "13 points"
     assert link.received == sent
 
@@ -327,8 +329,8 @@ def test_a_malformed_operand_is_refused(change: dict[str, Any], said: str) -> No
     meta["further_scales"] = list(header.further_scales)
     if "further_scales" in change:
         meta["scale"] = 1.0
-    theirs.send(Kind.HELLO, pack(hello()))
-    theirs.send(Kind.OPERAND, pack(meta | change))
+    theirs.send(MessageKind.HELLO, pack(hello()))
+    theirs.send(MessageKind.OPERAND, pack(meta | change))
     with pytest.raises(LinkError, match=said):
         MovingPoints(moving).align(mine, PlainMovingSide(mine), "plain")
     mine.close()
@@ -343,7 +345,7 @@ def hello() -> dict[str, str]:
 
 def test_an_image_party_and_a_points_party_do_not_meet() -> None:
     mine, theirs = link_pair("party_1", "party_2", timeout=60)
-    theirs.send(Kind.HELLO, pack(hello() | {"protocol": "plain"}))
+    theirs.send(MessageKind.HELLO, pack(hello() | {"protocol": "plain"}))
     with pytest.raises(ConfigError, match="both must be the same"):
         MovingPoints(made_sets(2)[1]).align(mine, PlainMovingSide(mine), "plain")
     mine.close()
@@ -468,7 +470,12 @@ def test_bad_files_are_one_clear_line_and_send_nothing_of_the_points(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     # Nothing of a set was sent, and what an earlier run left is as it was.
-    assert set().union(*taps.kinds.values()) <= {Kind.HELLO, Kind.LEVEL, Kind.ABORT, Kind.SEED}
+    assert set().union(*taps.kinds.values()) <= {
+        MessageKind.HELLO,
+        MessageKind.LEVEL,
+        MessageKind.ABORT,
+        MessageKind.SEED,
+    }
     assert {path.name: path.read_bytes() for path in output.iterdir()} == kept
     assert before["complete"]
     assert len(started) == 3
@@ -477,7 +484,7 @@ def test_bad_files_are_one_clear_line_and_send_nothing_of_the_points(
 def test_unequal_numbers_are_told_to_both() -> None:
     fixed, moving = made_sets(2)
     with rogue_party_1(fixed) as (link, errors):
-        link.send(Kind.LEVEL, pack({"points": 59, "dimension": 2}))
+        link.send(MessageKind.LEVEL, pack({"points": 59, "dimension": 2}))
     assert isinstance(errors[0], UnequalSets)
     assert str(errors[0]).startswith("point sets: party_1 has 59 2-D points and party_2 60 2-D points;")
     assert moving.shape == fixed.shape
@@ -511,8 +518,8 @@ def test_a_party_that_dies_is_one_clear_line(tmp_path: Path) -> None:
     files = write_sets(tmp_path, fixed, moving)
     killed: list[str] = []
 
-    def watch(source: str, target: str, kind: Kind, count: int) -> None:  # noqa: ARG001
-        if kind is Kind.OPERAND:
+    def watch(source: str, target: str, kind: MessageKind, count: int) -> None:  # noqa: ARG001
+        if kind is MessageKind.OPERAND:
             killed.append(source)
             started["party_2"].kill()
 
@@ -580,12 +587,17 @@ def test_without_an_order_closest_points_are_found_in_clear() -> None:
 # --- isolation --------------------------------------------------------------------------------------------------------
 
 ALLOWED = {
-    ("party_1", "party_2"): {Kind.HELLO, Kind.LEVEL, Kind.MASKED_ROWS, Kind.FINISH},
-    ("party_2", "party_1"): {Kind.HELLO, Kind.OPERAND, Kind.OPENED_OPERAND, Kind.RESULT_SHARE},
-    ("party_1", "dealer"): {Kind.TRIPLE, Kind.FINISH},
-    ("dealer", "party_1"): {Kind.SEED},
+    ("party_1", "party_2"): {MessageKind.HELLO, MessageKind.LEVEL, MessageKind.MASKED_ROWS, MessageKind.FINISH},
+    ("party_2", "party_1"): {
+        MessageKind.HELLO,
+        MessageKind.OPERAND,
+        MessageKind.OPENED_OPERAND,
+        MessageKind.RESULT_SHARE,
+    },
+    ("party_1", "dealer"): {MessageKind.TRIPLE, MessageKind.FINISH},
+    ("dealer", "party_1"): {MessageKind.SEED},
     ("party_2", "dealer"): set(),
-    ("dealer", "party_2"): {Kind.SEED, Kind.TRIPLE_CORRECTION},
+    ("dealer", "party_2"): {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION},
 }
 
 
@@ -620,7 +632,7 @@ def test_every_byte_belongs_to_a_declared_message_and_is_counted(observed: Any) 
     taps: Taps = observed.taps
     for way, stream in taps.streams.items():
         messages = taps.messages(*way)
-        assert {Kind(m.kind) for m in messages} == ALLOWED[way], way
+        assert {MessageKind(m.kind) for m in messages} == ALLOWED[way], way
         assert sum(m.size for m in messages) == len(stream)
     for role in ("party_1", "party_2", "dealer"):
         sent = sum(len(stream) for (source, _), stream in taps.streams.items() if source == role)
@@ -628,7 +640,7 @@ def test_every_byte_belongs_to_a_declared_message_and_is_counted(observed: Any) 
 
 
 def test_party_2_says_its_centre_and_spread_and_nothing_else_in_clear(observed: Any) -> None:
-    [operand] = [m for m in observed.taps.messages("party_2", "party_1") if m.kind == Kind.OPERAND]
+    [operand] = [m for m in observed.taps.messages("party_2", "party_1") if m.kind == MessageKind.OPERAND]
     meta, arrays = unpack(operand.payload)
     header, values = quantise_fixed(observed.fixed - observed.fixed.mean(0), "beaver", True)
     assert arrays == []

@@ -38,7 +38,9 @@ from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.sampling import Full, Permuted, Sample, Uniform
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 GRID = Grid((12, 10), (1.5, 2.0), (3.0, -4.0))
 IMAGE = Image(torch.arange(120, dtype=torch.float32).square().reshape(1, 10, 12), GRID)
@@ -57,11 +59,11 @@ class PlainFixedSide(FixedSide):
         assert public_map is None
         self.operands.append((header, check_operand(values, header)))
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         rows, pairs = (torch.from_numpy(array.copy()) for array in unpack(request.payload)[1])
         noise = release(len(pairs))
         products = (rows @ self.operands[-1][1].T)[pairs[:, 0], pairs[:, 1]] + noise
-        self.link.send(Kind.RESULT_SHARE, pack({}, [products.numpy()]))
+        self.link.send(MessageKind.RESULT_SHARE, pack({}, [products.numpy()]))
 
 
 class PlainMovingSide(MovingSide):
@@ -76,8 +78,8 @@ class PlainMovingSide(MovingSide):
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         pairs = all_pairs(len(rows), self.headers[-1].columns) if pairs is None else pairs
-        self.link.send(Kind.PRODUCT, pack({}, [rows.numpy(), np.array(pairs)]))
-        return torch.from_numpy(unpack(self.link.receive(Kind.RESULT_SHARE).payload)[1][0].copy())
+        self.link.send(MessageKind.PRODUCT, pack({}, [rows.numpy(), np.array(pairs)]))
+        return torch.from_numpy(unpack(self.link.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
 @dataclass
@@ -122,9 +124,9 @@ def served(party: FixedParty) -> Iterator[Served]:
 
 
 def greeted(run: Served) -> Served:
-    run.link.send(Kind.HELLO, pack(HELLO))
-    run.link.receive(Kind.HELLO)
-    run.link.receive(Kind.GEOMETRY)
+    run.link.send(MessageKind.HELLO, pack(HELLO))
+    run.link.receive(MessageKind.HELLO)
+    run.link.receive(MessageKind.GEOMETRY)
     return run
 
 
@@ -216,9 +218,9 @@ def test_geometry_says_nothing_that_was_not_agreed() -> None:
     mask = torch.ones(10, 12, dtype=torch.bool)
     for party, agreed in ((FixedParty(IMAGE), False), (FixedParty(IMAGE, mask, True), True)):
         with served(party) as run:
-            run.link.send(Kind.HELLO, pack(HELLO))
-            run.link.receive(Kind.HELLO)
-            meta, arrays = unpack(run.link.receive(Kind.GEOMETRY).payload)
+            run.link.send(MessageKind.HELLO, pack(HELLO))
+            run.link.receive(MessageKind.HELLO)
+            meta, arrays = unpack(run.link.receive(MessageKind.GEOMETRY).payload)
             assert (meta["mask"], len(arrays), meta["centre_of_mass"] is not None) == (agreed, int(agreed), agreed)
 
 
@@ -228,23 +230,25 @@ def test_geometry_says_nothing_that_was_not_agreed() -> None:
 @pytest.mark.parametrize("theirs", [HELLO | {"version": "0.0.1"}, HELLO | {"protocol": "bfv"}, {"x" * 900: "y"}])
 def test_another_version_or_protocol_is_refused_before_anything_is_told(theirs: dict[str, str]) -> None:
     with served(FixedParty(IMAGE)) as run:
-        run.link.send(Kind.HELLO, pack(theirs))
+        run.link.send(MessageKind.HELLO, pack(theirs))
         line = run.error(ConfigError)
         assert "both must be the same" in line
         assert len(line) < 400
-        run.link.receive(Kind.HELLO)
-        assert run.side.link.sent.keys() == {Kind.HELLO}
+        run.link.receive(MessageKind.HELLO)
+        assert run.side.link.sent.keys() == {MessageKind.HELLO}
 
 
 @pytest.mark.parametrize("kind", fixed_module.PRODUCT_KINDS)
-def test_a_product_before_the_first_level_is_refused(kind: Kind) -> None:
+def test_a_product_before_the_first_level_is_refused(kind: MessageKind) -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.send(kind, pack({}, [np.ones((1, 120), np.int64)]))
         assert run.error() == f"{kind.name} before the first level; refused"
 
 
-@pytest.mark.parametrize("kind", [Kind.GEOMETRY, Kind.SAMPLE, Kind.OPERAND, Kind.MASKED_RESULT, Kind.SEED])
-def test_a_message_that_is_not_due_is_refused(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [MessageKind.GEOMETRY, MessageKind.SAMPLE, MessageKind.OPERAND, MessageKind.MASKED_RESULT, MessageKind.SEED]
+)
+def test_a_message_that_is_not_due_is_refused(kind: MessageKind) -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.send(kind, request())
         assert "refused" in run.error()
@@ -286,7 +290,7 @@ BAD_REQUESTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", BAD_REQUESTS)
 def test_a_level_out_of_range_is_refused(name: str) -> None:
     with served(FixedParty(IMAGE)) as run:
-        greeted(run).link.send(Kind.LEVEL, request(**BAD_REQUESTS[name]))
+        greeted(run).link.send(MessageKind.LEVEL, request(**BAD_REQUESTS[name]))
         assert "\n" not in run.error()
     assert run.side.operands == []
 
@@ -309,8 +313,8 @@ BAD_SAMPLES: dict[str, list[Any]] = {
 def test_a_sample_that_would_say_much_of_few_points_is_refused(name: str) -> None:
     """OPERAND tells mean and energy of the sample: of a single point, or of one point many times, that is its value."""
     with served(FixedParty(IMAGE)) as run:
-        greeted(run).link.send(Kind.LEVEL, request(choice={"kind": "indices"}))
-        run.link.send(Kind.SAMPLE, pack({}, BAD_SAMPLES[name]))
+        greeted(run).link.send(MessageKind.LEVEL, request(choice={"kind": "indices"}))
+        run.link.send(MessageKind.SAMPLE, pack({}, BAD_SAMPLES[name]))
         assert "\n" not in run.error()
     assert run.side.operands == []
 
@@ -319,14 +323,14 @@ def test_a_mask_of_few_points_is_refused() -> None:
     mask = torch.zeros(10, 12, dtype=torch.bool)
     mask[:3, :10] = True
     with served(FixedParty(IMAGE, mask)) as run:
-        greeted(run).link.send(Kind.LEVEL, request())
+        greeted(run).link.send(MessageKind.LEVEL, request())
         assert "at least 32 points" in run.error()
 
 
 def test_an_image_of_few_points_is_refused() -> None:
     tiny = Image(torch.rand(1, 5, 6), Grid((6, 5)))
     with served(FixedParty(tiny)) as run:
-        greeted(run).link.send(Kind.LEVEL, request())
+        greeted(run).link.send(MessageKind.LEVEL, request())
         assert "at least 32 points" in run.error()
 
 
@@ -335,7 +339,7 @@ def test_operands_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with served(FixedParty(IMAGE)) as run:
         greeted(run)
         for _ in range(4):
-            run.link.send(Kind.LEVEL, request())
+            run.link.send(MessageKind.LEVEL, request())
         assert "at most 3 a session" in run.error()
     assert len(run.side.operands) == 3
 
@@ -344,13 +348,13 @@ def test_the_sums_of_steepest_descent_images_need_consent() -> None:
     """S^T S and S^T J are told before the first product, whatever party_1 then asks."""
     columns = {"kind": "steepest_descent", "transform": "rigid"}
     with served(FixedParty(IMAGE)) as run:
-        greeted(run).link.send(Kind.LEVEL, request(columns=columns))
+        greeted(run).link.send(MessageKind.LEVEL, request(columns=columns))
         assert "does not disclose S^T S" in run.error()
-        assert Kind.OPERAND not in run.side.link.sent
+        assert MessageKind.OPERAND not in run.side.link.sent
     assert run.side.operands == []
     with served(FixedParty(IMAGE, disclose_gram=True)) as run:
-        greeted(run).link.send(Kind.LEVEL, request(columns=columns))
-        (gram,) = unpack(run.link.receive(Kind.OPERAND).payload)[1]
+        greeted(run).link.send(MessageKind.LEVEL, request(columns=columns))
+        (gram,) = unpack(run.link.receive(MessageKind.OPERAND).payload)[1]
         assert gram.shape == (4, 4)
 
 
@@ -393,7 +397,7 @@ def test_a_lost_party_1_ends_party_2() -> None:
 
 
 @contextmanager
-def peer(*answers: tuple[Kind, list[Any]]) -> Iterator[Link]:
+def peer(*answers: tuple[MessageKind, list[Any]]) -> Iterator[Link]:
     """party_1's link to a party_2 that says these, whatever it is told."""
     mine, theirs = link_pair("party_1", "party_2", timeout=60)
     for kind, payload in answers:
@@ -418,7 +422,7 @@ BAD_GEOMETRIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BAD_GEOMETRIES)
 def test_a_malformed_geometry_is_refused(name: str) -> None:
-    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY | BAD_GEOMETRIES[name]))
+    answers = (MessageKind.HELLO, pack(HELLO)), (MessageKind.GEOMETRY, pack(GEOMETRY | BAD_GEOMETRIES[name]))
     with peer(*answers) as link, pytest.raises(LinkError, match="geometry from party_2"):
         PrivateFixed(link, PlainMovingSide(link), "plain")
 
@@ -431,7 +435,11 @@ GRAM = np.eye(4)
 
 def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
     """What party_1 makes of an operand of steepest-descent images that it asked for."""
-    answers = (Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY)), (Kind.OPERAND, pack(header, arrays))
+    answers = (
+        (MessageKind.HELLO, pack(HELLO)),
+        (MessageKind.GEOMETRY, pack(GEOMETRY)),
+        (MessageKind.OPERAND, pack(header, arrays)),
+    )
     with peer(*answers) as link:
         fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
         return fixed.operand(Level(1, 0.0), Full(), 0, rows=4, columns=COLUMNS[2])
@@ -476,7 +484,7 @@ def test_malformed_sums_of_steepest_descent_images_are_refused(arrays: list[Any]
 
 
 def test_a_centre_of_mass_that_is_not_disclosed() -> None:
-    with peer((Kind.HELLO, pack(HELLO)), (Kind.GEOMETRY, pack(GEOMETRY))) as link:
+    with peer((MessageKind.HELLO, pack(HELLO)), (MessageKind.GEOMETRY, pack(GEOMETRY))) as link:
         fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
         with pytest.raises(ConfigError, match="party_2 does not disclose it"):
             fixed.centre_of_mass()
@@ -488,11 +496,11 @@ def test_a_centre_of_mass_that_is_not_disclosed() -> None:
 def test_waiting_is_not_working() -> None:
     watch = Stopwatch()
     mine, theirs = link_pair("party_1", "party_2")
-    timer = threading.Timer(0.4, lambda: theirs.send(Kind.HELLO, b"abc"))
+    timer = threading.Timer(0.4, lambda: theirs.send(MessageKind.HELLO, b"abc"))
     timer.start()
-    mine.receive(Kind.HELLO)
-    mine.send(Kind.PRODUCT, b"12345")
-    mine.send(Kind.LEVEL, b"1")
+    mine.receive(MessageKind.HELLO)
+    mine.send(MessageKind.PRODUCT, b"12345")
+    mine.send(MessageKind.LEVEL, b"1")
     account = watch.account([mine])
     assert 0.3 < account.waiting_seconds < 2.0
     assert account.seconds < 0.3
@@ -506,7 +514,7 @@ def test_waiting_is_not_working() -> None:
 def test_accounts_sum_over_links() -> None:
     ends = [link_pair("party_1", "party_2"), link_pair("party_1", "dealer")]
     for mine, _ in ends:
-        mine.send(Kind.FINISH, b"12")
+        mine.send(MessageKind.FINISH, b"12")
     account = Stopwatch().account([mine for mine, _ in ends])
     assert (account.bytes_sent, account.messages) == (2 * 62, {"FINISH": 124})
     for link in (link for pair in ends for link in pair):

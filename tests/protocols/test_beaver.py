@@ -22,7 +22,9 @@ from ppir_torch.joint.interface import OperandHeader, Pairs, all_pairs, release_
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols import load_protocol
 from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, serve_dealer, width_of
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack
 
 # Of a product, as the dealer hears it.
 SHAPE = {"operand": 0, "rows": 2, "columns": 3, "points": 5, "width": 40, "mapped": False}
@@ -99,7 +101,7 @@ def test_an_operand_of_2_to_18_points_takes_8_bits_and_words_of_32(height: int, 
         header, limits = operand.header, operand.side.limits
         assert (header.points, header.max_abs) == (points, 2 ** (bits - 1) - 1)
         assert width_of(header) == width
-        assert fixed.link.received[Kind.OPENED_OPERAND] == OVERHEAD + points * width // 8
+        assert fixed.link.received[MessageKind.OPENED_OPERAND] == OVERHEAD + points * width // 8
         # Entries of the typical size that the width was chosen for are in range.
         row = (2 << row_bits_of(points)) * torch.randint(0, 2, (2, points), generator=draw) - (1 << row_bits_of(points))
         values = (image.tensor.reshape(-1) - header.offset) / header.scale
@@ -218,21 +220,21 @@ def test_messages_go_only_where_the_protocol_sends_them(width: int, entry: int) 
         for _ in range(2):
             assert run.moving.multiply(x, pairs).tolist() == python_products(x, y, pairs)
     trio, word = run.trio, width // 8
-    assert set(trio.two_one.received) == {Kind.LEVEL, Kind.MASKED_ROWS, Kind.FINISH}
-    assert set(trio.one_two.received) == {Kind.OPENED_OPERAND, Kind.RESULT_SHARE}
-    assert trio.one_two.received[Kind.OPENED_OPERAND] == OVERHEAD + 3 * 50 * word
-    assert trio.one_two.received[Kind.RESULT_SHARE] == 2 * (OVERHEAD + len(pairs) * word)
-    head = trio.two_one.received[Kind.MASKED_ROWS] - 2 * (OVERHEAD + 2 * 50 * word)
+    assert set(trio.two_one.received) == {MessageKind.LEVEL, MessageKind.MASKED_ROWS, MessageKind.FINISH}
+    assert set(trio.one_two.received) == {MessageKind.OPENED_OPERAND, MessageKind.RESULT_SHARE}
+    assert trio.one_two.received[MessageKind.OPENED_OPERAND] == OVERHEAD + 3 * 50 * word
+    assert trio.one_two.received[MessageKind.RESULT_SHARE] == 2 * (OVERHEAD + len(pairs) * word)
+    head = trio.two_one.received[MessageKind.MASKED_ROWS] - 2 * (OVERHEAD + 2 * 50 * word)
     assert 0 < head < 2 * 150
     # The dealer hears sizes from party_1 and nothing from party_2; party_1 hears a key from it.
-    assert set(trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
+    assert set(trio.dealer_one.received) == {MessageKind.TRIPLE, MessageKind.FINISH}
     shape = SHAPE | {"points": 50, "width": width}
-    assert trio.dealer_one.received[Kind.TRIPLE] == 3 * (OVERHEAD + len(b"".join(pack(shape))))
+    assert trio.dealer_one.received[MessageKind.TRIPLE] == 3 * (OVERHEAD + len(b"".join(pack(shape))))
     assert not trio.dealer_two.received
-    assert trio.one_dealer.received == {Kind.SEED: OVERHEAD + 16}
-    assert set(trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
+    assert trio.one_dealer.received == {MessageKind.SEED: OVERHEAD + 16}
+    assert set(trio.two_dealer.received) == {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION}
     drawn = 4 if width == 32 else 8  # bytes of what the masks are drawn in
-    assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + drawn * 2 * 3)
+    assert trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + drawn * 2 * 3)
 
 
 def test_the_shape_is_all_that_the_dealer_hears() -> None:
@@ -246,7 +248,7 @@ def test_the_shape_is_all_that_the_dealer_hears() -> None:
         def listen(link_1: Link, link_2: Link, requests: list[bytes] = requests) -> None:
             receive = link_1.receive
 
-            def record(*kinds: Kind) -> Message:
+            def record(*kinds: MessageKind) -> Received:
                 requests.append(bytes((message := receive(*kinds)).payload))
                 return message
 
@@ -284,12 +286,12 @@ def test_no_generator_of_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- every mask once
 
 
-def wiretap(monkeypatch: pytest.MonkeyPatch, *kinds: Kind) -> list[tuple[Kind, bytes]]:
+def wiretap(monkeypatch: pytest.MonkeyPatch, *kinds: MessageKind) -> list[tuple[MessageKind, bytes]]:
     """Every message of these kinds that is received on any link from now on."""
-    heard: list[tuple[Kind, bytes]] = []
+    heard: list[tuple[MessageKind, bytes]] = []
     receive = Link.receive
 
-    def record(link: Link, *due: Kind) -> Message:
+    def record(link: Link, *due: MessageKind) -> Received:
         message = receive(link, *due)
         if message.kind in kinds:
             heard.append((message.kind, bytes(message.payload)))
@@ -300,7 +302,7 @@ def wiretap(monkeypatch: pytest.MonkeyPatch, *kinds: Kind) -> list[tuple[Kind, b
 
 
 def test_equal_rows_and_operands_look_different_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = wiretap(monkeypatch, Kind.MASKED_ROWS, Kind.OPENED_OPERAND, Kind.TRIPLE_CORRECTION)
+    heard = wiretap(monkeypatch, MessageKind.MASKED_ROWS, MessageKind.OPENED_OPERAND, MessageKind.TRIPLE_CORRECTION)
     y, x = torch.full((1, 500), 7), torch.full((2, 500), 11)
     with session("beaver", y, y, y) as run:
         assert width_of(run.headers[0]) == 32
@@ -309,14 +311,14 @@ def test_equal_rows_and_operands_look_different_each_time(monkeypatch: pytest.Mo
                 run.next_operand()
             for _ in range(3):
                 assert run.moving.multiply(x).tolist() == python_products(x, y)
-    for kind, count, times in ((Kind.MASKED_ROWS, 1000, 9), (Kind.OPENED_OPERAND, 500, 3)):
+    for kind, count, times in ((MessageKind.MASKED_ROWS, 1000, 9), (MessageKind.OPENED_OPERAND, 500, 3)):
         seen = np.stack([np.frombuffer(payload[-4 * count :], np.uint32) for k, payload in heard if k is kind])
         assert seen.shape == (times, count)
         # About 0.01 pairs of equal words are expected, five with a chance below 1e-12; a repeated mask makes hundreds.
         assert len(np.unique(seen)) > seen.size - 5
         # Uniform in [0, 2^32): mean within seven standard deviations.
         assert abs(seen.mean() - 2**31) < 7 * 2**32 / (12 * seen.size) ** 0.5
-    corrections = [payload for kind, payload in heard if kind is Kind.TRIPLE_CORRECTION]
+    corrections = [payload for kind, payload in heard if kind is MessageKind.TRIPLE_CORRECTION]
     assert len(set(corrections)) == len(corrections) >= 9
 
 
@@ -360,7 +362,7 @@ def test_words_are_drawn_once_and_where_they_belong(factor: int, width: int, mon
 def triples(run: Session) -> float:
     """How many were asked for."""
     shape = SHAPE | {"points": 12, "width": 32}
-    return run.trio.one_dealer.sent[Kind.TRIPLE] / (OVERHEAD + len(b"".join(pack(shape))))
+    return run.trio.one_dealer.sent[MessageKind.TRIPLE] / (OVERHEAD + len(b"".join(pack(shape))))
 
 
 def test_the_next_product_is_made_ready_and_given_up_when_rows_change() -> None:
@@ -405,7 +407,7 @@ class Alone:
         self.one, self.two = link_pair("party_1", "party_2")
         dealer, mine = link_pair("dealer", "party_2")
         self.dealer = dealer
-        dealer.send(Kind.SEED, bytes(16))
+        dealer.send(MessageKind.SEED, bytes(16))
         self.side = BeaverFixedSide(self.two, mine)
         values = torch.tensor([[3, -3, 1], [0, 2, 5]]) * (ENTRIES[width] // 8)
         assert width_of(header_of(values)) == width
@@ -413,7 +415,7 @@ class Alone:
         self.sent = self.two.bytes_sent
         self.released: list[int] = []
 
-    def ask(self, payload: bytes | list[Any], kind: Kind = Kind.MASKED_ROWS) -> None:
+    def ask(self, payload: bytes | list[Any], kind: MessageKind = MessageKind.MASKED_ROWS) -> None:
         self.one.send(kind, payload)
         self.side.answer(self.two.receive(), self.release)
 
@@ -421,7 +423,9 @@ class Alone:
         self.released.append(count)
         return release_all(count)
 
-    def refuses(self, payload: bytes | list[Any], kind: Kind = Kind.MASKED_ROWS, match: str = ".") -> None:
+    def refuses(
+        self, payload: bytes | list[Any], kind: MessageKind = MessageKind.MASKED_ROWS, match: str = "."
+    ) -> None:
         before, released = self.two.bytes_sent, list(self.released)
         with pytest.raises(LinkError, match=match):
             self.ask(payload, kind)
@@ -482,16 +486,18 @@ def test_the_request_that_the_malformed_ones_are_made_of_is_answered(width: int)
     """Control; and z = E Y^T + c2 with E = 0."""
     alone = Alone(width)
     c2 = torch.tensor([[1, 2], [3, -4]], dtype=word_type(width))
-    alone.dealer.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
+    alone.dealer.send(MessageKind.TRIPLE_CORRECTION, c2.numpy().data)
     alone.ask(asking(words=2 * 3 * width // 8))
     assert alone.released == [2]
-    alone.one.receive(Kind.OPENED_OPERAND)
-    answer = unpack_words(alone.one.receive(Kind.RESULT_SHARE).payload, 2, width)
+    alone.one.receive(MessageKind.OPENED_OPERAND)
+    answer = unpack_words(alone.one.receive(MessageKind.RESULT_SHARE).payload, 2, width)
     assert signed_words(answer, width).tolist() == [1, -4]
 
 
-@pytest.mark.parametrize("kind", [Kind.PRODUCT, Kind.REPLY_CIPHERTEXTS, Kind.OPENING, Kind.TRIPLE])
-def test_other_kinds_are_refused(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [MessageKind.PRODUCT, MessageKind.REPLY_CIPHERTEXTS, MessageKind.OPENING, MessageKind.TRIPLE]
+)
+def test_other_kinds_are_refused(kind: MessageKind) -> None:
     Alone().refuses(asking(), kind, match=f"{kind.name} is not due")
 
 
@@ -499,7 +505,7 @@ def test_a_product_is_answered_once() -> None:
     """With one c2 for two products party_1 would have the difference of two shares, and R of an A of its own choice."""
     alone = Alone()
     for _ in range(4):
-        alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(4 * 4))
+        alone.dealer.send(MessageKind.TRIPLE_CORRECTION, bytes(4 * 4))
     alone.ask(asking())
     alone.refuses(asking(), match="product 0 was answered before")
     alone.ask(asking(product=2))  # product 1 was made ready and not used
@@ -512,7 +518,7 @@ def test_a_product_is_answered_once() -> None:
 @pytest.mark.parametrize(("width", "bits"), [(32, 32), (40, 64), (48, 64), (64, 64)])
 def test_a_product_of_other_rows_than_the_dealers_is_refused(width: int, bits: int) -> None:
     alone = Alone(width)
-    alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(bits // 8 * 2 * 2))
+    alone.dealer.send(MessageKind.TRIPLE_CORRECTION, bytes(bits // 8 * 2 * 2))
     match = f"{bits // 2} bytes where 6 words of {bits} bits are due"
     alone.refuses(asking(rows=3, words=9 * width // 8), match=match)
 
@@ -521,7 +527,7 @@ def test_a_product_of_other_rows_than_the_dealers_is_refused(width: int, bits: i
 def test_a_correction_of_another_ring_than_the_operands_is_refused(width: int, drawn: int, due: int) -> None:
     """Where party_1 told the dealer another width than the operand's header has."""
     alone = Alone(width)
-    alone.dealer.send(Kind.TRIPLE_CORRECTION, bytes(drawn // 8 * 2 * 2))
+    alone.dealer.send(MessageKind.TRIPLE_CORRECTION, bytes(drawn // 8 * 2 * 2))
     match = f"{drawn // 2} bytes where 4 words of {due} bits are due"
     alone.refuses(asking(words=6 * width // 8), match=match)
 
@@ -531,7 +537,7 @@ def test_products_before_an_operand_are_refused() -> None:
     with pytest.raises(RuntimeError, match="before accept_operand"):
         BeaverMovingSide(one, one).multiply(torch.tensor([[1]]))
     assert one.bytes_sent == 0
-    one.send(Kind.MASKED_ROWS, asking())
+    one.send(MessageKind.MASKED_ROWS, asking())
     with pytest.raises(LinkError, match="not due"):
         BeaverFixedSide(two, two).answer(two.receive(), release_all)
 
@@ -553,10 +559,10 @@ def test_products_before_an_operand_are_refused() -> None:
 )
 def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.TRIPLE, pack(meta))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(meta))
     with pytest.raises(LinkError, match=r"refused|malformed payload"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
-    assert set(trio.dealer_two.sent) == {Kind.SEED}
+    assert set(trio.dealer_two.sent) == {MessageKind.SEED}
 
 
 @pytest.mark.parametrize(
@@ -570,8 +576,8 @@ def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
 )
 def test_the_dealer_keeps_to_the_operands_shape(shape: dict[str, int], change: dict[str, int]) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.TRIPLE, pack(shape))
-    trio.one_dealer.send(Kind.TRIPLE, pack(shape | change))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(shape))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(shape | change))
     with pytest.raises(LinkError, match="is not the operand's shape"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
 
@@ -579,7 +585,7 @@ def test_the_dealer_keeps_to_the_operands_shape(shape: dict[str, int], change: d
 def test_the_dealer_never_draws_the_mask_of_an_operand_again() -> None:
     trio = Trio()
     for operand in (0, 1, 0):
-        trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE | {"operand": operand}))
+        trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE | {"operand": operand}))
     with pytest.raises((LinkError, ValueError), match="already used"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
 
@@ -591,17 +597,17 @@ def test_keys_operands_and_shares_of_another_length_are_refused() -> None:
     trio, values = Trio(), torch.tensor([[3, -3], [1, 1]])
     moving, header = BeaverMovingSide(trio.one_two, trio.one_dealer), header_of(values)
     for size in (0, 15, 17, 32):
-        trio.two_one.send(Kind.OPENED_OPERAND, bytes(size))
+        trio.two_one.send(MessageKind.OPENED_OPERAND, bytes(size))
         with pytest.raises(LinkError, match=f"{size} bytes where 4 words of 32 bits are due"):
             moving.accept_operand(header)
-    trio.two_one.send(Kind.OPENED_OPERAND, bytes(16))
+    trio.two_one.send(MessageKind.OPENED_OPERAND, bytes(16))
     moving.accept_operand(header)
-    trio.dealer_one.send(Kind.SEED, bytes(15))
+    trio.dealer_one.send(MessageKind.SEED, bytes(15))
     with pytest.raises(LinkError, match="SEED: 15 bytes where a key of 16 is due"):
         moving.multiply(torch.tensor([[2, 1]]))
-    trio.dealer_one.send(Kind.SEED, bytes(16))
+    trio.dealer_one.send(MessageKind.SEED, bytes(16))
     for size in (0, 4, 7, 12, 16):
-        trio.two_one.send(Kind.RESULT_SHARE, bytes(size))
+        trio.two_one.send(MessageKind.RESULT_SHARE, bytes(size))
         with pytest.raises(LinkError, match=f"{size} bytes where 2 words of 32 bits are due"):
             moving.multiply(torch.tensor([[2, 1]]))
 
@@ -619,8 +625,8 @@ def test_without_a_dealer_it_does_not_start() -> None:
 def test_a_lost_dealer_ends_both_parties() -> None:
     def vanish(link_1: Link, link_2: Link) -> None:
         for link in (link_1, link_2):
-            link.send(Kind.SEED, bytes(16))
-        link_1.receive(Kind.TRIPLE)
+            link.send(MessageKind.SEED, bytes(16))
+        link_1.receive(MessageKind.TRIPLE)
         for link in (link_1, link_2):
             link.close()
 
@@ -629,7 +635,7 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     fixed = BeaverFixedSide(trio.two_one, trio.two_dealer)
     trio.start(answer_all, trio.two_one, fixed, [(header_of(values), values)])
     moving = BeaverMovingSide(trio.one_two, trio.one_dealer)
-    trio.one_two.send(Kind.LEVEL)
+    trio.one_two.send(MessageKind.LEVEL)
     moving.accept_operand(header_of(values))
     with pytest.raises(PeerLost, match=r"(party_2|dealer) is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
@@ -644,7 +650,7 @@ def test_the_dealer_ends_with_either_party() -> None:
         trio.start(serve_dealer, trio.dealer_one, trio.dealer_two)
         getattr(trio, lost).close()
         if lost == "two_dealer":  # noticed at the latest when party_1 leaves
-            trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE))
+            trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE))
             trio.one_dealer.close()
         trio.threads[0].join(60)
         assert not trio.threads[0].is_alive()
@@ -655,15 +661,15 @@ def test_a_lost_party_2_ends_party_1() -> None:
     trio, values = Trio(), torch.tensor([3, -3])
 
     def leave(link: Link, fixed: BeaverFixedSide) -> None:
-        link.receive(Kind.LEVEL)
+        link.receive(MessageKind.LEVEL)
         fixed.send_operand(header_of(values), values)
-        link.receive(Kind.MASKED_ROWS)
+        link.receive(MessageKind.MASKED_ROWS)
         link.close()
 
     trio.start(serve_dealer, trio.dealer_one, trio.dealer_two)
     trio.start(leave, trio.two_one, BeaverFixedSide(trio.two_one, trio.two_dealer))
     moving = BeaverMovingSide(trio.one_two, trio.one_dealer)
-    trio.one_two.send(Kind.LEVEL)
+    trio.one_two.send(MessageKind.LEVEL)
     moving.accept_operand(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
         moving.multiply(torch.tensor([[2, 1]]))

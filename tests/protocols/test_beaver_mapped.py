@@ -25,7 +25,9 @@ from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, mappe
 from ppir_torch.registration.loop import map_of
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack
 
 # (weight, entry of Y) for which the words of a product over PLAIN_POINTS are this wide.
 WEIGHTS = {32: (1, 255), 40: (8, 2047), 48: (90, 2047), 64: (1500, 2047)}
@@ -72,7 +74,7 @@ class MappedSession(Session):
 
     def next_operand(self) -> OperandHeader:
         self.operand += 1
-        self.trio.one_two.send(Kind.LEVEL)
+        self.trio.one_two.send(MessageKind.LEVEL)
         self.moving.accept_operand(self.headers[self.operand], self.maps[self.operand])
         return self.headers[self.operand]
 
@@ -243,7 +245,7 @@ def test_multiply_is_no_product_of_an_operand_with_a_map() -> None:
             assert run.sent == sent
         finally:  # what was sent is answered, so that the session can end
             if run.sent != sent:
-                run.trio.one_two.receive(Kind.RESULT_SHARE)
+                run.trio.one_two.receive(MessageKind.RESULT_SHARE)
 
 
 # --- refusals before anything is sent
@@ -303,7 +305,7 @@ def test_noise_is_added_once_to_each_result_and_charged_before_sending() -> None
     y, count = uniform(draw, 2047, 30), public_map.results(3)
     noise = uniform(draw, 1000, count)
     asked: list[int] = []
-    sent: list[dict[Kind, int]] = []
+    sent: list[dict[MessageKind, int]] = []
 
     def release(wanted: int) -> Tensor:
         asked.append(wanted)
@@ -347,33 +349,33 @@ def test_messages_go_only_where_the_protocol_sends_them(width: int) -> None:
         for _ in range(2):
             assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
     trio, word, drawn = run.trio, width // 8, 4 if width == 32 else 8
-    assert set(trio.two_one.received) == {Kind.LEVEL, Kind.MASKED_ROWS, Kind.FINISH}
+    assert set(trio.two_one.received) == {MessageKind.LEVEL, MessageKind.MASKED_ROWS, MessageKind.FINISH}
     assert trio.one_two.received == {
-        Kind.OPENED_OPERAND: OVERHEAD + 30 * word,
-        Kind.RESULT_SHARE: 2 * (OVERHEAD + public_map.results(3) * word),
+        MessageKind.OPENED_OPERAND: OVERHEAD + 30 * word,
+        MessageKind.RESULT_SHARE: 2 * (OVERHEAD + public_map.results(3) * word),
     }
-    head = trio.two_one.received[Kind.MASKED_ROWS] - 2 * (OVERHEAD + 3 * 30 * word)
+    head = trio.two_one.received[MessageKind.MASKED_ROWS] - 2 * (OVERHEAD + 3 * 30 * word)
     assert 0 < head < 2 * 150
     # The dealer hears map and sizes from party_1, and nothing from party_2.
-    assert set(trio.dealer_one.received) == {Kind.PUBLIC_MAP, Kind.TRIPLE, Kind.FINISH}
-    assert trio.dealer_one.received[Kind.PUBLIC_MAP] == OVERHEAD + len(b"".join(pack(*public_map.to_message())))
+    assert set(trio.dealer_one.received) == {MessageKind.PUBLIC_MAP, MessageKind.TRIPLE, MessageKind.FINISH}
+    assert trio.dealer_one.received[MessageKind.PUBLIC_MAP] == OVERHEAD + len(b"".join(pack(*public_map.to_message())))
     assert not trio.dealer_two.received
-    assert trio.one_dealer.received == {Kind.SEED: OVERHEAD + 16}
-    assert set(trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
+    assert trio.one_dealer.received == {MessageKind.SEED: OVERHEAD + 16}
+    assert set(trio.two_dealer.received) == {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION}
     # No force of a voxel in it: as many words as there are results.
-    assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + drawn * public_map.results(3))
+    assert trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + drawn * public_map.results(3))
 
 
 def test_map_and_shape_are_all_that_the_dealer_hears() -> None:
     """Whatever the rows and the operand are."""
     public_map, heard = flat_map((4, 5), 3), []
     for factor in (1, 3):
-        requests: list[tuple[Kind, bytes]] = []
+        requests: list[tuple[MessageKind, bytes]] = []
 
-        def listen(link_1: Link, link_2: Link, requests: list[tuple[Kind, bytes]] = requests) -> None:
+        def listen(link_1: Link, link_2: Link, requests: list[tuple[MessageKind, bytes]] = requests) -> None:
             receive = link_1.receive
 
-            def record(*kinds: Kind) -> Message:
+            def record(*kinds: MessageKind) -> Received:
                 requests.append(((message := receive(*kinds)).kind, bytes(message.payload)))
                 return message
 
@@ -384,7 +386,12 @@ def test_map_and_shape_are_all_that_the_dealer_hears() -> None:
             run.moving.project(torch.full((3, 20), factor))
         heard.append(requests)
     assert heard[0] == heard[1]
-    assert [kind for kind, _ in heard[0]] == [Kind.PUBLIC_MAP, Kind.TRIPLE, Kind.TRIPLE, Kind.FINISH]
+    assert [kind for kind, _ in heard[0]] == [
+        MessageKind.PUBLIC_MAP,
+        MessageKind.TRIPLE,
+        MessageKind.TRIPLE,
+        MessageKind.FINISH,
+    ]
 
 
 # --- every mask once
@@ -392,10 +399,10 @@ def test_map_and_shape_are_all_that_the_dealer_hears() -> None:
 
 @every_width
 def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: dict[Kind, list[bytes]] = {}
+    heard: dict[MessageKind, list[bytes]] = {}
     receive = Link.receive
 
-    def record(link: Link, *due: Kind) -> Message:
+    def record(link: Link, *due: MessageKind) -> Received:
         message = receive(link, *due)
         heard.setdefault(message.kind, []).append(bytes(message.payload))
         return message
@@ -413,7 +420,7 @@ def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatc
             for _ in range(3):
                 assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
     # The low 32 bits of every word come first.
-    for kind, count, times in ((Kind.MASKED_ROWS, 1500, 9), (Kind.OPENED_OPERAND, 500, 3)):
+    for kind, count, times in ((MessageKind.MASKED_ROWS, 1500, 9), (MessageKind.OPENED_OPERAND, 500, 3)):
         start = [len(payload) - count * width // 8 for payload in heard[kind]]
         if width in (40, 48):
             seen = np.stack([np.frombuffer(p, np.uint32, count, s) for p, s in zip(heard[kind], start, strict=True)])
@@ -426,7 +433,7 @@ def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatc
         # Uniform: mean within seven standard deviations.
         share = seen.astype(np.float64) / 2.0 ** (8 * seen.itemsize)
         assert abs(share.mean() - 0.5) < 7 / (12 * seen.size) ** 0.5
-    for kind in (Kind.TRIPLE_CORRECTION, Kind.RESULT_SHARE):
+    for kind in (MessageKind.TRIPLE_CORRECTION, MessageKind.RESULT_SHARE):
         assert len(set(heard[kind])) == len(heard[kind]) >= 9
 
 
@@ -483,11 +490,11 @@ def test_the_dealer_refuses_maps_and_shapes_that_do_not_go_together(name: str) -
     public_map, change = BAD_SHAPES[name]
     trio = Trio()
     if public_map is not None:
-        trio.one_dealer.send(Kind.PUBLIC_MAP, pack(*public_map.to_message()))
-    trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE | change))
+        trio.one_dealer.send(MessageKind.PUBLIC_MAP, pack(*public_map.to_message()))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE | change))
     with pytest.raises(LinkError, match="refused"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
-    assert set(trio.dealer_two.sent) == {Kind.SEED}
+    assert set(trio.dealer_two.sent) == {MessageKind.SEED}
 
 
 @pytest.mark.parametrize(
@@ -503,30 +510,30 @@ def test_the_dealer_refuses_maps_and_shapes_that_do_not_go_together(name: str) -
 )
 def test_the_dealer_refuses_what_is_no_map(payload: Any) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.PUBLIC_MAP, payload)
+    trio.one_dealer.send(MessageKind.PUBLIC_MAP, payload)
     with pytest.raises(LinkError):
         serve_dealer(trio.dealer_one, trio.dealer_two)
-    assert set(trio.dealer_two.sent) == {Kind.SEED}
+    assert set(trio.dealer_two.sent) == {MessageKind.SEED}
 
 
 def test_the_dealer_keeps_to_the_last_map() -> None:
     """Control: with a map that goes with the shape it deals as many words as there are results."""
     trio, public_map = Trio(), flat_map((4, 5), 3)
     for each in (OTHER, public_map):
-        trio.one_dealer.send(Kind.PUBLIC_MAP, pack(*each.to_message()))
-    trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE))
-    trio.one_dealer.send(Kind.PUBLIC_MAP, pack(*OTHER.to_message()))
-    trio.one_dealer.send(Kind.TRIPLE, pack(SHAPE))
+        trio.one_dealer.send(MessageKind.PUBLIC_MAP, pack(*each.to_message()))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE))
+    trio.one_dealer.send(MessageKind.PUBLIC_MAP, pack(*OTHER.to_message()))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE))
     with pytest.raises(LinkError, match="does not go with the map before it"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
-    assert trio.dealer_two.sent[Kind.TRIPLE_CORRECTION] == OVERHEAD + 8 * public_map.results(3)
+    assert trio.dealer_two.sent[MessageKind.TRIPLE_CORRECTION] == OVERHEAD + 8 * public_map.results(3)
 
 
 def alone(public_map: PublicMap) -> tuple[BeaverFixedSide, Link, Link, Link]:
     """party_2 with an operand, its own end of the link to party_1, that of party_1, and that of the dealer."""
     one, two = link_pair("party_1", "party_2")
     dealer, mine = link_pair("dealer", "party_2")
-    dealer.send(Kind.SEED, bytes(16))
+    dealer.send(MessageKind.SEED, bytes(16))
     side = BeaverFixedSide(two, mine)
     y = torch.full((public_map.points,), 2047)
     side.send_operand(header_of(y, len(public_map.shape) + 1), y, public_map)
@@ -546,9 +553,9 @@ def masked_rows(rows: int, words: int) -> bytes:
 def test_party_2_refuses_a_product_of_another_shape(rows: int, words: int, corrected: int) -> None:
     """Before it releases anything; the dealer's words are those of another map where their number differs."""
     side, two, one, dealer = alone(flat_map((4, 5), 90))
-    dealer.send(Kind.TRIPLE_CORRECTION, bytes(8 * corrected))
+    dealer.send(MessageKind.TRIPLE_CORRECTION, bytes(8 * corrected))
     before = two.bytes_sent
-    one.send(Kind.MASKED_ROWS, masked_rows(rows, words))
+    one.send(MessageKind.MASKED_ROWS, masked_rows(rows, words))
     with pytest.raises(LinkError, match=r"refused"):
         side.answer(two.receive(), lambda _: pytest.fail("released"))
     assert two.bytes_sent == before
@@ -560,8 +567,8 @@ def test_the_request_that_the_others_are_made_of_is_answered() -> None:
     assert mapped_width(header_of(torch.full((20,), 2047), 3), public_map) == 48
     assert word_type(48) == torch.int64
     c2 = torch.arange(9)
-    dealer.send(Kind.TRIPLE_CORRECTION, c2.numpy().data)
-    one.send(Kind.MASKED_ROWS, masked_rows(3, 360))
+    dealer.send(MessageKind.TRIPLE_CORRECTION, c2.numpy().data)
+    one.send(MessageKind.MASKED_ROWS, masked_rows(3, 360))
     asked: list[int] = []
 
     def release(count: int) -> Tensor:
@@ -570,6 +577,6 @@ def test_the_request_that_the_others_are_made_of_is_answered() -> None:
 
     side.answer(two.receive(), release)
     assert asked == [9]
-    one.receive(Kind.OPENED_OPERAND)
-    answer = np.frombuffer(one.receive(Kind.RESULT_SHARE).payload, np.uint32, 9)
+    one.receive(MessageKind.OPENED_OPERAND)
+    answer = np.frombuffer(one.receive(MessageKind.RESULT_SHARE).payload, np.uint32, 9)
     assert answer.tolist() == c2.tolist()

@@ -14,7 +14,9 @@ from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.joint.interface import Pairs, Release, all_pairs, release_all
 from ppir_torch.protocols import ckks_v1, load_protocol
 from ppir_torch.protocols.ckks_v1 import CkksV1FixedSide, CkksV1MovingSide
-from ppir_torch.wire.link import Kind, Message, link_pair, pack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Received, link_pair
+from ppir_torch.wire.payload import pack
 
 TOLERANCE = 5e-5  # of |X|_2 |Y|_2, ten standard deviations; a rescale in between is off by 1e-3 of R
 
@@ -70,11 +72,11 @@ def test_products_are_about_right(parties: Parties) -> None:
     before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
     assert errors(parties.multiply(rows), rows, VALUES).max() < TOLERANCE
     up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
-    assert set(up) == {Kind.NAIVE_REPLY}
-    assert set(down) == {Kind.NAIVE_RESULT}
+    assert set(up) == {MessageKind.NAIVE_REPLY}
+    assert set(down) == {MessageKind.NAIVE_RESULT}
     assert down.total() == OVERHEAD + 8 * 8
     # Rotation keys are sent once and counted.
-    assert 8e6 < parties.links[1].sent[Kind.GALOIS_KEYS] < 12e6
+    assert 8e6 < parties.links[1].sent[MessageKind.GALOIS_KEYS] < 12e6
 
 
 def test_pairs_and_noise(parties: Parties) -> None:
@@ -99,7 +101,7 @@ def test_a_second_operand_uses_the_same_keys(parties: Parties) -> None:
     parties.send(values, 3, number=1)
     assert errors(parties.multiply(rows), rows, values).max() < TOLERANCE
     parties.send(VALUES, 4, number=2)
-    assert parties.links[1].sent[Kind.GALOIS_KEYS] < 12e6
+    assert parties.links[1].sent[MessageKind.GALOIS_KEYS] < 12e6
 
 
 def test_refused_before_anything_is_sent(parties: Parties) -> None:
@@ -117,8 +119,8 @@ def test_refused_before_anything_is_sent(parties: Parties) -> None:
 def test_malformed_replies_are_refused(parties: Parties) -> None:
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(parties.moving.multiply, torch.ones(1, 200, dtype=torch.int64))
-        good = ckks_v1.unpack(parties.links[1].receive(Kind.NAIVE_REPLY).payload)[1]
-        parties.links[1].send(Kind.NAIVE_RESULT, bytes(16))
+        good = ckks_v1.unpack(parties.links[1].receive(MessageKind.NAIVE_REPLY).payload)[1]
+        parties.links[1].send(MessageKind.NAIVE_RESULT, bytes(16))
         assert sending.result().tolist() == [0, 0]
     pairs, exponents, first, second = good
     bad = [
@@ -141,18 +143,18 @@ def test_malformed_replies_are_refused(parties: Parties) -> None:
     for arrays in bad:
         payload = memoryview(b"".join(bytes(part) for part in pack({}, arrays)))
         with pytest.raises(LinkError):
-            parties.fixed.answer(Message(Kind.NAIVE_REPLY, 0, 0, payload), release_all)
+            parties.fixed.answer(Received(MessageKind.NAIVE_REPLY, 0, 0, payload), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(b"")), release_all)
+        parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(b"")), release_all)
     assert parties.links[1].sent == sent
 
 
 @pytest.mark.parametrize("answer", [bytes(7), np.array([np.nan]).tobytes()])
 def test_malformed_answers_are_refused(parties: Parties, answer: bytes) -> None:
-    parties.links[1].send(Kind.NAIVE_RESULT, answer)
+    parties.links[1].send(MessageKind.NAIVE_RESULT, answer)
     with pytest.raises(LinkError, match="NAIVE_RESULT"):
         parties.moving.multiply(torch.ones(1, 200, dtype=torch.int64), [(0, 0)])
-    parties.links[1].receive(Kind.NAIVE_REPLY)
+    parties.links[1].receive(MessageKind.NAIVE_REPLY)
 
 
 def test_malformed_keys_are_refused(parties: Parties) -> None:
@@ -161,7 +163,7 @@ def test_malformed_keys_are_refused(parties: Parties) -> None:
     without_rotations = context.serialize(True, False, False, False)
     for key in (b"", b"123", bytes(1 << 25), without_rotations, with_secret_key):
         party_1, party_2 = link_pair("party_1", "party_2", timeout=120.0)
-        party_2.send(Kind.GALOIS_KEYS, key)
+        party_2.send(MessageKind.GALOIS_KEYS, key)
         with pytest.raises(LinkError, match="GALOIS_KEYS"):
             CkksV1MovingSide(party_1).accept_operand(header_of(VALUES, 1))
 
@@ -170,9 +172,11 @@ def test_malformed_vectors_are_refused(parties: Parties) -> None:
     source = CkksV1MovingSide(parties.links[0])
     source._context = parties.moving._context
     vector = np.frombuffer(parties.moving._vectors[0].serialize(), np.uint8)
-    short = np.frombuffer(ckks_v1._vector(source._context, vector, 128, Kind.OPERAND_CIPHERTEXTS).serialize(), np.uint8)
+    short = np.frombuffer(
+        ckks_v1._vector(source._context, vector, 128, MessageKind.OPERAND_CIPHERTEXTS).serialize(), np.uint8
+    )
     for batch in ([vector] * 3, [vector] * 5, [short[:-100], *[vector] * 3], [vector.astype(np.int64)] * 4):
-        parties.links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, batch))
+        parties.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, batch))
         with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
             source.accept_operand(header_of(VALUES, 4))
     with pytest.raises(RuntimeError, match="before accept_operand"):

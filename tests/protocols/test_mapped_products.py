@@ -39,7 +39,9 @@ from ppir_torch.protocols.lattice.slots import (
     slot_limits,
     uniform_words,
 )
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 MAPPED = ("beaver", "spdz", "bfv", "ckks")
 every_protocol = pytest.mark.parametrize("protocol", MAPPED)
@@ -100,7 +102,7 @@ class MappedSession(Session):
 
     def next_operand(self) -> OperandHeader:
         self.operand += 1
-        self.trio.one_two.send(Kind.LEVEL)
+        self.trio.one_two.send(MessageKind.LEVEL)
         self.moving.accept_operand(self.headers[self.operand], self.maps[self.operand])
         return self.headers[self.operand]
 
@@ -230,14 +232,14 @@ def test_operands_with_and_without_a_map_in_one_session(protocol: str) -> None:
         assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
         with pytest.raises(RuntimeError, match="multiply"):
             run.moving.multiply(x)
-        keys = run.trio.one_two.received[Kind.PUBLIC_KEY]  # encrypted: one for each kind of product
+        keys = run.trio.one_two.received[MessageKind.PUBLIC_KEY]  # encrypted: one for each kind of product
         run.next_operand()
         assert run.moving.multiply(x).tolist() == python_products(x, y + 1)
         with pytest.raises(RuntimeError, match="with a map"):
             run.moving.project(x)
         run.next_operand()
         assert run.moving.project(x).tolist() == python_sums(x, y + 2, public_map)
-        assert run.trio.one_two.received[Kind.PUBLIC_KEY] == keys
+        assert run.trio.one_two.received[MessageKind.PUBLIC_KEY] == keys
         assert (keys > 0) == (protocol in SLOTS)
 
 
@@ -250,7 +252,7 @@ def test_exact_at_the_chunk_borders_of_spdz(monkeypatch: pytest.MonkeyPatch) -> 
         with session("spdz", (y, public_map)) as run:
             assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
             chunks = -(-points // (16 // (rows + 1)))
-            assert run.trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == OVERHEAD * chunks + 8 * rows * points
+            assert run.trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == OVERHEAD * chunks + 8 * rows * points
 
 
 # --- refusals before anything is sent
@@ -355,7 +357,7 @@ def test_noise_is_added_once_to_each_value_and_charged_before_it_is_sent(protoco
 
     def release(wanted: int) -> Tensor:
         calls.append(wanted)
-        sent_at.append(links[0].sent[Kind.RESULT_SHARE] + links[0].sent[Kind.MASKED_RESULT])
+        sent_at.append(links[0].sent[MessageKind.RESULT_SHARE] + links[0].sent[MessageKind.MASKED_RESULT])
         return noise
 
     with session(protocol, (y, public_map), release=release) as run:
@@ -381,13 +383,13 @@ def test_what_the_cap_does_not_allow_is_not_sent(protocol: str) -> None:
     operands: list[Any] = [(header, y, public_map)]
     trio.start(answer_all, trio.two_one, fixed, operands, refuse)
     moving = entry.moving_side(trio.one_two, trio.one_dealer, "cpu")
-    trio.one_two.send(Kind.LEVEL)
+    trio.one_two.send(MessageKind.LEVEL)
     moving.accept_operand(header, public_map)
     with pytest.raises(PeerLost):
         moving.project(torch.ones(3, 30, dtype=torch.int64))
-    assert not {Kind.RESULT_SHARE, Kind.MASKED_RESULT} & set(trio.two_one.sent)
+    assert not {MessageKind.RESULT_SHARE, MessageKind.MASKED_RESULT} & set(trio.two_one.sent)
     with contextlib.suppress(PeerLost):
-        trio.one_dealer.send(Kind.FINISH)
+        trio.one_dealer.send(MessageKind.FINISH)
     trio.threads[-1].join(60)
     assert [type(e) for e in trio.errors if not isinstance(e, PeerLost)] == [BudgetExceeded]
 
@@ -399,24 +401,29 @@ def test_messages_of_spdz_go_only_where_the_protocol_sends_them() -> None:
         for _ in range(2):
             run.moving.project(x)
     trio = run.trio
-    assert set(trio.two_one.received) == {Kind.LEVEL, Kind.PRODUCT, Kind.OPENING, Kind.FINISH}
-    assert set(trio.one_two.received) == {Kind.ZERO_SEED, Kind.OPENING, Kind.RESULT_SHARE}
+    assert set(trio.two_one.received) == {
+        MessageKind.LEVEL,
+        MessageKind.PRODUCT,
+        MessageKind.OPENING,
+        MessageKind.FINISH,
+    }
+    assert set(trio.one_two.received) == {MessageKind.ZERO_SEED, MessageKind.OPENING, MessageKind.RESULT_SHARE}
     opening = 2 * (OVERHEAD + 8 * (150 + 50))
-    assert trio.one_two.received[Kind.OPENING] == trio.two_one.received[Kind.OPENING] == opening
-    assert trio.one_two.received[Kind.RESULT_SHARE] == 2 * (OVERHEAD + 8 * public_map.results(3))
-    assert set(trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
-    assert trio.dealer_one.received[Kind.TRIPLE] < 2 * 180
+    assert trio.one_two.received[MessageKind.OPENING] == trio.two_one.received[MessageKind.OPENING] == opening
+    assert trio.one_two.received[MessageKind.RESULT_SHARE] == 2 * (OVERHEAD + 8 * public_map.results(3))
+    assert set(trio.dealer_one.received) == {MessageKind.TRIPLE, MessageKind.FINISH}
+    assert trio.dealer_one.received[MessageKind.TRIPLE] < 2 * 180
     assert not trio.dealer_two.received
-    assert set(trio.one_dealer.received) == {Kind.SEED}
-    assert trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + 8 * 150)
+    assert set(trio.one_dealer.received) == {MessageKind.SEED}
+    assert trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == 2 * (OVERHEAD + 8 * 150)
 
 
 def test_equal_rows_and_operands_of_spdz_look_different_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The openings and the dealer's corrections are uniform words, none of which comes twice."""
-    heard: dict[Kind, list[np.ndarray]] = {Kind.OPENING: [], Kind.TRIPLE_CORRECTION: []}
+    heard: dict[MessageKind, list[np.ndarray]] = {MessageKind.OPENING: [], MessageKind.TRIPLE_CORRECTION: []}
     receive = Link.receive
 
-    def record(link: Link, *due: Kind) -> Message:
+    def record(link: Link, *due: MessageKind) -> Received:
         message = receive(link, *due)
         if message.kind in heard:
             heard[message.kind].append(np.frombuffer(bytes(message.payload), np.uint64))
@@ -444,11 +451,11 @@ def test_bytes_of_encrypted_products(protocol: str) -> None:
     with session(protocol, (y, public_map)) as run:
         run.moving.project(x)
         up, down = run.trio.one_two.sent, run.trio.two_one.sent
-    assert set(up) == {Kind.LEVEL, Kind.REPLY_CIPHERTEXTS, Kind.FINISH}
-    assert set(down) == {Kind.PUBLIC_KEY, Kind.OPERAND_CIPHERTEXTS, Kind.MASKED_RESULT}
-    assert up[Kind.REPLY_CIPHERTEXTS] == 2 * OVERHEAD + 7 * SLOTS[protocol]._REPLY_BYTES
-    assert down[Kind.MASKED_RESULT] == OVERHEAD + 6 * public_map.results(3)
-    assert down[Kind.OPERAND_CIPHERTEXTS] <= 3 * (3 * 8 * DEGREE + 500)
+    assert set(up) == {MessageKind.LEVEL, MessageKind.REPLY_CIPHERTEXTS, MessageKind.FINISH}
+    assert set(down) == {MessageKind.PUBLIC_KEY, MessageKind.OPERAND_CIPHERTEXTS, MessageKind.MASKED_RESULT}
+    assert up[MessageKind.REPLY_CIPHERTEXTS] == 2 * OVERHEAD + 7 * SLOTS[protocol]._REPLY_BYTES
+    assert down[MessageKind.MASKED_RESULT] == OVERHEAD + 6 * public_map.results(3)
+    assert down[MessageKind.OPERAND_CIPHERTEXTS] <= 3 * (3 * 8 * DEGREE + 500)
 
 
 @encrypted
@@ -511,15 +518,15 @@ class Pair:
         """The messages of a genuine product; party_1 is told zeros."""
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(self.moving.project, torch.ones(3, 9_000, dtype=torch.int64))
-            messages = [self.links[1].receive(Kind.REPLY_CIPHERTEXTS) for _ in range(2)]
-            self.links[1].send(Kind.MASKED_RESULT, bytes(6 * self.map.results(3)))
+            messages = [self.links[1].receive(MessageKind.REPLY_CIPHERTEXTS) for _ in range(2)]
+            self.links[1].send(MessageKind.MASKED_RESULT, bytes(6 * self.map.results(3)))
             sending.result()
         return [bytes(m.payload) for m in messages]
 
     def answer(self, messages: Sequence[bytes]) -> None:
         for payload in messages[1:]:
-            self.links[0].send(Kind.REPLY_CIPHERTEXTS, payload)
-        first = Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(messages[0]))
+            self.links[0].send(MessageKind.REPLY_CIPHERTEXTS, payload)
+        first = Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(messages[0]))
         self.fixed.answer(first, lambda _: pytest.fail("released"))
 
 
@@ -546,17 +553,17 @@ def test_malformed_replies_are_refused(protocol: str) -> None:
         with pytest.raises(LinkError, match="REPLY_CIPHERTEXTS"):
             pair.answer(messages)
     with pytest.raises(LinkError, match="not due"):
-        pair.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(first)), release_all)
+        pair.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(first)), release_all)
     assert pair.links[1].sent == sent
     # A flipped bit is another ciphertext or none, but no crash.
     for position in np.random.default_rng(0).integers(0, size, 20).tolist():
         flipped = bytearray(first)
         flipped[position] ^= 1
-        pair.links[0].send(Kind.REPLY_CIPHERTEXTS, second)
+        pair.links[0].send(MessageKind.REPLY_CIPHERTEXTS, second)
         with contextlib.suppress(LinkError):
-            pair.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            pair.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
             continue
-        pair.links[1].receive(Kind.REPLY_CIPHERTEXTS)
+        pair.links[1].receive(MessageKind.REPLY_CIPHERTEXTS)
 
 
 def slots_of(moving: MovingSide) -> SlotMoving:
@@ -570,7 +577,7 @@ def test_malformed_answers_are_refused(case: str, protocol: str) -> None:
     pair = Pair(protocol)
     size = 6 * pair.map.results(3)
     pair.links[1].send(
-        Kind.MASKED_RESULT, {"short": bytes(size - 6), "long": bytes(size + 1), "above t": b"\xff" * size}[case]
+        MessageKind.MASKED_RESULT, {"short": bytes(size - 6), "long": bytes(size + 1), "above t": b"\xff" * size}[case]
     )
     with pytest.raises(LinkError):
         pair.moving.project(torch.ones(3, 9_000, dtype=torch.int64))
@@ -582,8 +589,8 @@ def test_malformed_operands_are_refused(protocol: str) -> None:
     y, header = source.y, header_of(source.y, 3)
     links = link_pair("party_1", "party_2")
     fixed(links[1]).send_operand(header, y, source.map)
-    key = bytes(links[0].receive(Kind.PUBLIC_KEY).payload)
-    _, files = unpack(links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    key = bytes(links[0].receive(MessageKind.PUBLIC_KEY).payload)
+    _, files = unpack(links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     no_random_part, other_form = (
         np.frombuffer(save_seal(made), np.uint8) for made in malformed_ciphertexts(SLOTS[protocol])
     )
@@ -592,14 +599,14 @@ def test_malformed_operands_are_refused(protocol: str) -> None:
     for wrong in bad:
         links = link_pair("party_1", "party_2")
         target = moving(links[0])
-        links[1].send(Kind.PUBLIC_KEY, key)
-        links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, wrong))
+        links[1].send(MessageKind.PUBLIC_KEY, key)
+        links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, wrong))
         with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
             target.accept_operand(header, source.map)
         with pytest.raises(RuntimeError, match="before accept_operand"):
             target.project(torch.ones(3, 9_000, dtype=torch.int64))
     links = link_pair("party_1", "party_2")
-    links[1].send(Kind.PUBLIC_KEY, bytes(1000))
+    links[1].send(MessageKind.PUBLIC_KEY, bytes(1000))
     with pytest.raises(LinkError, match="PUBLIC_KEY"):
         moving(links[0]).accept_operand(header, source.map)
 
@@ -637,7 +644,7 @@ def test_party_2_of_spdz_refuses_another_product(meta: Any, arrays: list[Any]) -
     fixed = load_protocol("spdz").fixed_side(trio.two_one, trio.two_dealer, "cpu")
     fixed.send_operand(header_of(y, 3), y, public_map)
     sent = trio.two_one.bytes_sent
-    message = Message(Kind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack(meta, arrays))))
+    message = Received(MessageKind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack(meta, arrays))))
     with pytest.raises(LinkError):
         fixed.answer(message, lambda _: pytest.fail("released"))
     assert trio.two_one.bytes_sent == sent
@@ -647,7 +654,9 @@ def test_party_2_of_spdz_refuses_a_product_without_pairs_where_there_is_no_map()
     trio, y = Trio(), torch.arange(20)
     fixed = load_protocol("spdz").fixed_side(trio.two_one, trio.two_dealer, "cpu")
     fixed.send_operand(header_of(y, 3), y)
-    message = Message(Kind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack({"rows": 3, "points": 20}))))
+    message = Received(
+        MessageKind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack({"rows": 3, "points": 20})))
+    )
     with pytest.raises(LinkError, match="pairs"):
         fixed.answer(message, lambda _: pytest.fail("released"))
 
@@ -655,10 +664,10 @@ def test_party_2_of_spdz_refuses_a_product_without_pairs_where_there_is_no_map()
 @pytest.mark.parametrize("wrong", [{"columns": 2}, {"mapped": 1}, {"mapped": None}, {"rows": 0}], ids=str)
 def test_the_dealer_of_spdz_refuses_what_is_no_shape(wrong: dict[str, Any]) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.TRIPLE, pack({"rows": 3, "points": 20, "columns": 1, "mapped": True} | wrong))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack({"rows": 3, "points": 20, "columns": 1, "mapped": True} | wrong))
     with pytest.raises(LinkError):
         spdz.serve_dealer(trio.dealer_one, trio.dealer_two)
-    assert set(trio.dealer_two.sent) == {Kind.SEED}
+    assert set(trio.dealer_two.sent) == {MessageKind.SEED}
 
 
 # --- the numbers of bfv_slots

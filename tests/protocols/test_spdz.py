@@ -20,7 +20,9 @@ from ppir_torch.errors import ConfigError, LinkError, PeerLost, RangeError
 from ppir_torch.joint.interface import OperandHeader, release_all
 from ppir_torch.protocols import crypten_link, spdz
 from ppir_torch.protocols.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
-from ppir_torch.wire.link import Kind, Link, link_pair, pack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, link_pair
+from ppir_torch.wire.payload import pack
 
 crypten = crypten_link.crypten
 EDGE = 1 << 62
@@ -70,7 +72,7 @@ def test_exact_at_chunk_borders(points: int, rows: int, columns: int, monkeypatc
         assert run.moving.multiply(x).tolist() == python_products(x, y)
         chunks = -(-points // max(1, min(8, 16 // (rows + columns))))
         corrections = chunks * (OVERHEAD + 8 * rows * columns)
-        assert run.trio.two_dealer.received[Kind.TRIPLE_CORRECTION] == corrections
+        assert run.trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == corrections
 
 
 def test_chunks_cover_all_points_and_bound_memory() -> None:
@@ -158,16 +160,21 @@ def test_messages_go_only_where_the_protocol_sends_them() -> None:
         for _ in range(2):
             run.moving.multiply(x)
     opening = 2 * (OVERHEAD + 8 * (150 + 50))
-    assert set(run.trio.two_one.received) == {Kind.LEVEL, Kind.PRODUCT, Kind.OPENING, Kind.FINISH}
-    assert set(run.trio.one_two.received) == {Kind.ZERO_SEED, Kind.OPENING, Kind.RESULT_SHARE}
-    assert run.trio.one_two.received[Kind.OPENING] == run.trio.two_one.received[Kind.OPENING] == opening
-    assert run.trio.one_two.received[Kind.RESULT_SHARE] == 2 * (OVERHEAD + 8 * 3)
+    assert set(run.trio.two_one.received) == {
+        MessageKind.LEVEL,
+        MessageKind.PRODUCT,
+        MessageKind.OPENING,
+        MessageKind.FINISH,
+    }
+    assert set(run.trio.one_two.received) == {MessageKind.ZERO_SEED, MessageKind.OPENING, MessageKind.RESULT_SHARE}
+    assert run.trio.one_two.received[MessageKind.OPENING] == run.trio.two_one.received[MessageKind.OPENING] == opening
+    assert run.trio.one_two.received[MessageKind.RESULT_SHARE] == 2 * (OVERHEAD + 8 * 3)
     # the dealer hears shapes from party_1 and nothing from party_2; party_1 hears a seed from it
-    assert set(run.trio.dealer_one.received) == {Kind.TRIPLE, Kind.FINISH}
-    assert run.trio.dealer_one.received[Kind.TRIPLE] < 2 * 150
+    assert set(run.trio.dealer_one.received) == {MessageKind.TRIPLE, MessageKind.FINISH}
+    assert run.trio.dealer_one.received[MessageKind.TRIPLE] < 2 * 150
     assert not run.trio.dealer_two.received
-    assert set(run.trio.one_dealer.received) == {Kind.SEED}
-    assert set(run.trio.two_dealer.received) == {Kind.SEED, Kind.TRIPLE_CORRECTION}
+    assert set(run.trio.one_dealer.received) == {MessageKind.SEED}
+    assert set(run.trio.two_dealer.received) == {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION}
 
 
 def test_crypten_opens_nothing_else() -> None:
@@ -194,9 +201,9 @@ PAIR = np.zeros((1, 2), np.uint16)
 def test_party_2_refuses_another_shape(meta: Any) -> None:
     fixed, two, one = party_2_alone(torch.tensor([3, -3]))
     sent = two.bytes_sent
-    one.send(Kind.PRODUCT, pack(meta, [PAIR]))
+    one.send(MessageKind.PRODUCT, pack(meta, [PAIR]))
     with pytest.raises(LinkError):
-        fixed.answer(two.receive(Kind.PRODUCT), release_all)
+        fixed.answer(two.receive(MessageKind.PRODUCT), release_all)
     assert two.bytes_sent == sent
 
 
@@ -219,9 +226,9 @@ OTHER_PAIRS: dict[str, list[Any]] = {
 def test_party_2_refuses_other_pairs(name: str) -> None:
     fixed, two, one = party_2_alone(torch.tensor([3, -3]))
     sent = two.bytes_sent
-    one.send(Kind.PRODUCT, pack({"rows": 2, "points": 2}, OTHER_PAIRS[name]))
+    one.send(MessageKind.PRODUCT, pack({"rows": 2, "points": 2}, OTHER_PAIRS[name]))
     with pytest.raises(LinkError):
-        fixed.answer(two.receive(Kind.PRODUCT), lambda _: pytest.fail("released"))
+        fixed.answer(two.receive(MessageKind.PRODUCT), lambda _: pytest.fail("released"))
     assert two.bytes_sent == sent
 
 
@@ -240,7 +247,7 @@ SHAPE = {"rows": 1, "points": 1, "columns": 1}
 )
 def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
     trio = Trio()
-    trio.one_dealer.send(Kind.TRIPLE, pack(meta))
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(meta))
     with pytest.raises(LinkError):
         serve_dealer(trio.dealer_one, trio.dealer_two)
 
@@ -249,7 +256,7 @@ def test_products_before_an_operand_are_refused() -> None:
     one, two = link_pair("party_1", "party_2")
     with pytest.raises(LinkError, match="before the first operand"):
         SpdzMovingSide(one, one).multiply(torch.tensor([[1]]))
-    one.send(Kind.PRODUCT, pack({"rows": 1, "points": 1}, [PAIR]))
+    one.send(MessageKind.PRODUCT, pack({"rows": 1, "points": 1}, [PAIR]))
     with pytest.raises(LinkError, match="before the first operand"):
         SpdzFixedSide(two, two).answer(two.receive(), release_all)
 
@@ -258,13 +265,13 @@ def test_keys_and_openings_of_another_length_are_refused() -> None:
     trio = Trio()
     moving = SpdzMovingSide(trio.one_two, trio.one_dealer)
     header = OperandHeader(0, 2, 8, 1.0, 0.0, 3, 18)
-    trio.two_one.send(Kind.ZERO_SEED, bytes(15))
+    trio.two_one.send(MessageKind.ZERO_SEED, bytes(15))
     with pytest.raises(LinkError, match="ZERO_SEED: 15 bytes"):
         moving.accept_operand(header)
-    trio.two_one.send(Kind.ZERO_SEED, bytes(16))
+    trio.two_one.send(MessageKind.ZERO_SEED, bytes(16))
     moving.accept_operand(header)
-    trio.dealer_one.send(Kind.SEED, bytes(16))
-    trio.two_one.send(Kind.OPENING, bytes(8))
+    trio.dealer_one.send(MessageKind.SEED, bytes(16))
+    trio.two_one.send(MessageKind.OPENING, bytes(8))
     with pytest.raises(LinkError, match="8 bytes where 4 words are due"):
         moving.multiply(torch.tensor([[2, 1]]))
     assert not crypten.communicator.is_initialized()
@@ -273,8 +280,8 @@ def test_keys_and_openings_of_another_length_are_refused() -> None:
 def test_a_lost_dealer_ends_both_parties() -> None:
     def vanish(link_1: Link, link_2: Link) -> None:
         for link in (link_1, link_2):
-            link.send(Kind.SEED, bytes(16))
-        link_1.receive(Kind.TRIPLE)
+            link.send(MessageKind.SEED, bytes(16))
+        link_1.receive(MessageKind.TRIPLE)
         for link in (link_1, link_2):
             link.close()
 
@@ -284,7 +291,7 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     fixed = SpdzFixedSide(trio.two_one, trio.two_dealer)
     trio.start(answer_all, trio.two_one, fixed, [(header_of(values), values)])
     moving = SpdzMovingSide(trio.one_two, trio.one_dealer)
-    trio.one_two.send(Kind.LEVEL)
+    trio.one_two.send(MessageKind.LEVEL)
     moving.accept_operand(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
         moving.multiply(torch.tensor([[2, 1]]))
@@ -298,7 +305,7 @@ def test_the_dealer_ends_with_either_party() -> None:
         trio.start(serve_dealer, trio.dealer_one, trio.dealer_two)
         getattr(trio, lost).close()
         if lost == "two_dealer":  # noticed at the latest when party_1 leaves
-            trio.one_dealer.send(Kind.TRIPLE, pack({"rows": 2, "points": 5, "columns": 1}))
+            trio.one_dealer.send(MessageKind.TRIPLE, pack({"rows": 2, "points": 5, "columns": 1}))
             trio.one_dealer.close()
         trio.threads[0].join(60)
         assert not trio.threads[0].is_alive()
@@ -310,7 +317,8 @@ _PARTY_2 = """
 import os, signal, socket, sys
 from ppir_torch.protocols import spdz
 assert "crypten" not in sys.modules
-from ppir_torch.wire.link import Kind, Link
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link
 from ppir_torch.joint.interface import OperandHeader, release_all
 import torch
 spdz.MAX_CHUNK_WORDS = 30
@@ -318,7 +326,7 @@ ends = zip(sys.argv[1:], (bytes(16), bytes([1] * 16)), ("party_1", "dealer"))
 link, dealer = (Link(socket.socket(fileno=int(fd)), bytes(16), key, "party_2", peer) for fd, key, peer in ends)
 fixed = spdz.SpdzFixedSide(link, dealer)
 fixed.send_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540), torch.arange(40))
-fixed.answer(link.receive(Kind.PRODUCT), release_all)
+fixed.answer(link.receive(MessageKind.PRODUCT), release_all)
 from ppir_torch.protocols.crypten_link import LinkCommunicator
 all_reduce, calls = LinkCommunicator.all_reduce, []
 def die_at_second(self, shares, batched):
@@ -327,7 +335,7 @@ def die_at_second(self, shares, batched):
         os.kill(os.getpid(), signal.SIGKILL)
     return all_reduce(self, shares, batched=batched)
 LinkCommunicator.all_reduce = die_at_second
-fixed.answer(link.receive(Kind.PRODUCT), release_all)
+fixed.answer(link.receive(MessageKind.PRODUCT), release_all)
 """
 
 
@@ -353,7 +361,7 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
         with pytest.raises(PeerLost, match=r"party_2 is gone \((?!nothing arrived)"):
             moving.multiply(x)
     assert party_2.returncode == -9
-    trio.one_dealer.send(Kind.FINISH)
+    trio.one_dealer.send(MessageKind.FINISH)
     trio.threads[0].join(60)
     assert not trio.threads[0].is_alive()
 

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 import ppir_torch.wire.link as link_module
 from ppir_torch.errors import LinkError, PeerLost
 from ppir_torch.parties.accounting import peak_memory_mb
-from ppir_torch.wire.link import Kind, Link, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 SESSION = bytes(range(16))
 KEY = bytes(range(16, 32))
@@ -34,7 +36,14 @@ TAG_SIZE = 16
 
 
 def wire(payload: bytes = b"", sender: str = "party_2", **fields: Any) -> bytes:
-    values = {"magic": b"PPI1", "session": SESSION, "sequence": 0, "level": 1, "iteration": 2, "kind": int(Kind.HELLO)}
+    values = {
+        "magic": b"PPI1",
+        "session": SESSION,
+        "sequence": 0,
+        "level": 1,
+        "iteration": 2,
+        "kind": int(MessageKind.HELLO),
+    }
     values |= {"length": len(payload), **fields}
     header = HEADER.pack(*values.values())
     nonce = hashlib.sha256(sender.encode()).digest()[:4] + struct.pack(">Q", values["sequence"])
@@ -59,7 +68,7 @@ def pair() -> Iterator[tuple[Link, Link]]:
     right.close()
 
 
-def refused(link: Link, *kinds: Kind, error: type[LinkError] = LinkError) -> str:
+def refused(link: Link, *kinds: MessageKind, error: type[LinkError] = LinkError) -> str:
     with pytest.raises(LinkError) as caught:
         link.receive(*kinds)
     assert type(caught.value) is error
@@ -71,8 +80,8 @@ def refused(link: Link, *kinds: Kind, error: type[LinkError] = LinkError) -> str
 # --- what arrives
 
 
-@pytest.mark.parametrize("kind", [k for k in Kind if k is not Kind.ABORT], ids=lambda k: k.name)
-def test_every_declared_kind_arrives(kind: Kind, pair: tuple[Link, Link]) -> None:
+@pytest.mark.parametrize("kind", [k for k in MessageKind if k is not MessageKind.ABORT], ids=lambda k: k.name)
+def test_every_declared_kind_arrives(kind: MessageKind, pair: tuple[Link, Link]) -> None:
     left, right = pair
     left.at(2, 17)
     left.send(kind, b"content")
@@ -84,8 +93,8 @@ def test_every_declared_kind_arrives(kind: Kind, pair: tuple[Link, Link]) -> Non
 @settings(deadline=None, max_examples=50)
 def test_the_parts_of_a_payload_arrive_joined(parts: list[bytes]) -> None:
     left, right = link_pair("party_1", "party_2", timeout=60.0)
-    left.send(Kind.OPENING, parts)
-    assert bytes(right.receive(Kind.OPENING).payload) == b"".join(parts)
+    left.send(MessageKind.OPENING, parts)
+    assert bytes(right.receive(MessageKind.OPENING).payload) == b"".join(parts)
     left.close()
     right.close()
 
@@ -93,8 +102,8 @@ def test_the_parts_of_a_payload_arrive_joined(parts: list[bytes]) -> None:
 def test_messages_arrive_in_order(pair: tuple[Link, Link]) -> None:
     left, right = pair
     for number in range(100):
-        left.send(Kind.PRODUCT, bytes([number]))
-    assert [right.receive(Kind.PRODUCT).payload[0] for _ in range(100)] == list(range(100))
+        left.send(MessageKind.PRODUCT, bytes([number]))
+    assert [right.receive(MessageKind.PRODUCT).payload[0] for _ in range(100)] == list(range(100))
 
 
 @pytest.mark.parametrize("size", [0, 5, 2_600_000])
@@ -104,12 +113,12 @@ def test_the_wire_is_as_written_here(size: int, ends: tuple[socket.socket, Link]
     sending = threading.Thread(target=raw.sendall, args=(wire(payload) + wire(payload, sequence=1),))
     sending.start()
     for _ in range(2):
-        assert bytes(link.receive(Kind.HELLO).payload) == payload
+        assert bytes(link.receive(MessageKind.HELLO).payload) == payload
     sending.join()
     link.at(3, 9)
     for number in range(2):
-        link.send(Kind.GEOMETRY, payload)
-        expected = wire(payload, "party_1", sequence=number, level=3, iteration=9, kind=int(Kind.GEOMETRY))
+        link.send(MessageKind.GEOMETRY, payload)
+        expected = wire(payload, "party_1", sequence=number, level=3, iteration=9, kind=int(MessageKind.GEOMETRY))
         assert raw.recv(len(expected), socket.MSG_WAITALL) == expected
 
 
@@ -117,9 +126,9 @@ def test_both_ends_may_send_much_at_once(pair: tuple[Link, Link]) -> None:
     # Far more than the socket's buffers hold: with blocking sends both would wait for ever.
     data = np.random.default_rng(0).bytes(1 << 24)
     for link in pair:
-        link.send(Kind.OPENING, data)
+        link.send(MessageKind.OPENING, data)
     for link in pair:
-        assert bytes(link.receive(Kind.OPENING).payload) == data
+        assert bytes(link.receive(MessageKind.OPENING).payload) == data
 
 
 def test_a_message_may_arrive_in_pieces(ends: tuple[socket.socket, Link]) -> None:
@@ -133,7 +142,7 @@ def test_a_message_may_arrive_in_pieces(ends: tuple[socket.socket, Link]) -> Non
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    assert bytes(link.receive(Kind.HELLO).payload) == b"0123456789"
+    assert bytes(link.receive(MessageKind.HELLO).payload) == b"0123456789"
     thread.join()
 
 
@@ -155,7 +164,7 @@ def test_another_program_is_refused(ends: tuple[socket.socket, Link]) -> None:
 def test_a_replayed_message_is_refused(ends: tuple[socket.socket, Link]) -> None:
     raw, link = ends
     raw.sendall(wire(b"once") * 2)
-    link.receive(Kind.HELLO)
+    link.receive(MessageKind.HELLO)
     assert "replayed or lost" in refused(link)
 
 
@@ -175,8 +184,8 @@ def test_an_undeclared_kind_is_refused(number: int, ends: tuple[socket.socket, L
 
 def test_a_kind_that_is_not_due_is_refused(ends: tuple[socket.socket, Link]) -> None:
     raw, link = ends
-    raw.sendall(wire(kind=int(Kind.SEED)))
-    message = refused(link, Kind.LEVEL, Kind.FINISH)
+    raw.sendall(wire(kind=int(MessageKind.SEED)))
+    message = refused(link, MessageKind.LEVEL, MessageKind.FINISH)
     assert "SEED" in message
     assert "LEVEL or FINISH is due" in message
 
@@ -191,9 +200,9 @@ def test_an_oversized_payload_is_not_sent(pair: tuple[Link, Link], monkeypatch: 
     left, right = pair
     monkeypatch.setattr(link_module, "MAX_PAYLOAD", 100)
     with pytest.raises(LinkError, match="101 bytes"):
-        left.send(Kind.OPENING, [bytes(100), bytes(1)])
-    left.send(Kind.OPENING, bytes(100))
-    assert len(right.receive(Kind.OPENING).payload) == 100
+        left.send(MessageKind.OPENING, [bytes(100), bytes(1)])
+    left.send(MessageKind.OPENING, bytes(100))
+    assert len(right.receive(MessageKind.OPENING).payload) == 100
     assert left.bytes_sent == HEADER.size + 100 + TAG_SIZE
 
 
@@ -227,15 +236,15 @@ def test_a_stream_that_ends_early_is_a_lost_peer(kept: int, ends: tuple[socket.s
     raw, link = ends
     raw.sendall(wire(b"content")[:kept])
     raw.close()
-    assert "connection was closed" in refused(link, Kind.HELLO, error=PeerLost)
+    assert "connection was closed" in refused(link, MessageKind.HELLO, error=PeerLost)
 
 
 def test_a_silent_peer_is_lost_after_the_timeout() -> None:
     raw, other = socket.socketpair()
     link = Link(other, SESSION, KEY, "party_1", "party_2", timeout=0.1)
     raw.sendall(wire())
-    link.receive(Kind.HELLO)
-    assert "nothing arrived" in refused(link, Kind.HELLO, error=PeerLost)
+    link.receive(MessageKind.HELLO)
+    assert "nothing arrived" in refused(link, MessageKind.HELLO, error=PeerLost)
     assert link.waited >= 0.1
     raw.close()
     link.close()
@@ -245,7 +254,7 @@ def test_a_peer_that_stops_halfway_through_a_message_is_lost() -> None:
     raw, other = socket.socketpair()
     link = Link(other, SESSION, KEY, "party_1", "party_2", timeout=0.1)
     raw.sendall(wire(b"content")[:-1])
-    refused(link, Kind.HELLO, error=PeerLost)
+    refused(link, MessageKind.HELLO, error=PeerLost)
     raw.close()
     link.close()
 
@@ -253,7 +262,7 @@ def test_a_peer_that_stops_halfway_through_a_message_is_lost() -> None:
 def test_abort_carries_its_reason(pair: tuple[Link, Link]) -> None:
     left, right = pair
     right.abort("data.fixed: no such file")
-    assert "stopped: data.fixed: no such file" in refused(left, Kind.LEVEL, error=PeerLost)
+    assert "stopped: data.fixed: no such file" in refused(left, MessageKind.LEVEL, error=PeerLost)
 
 
 def test_sending_to_a_peer_that_is_gone_ends_with_peer_lost() -> None:
@@ -263,7 +272,7 @@ def test_sending_to_a_peer_that_is_gone_ends_with_peer_lost() -> None:
 
     def send_on() -> None:
         while time.monotonic() < deadline:
-            left.send(Kind.OPENING, bytes(1000))
+            left.send(MessageKind.OPENING, bytes(1000))
             time.sleep(0.001)
 
     with pytest.raises(PeerLost, match="party_2 is gone"):
@@ -274,9 +283,9 @@ def test_sending_to_a_peer_that_is_gone_ends_with_peer_lost() -> None:
 
 def test_what_was_sent_before_closing_still_arrives(pair: tuple[Link, Link]) -> None:
     left, right = pair
-    left.send(Kind.FINISH, bytes(1 << 16))
+    left.send(MessageKind.FINISH, bytes(1 << 16))
     left.close()
-    assert len(right.receive(Kind.FINISH).payload) == 1 << 16
+    assert len(right.receive(MessageKind.FINISH).payload) == 1 << 16
 
 
 @given(junk=st.binary(min_size=1, max_size=300), after=st.booleans())
@@ -287,7 +296,7 @@ def test_any_bytes_on_the_wire_are_a_link_error(junk: bytes, after: bool) -> Non
     raw.sendall((wire() if after else b"") + junk)
     raw.close()
     if after:
-        link.receive(Kind.HELLO)
+        link.receive(MessageKind.HELLO)
     with pytest.raises(LinkError):
         link.receive()
     link.close()
@@ -318,7 +327,7 @@ def test_threads_that_send_at_once_never_share_a_sequence_number(pair: tuple[Lin
 
     def send(who: int) -> None:
         for _ in range(100):
-            left.send(Kind.PRODUCT, bytes([who]))
+            left.send(MessageKind.PRODUCT, bytes([who]))
 
     threads = [threading.Thread(target=send, args=(who,)) for who in range(4)]
     interval = sys.getswitchinterval()
@@ -326,7 +335,7 @@ def test_threads_that_send_at_once_never_share_a_sequence_number(pair: tuple[Lin
     try:
         for thread in threads:
             thread.start()
-        got = Counter(right.receive(Kind.PRODUCT).payload[0] for _ in range(400))
+        got = Counter(right.receive(MessageKind.PRODUCT).payload[0] for _ in range(400))
         for thread in threads:
             thread.join()
     finally:
@@ -339,9 +348,9 @@ def test_threads_that_send_at_once_never_share_a_sequence_number(pair: tuple[Lin
 
 def test_counted_bytes_are_those_in_the_socket(ends: tuple[socket.socket, Link]) -> None:
     raw, link = ends
-    link.send(Kind.HELLO)
-    link.send(Kind.OPERAND, [b"abc", b"", b"defg"])
-    link.send(Kind.PRODUCT, pack({"a": 1}, [np.arange(1000)]))
+    link.send(MessageKind.HELLO)
+    link.send(MessageKind.OPERAND, [b"abc", b"", b"defg"])
+    link.send(MessageKind.PRODUCT, pack({"a": 1}, [np.arange(1000)]))
     link.close()
     received = b""
     while part := raw.recv(1 << 16):
@@ -353,7 +362,7 @@ def test_counted_bytes_are_those_in_the_socket(ends: tuple[socket.socket, Link])
 
 def test_what_one_end_sends_the_other_counts_as_received(pair: tuple[Link, Link]) -> None:
     left, right = pair
-    for kind, size in ((Kind.LEVEL, 10), (Kind.PRODUCT, 1000), (Kind.PRODUCT, 0)):
+    for kind, size in ((MessageKind.LEVEL, 10), (MessageKind.PRODUCT, 1000), (MessageKind.PRODUCT, 0)):
         left.send(kind, bytes(size))
         right.receive(kind)
     assert right.received == left.sent

@@ -55,7 +55,9 @@ from ...joint.interface import (
     check_sums,
 )
 from ...joint.public_map import PublicMap
-from ...wire.link import Kind, Link, Message, pack
+from ...wire.kinds import MessageKind
+from ...wire.link import Link, Received
+from ...wire.payload import pack
 from .bfv_slots import BfvFixedCipher, BfvMovingCipher
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .seal_format import (
@@ -220,9 +222,9 @@ class BfvMovingSide(MovingSide):
         head = struct.pack("<II", count, len(reply.c1))
         parts = [c0.data.cast("B"), places.data.cast("B"), *(c.data for c in reply.c1)]
         parts += [] if into is None else [places_of_sums.data.cast("B")]
-        self._link.send(Kind.REPLY_CIPHERTEXTS, [head, *parts])
+        self._link.send(MessageKind.REPLY_CIPHERTEXTS, [head, *parts])
         self._work.prepare(len(reply.c1) - len(theirs))
-        answer = self._link.receive(Kind.MASKED_RESULT).payload
+        answer = self._link.receive(MessageKind.MASKED_RESULT).payload
         if len(answer) != 8 * results:
             raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {8 * results} are due")
         masked = np.frombuffer(answer, np.uint64)
@@ -440,11 +442,11 @@ class BfvFixedSide(FixedSide):
             # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
             batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
             if len(batch) == PER_MESSAGE or number == self._layout.ciphertexts - 1:
-                self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, batch))
+                self._link.send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, batch))
                 batch = []
         self._header = header
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Decrypt a REPLY_CIPHERTEXTS message and return its masked words.
 
         Raises:
@@ -453,7 +455,7 @@ class BfvFixedSide(FixedSide):
         if self._mapped:
             self._slots.answer(request, release)
             return
-        if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
+        if self._header is None or request.kind is not MessageKind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
         c0, places, c1, into = _parse_reply(request.payload, self._header, self._layout.group)
         noise = release(1 + int(into.max())).numpy().astype(np.uint64)
@@ -474,7 +476,7 @@ class BfvFixedSide(FixedSide):
             masked[chosen] = [plain.data(i) if i < length else 0 for i in positions]
         # Masked words may be added up: their sum is the sum of the products, masked.
         masked = (_sums(masked, into) + noise) & np.uint64(_T - 1)
-        self._link.send(Kind.MASKED_RESULT, masked.tobytes())
+        self._link.send(MessageKind.MASKED_RESULT, masked.tobytes())
 
     def _make_keys(self) -> None:
         scheme = _scheme()
@@ -483,7 +485,7 @@ class BfvFixedSide(FixedSide):
         self._secret_key = generator.secret_key()
         self._encryptor = scheme.seal.Encryptor(scheme.context, self._secret_key)
         self._decryptor = scheme.seal.Decryptor(scheme.context, self._secret_key)
-        self._link.send(Kind.PUBLIC_KEY, save_seal(public_key))
+        self._link.send(MessageKind.PUBLIC_KEY, save_seal(public_key))
 
 
 @cache

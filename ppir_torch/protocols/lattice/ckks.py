@@ -67,7 +67,9 @@ from ...joint.interface import (
     check_sums,
 )
 from ...joint.public_map import PublicMap
-from ...wire.link import Buffer, Kind, Link, Message, pack
+from ...wire.kinds import MessageKind
+from ...wire.link import Link, Received
+from ...wire.payload import Buffer, pack
 from .ckks_slots import CkksFixedCipher, CkksMovingCipher
 from .packing import DEGREE, PER_MESSAGE, Layout, layout_of, read_into, receive_files, receive_key
 from .seal_format import (
@@ -226,11 +228,11 @@ class CkksMovingSide(MovingSide):
         head = struct.pack("<II", count, len(c1))
         parts: list[Buffer] = [head, places.data.cast("B"), pack60(c0).data, *(c.data for c in c1)]
         parts += [] if into is None else [places_of_sums.data.cast("B")]
-        self._link.send(Kind.REPLY_CIPHERTEXTS, parts)
-        answer = self._link.receive(Kind.MASKED_RESULT).payload
+        self._link.send(MessageKind.REPLY_CIPHERTEXTS, parts)
+        answer = self._link.receive(MessageKind.MASKED_RESULT).payload
         if len(answer) != _WORD_BYTES * results:
             raise LinkError(f"MASKED_RESULT: {len(answer)} bytes, {_WORD_BYTES * results} are due")
-        masked = _unpack_words(answer, Kind.MASKED_RESULT).reshape(results, _KEPT)
+        masked = _unpack_words(answer, MessageKind.MASKED_RESULT).reshape(results, _KEPT)
         totals = [0] * results
         for mask, place in zip(masks, places_of_sums.tolist(), strict=True):
             totals[place] += mask
@@ -323,11 +325,11 @@ class CkksFixedSide(FixedSide):
             # Symmetric and not yet expanded: c1 travels as its seed, which halves the upload.
             batch.append(np.frombuffer(save_seal(self._encryptor.encrypt_symmetric(plain)), np.uint8))
             if len(batch) == PER_MESSAGE or number == self._layout.ciphertexts - 1:
-                self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, batch))
+                self._link.send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, batch))
                 batch = []
         self._header = header
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Decrypt a REPLY_CIPHERTEXTS message and return its masked words, flooded.
 
         Raises:
@@ -337,7 +339,7 @@ class CkksFixedSide(FixedSide):
         if self._mapped:
             self._slots.answer(request, release)
             return
-        if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
+        if self._header is None or request.kind is not MessageKind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
         c0, places, c1, into = _parse_reply(request.payload, self._header, self._layout.group)
         _check_released(self._released + len(c0))
@@ -354,7 +356,7 @@ class CkksFixedSide(FixedSide):
             total = totals[into[n]]
             totals[into[n]] = [sum_ + int(first) + rest for sum_, first, rest in zip(total, c0[n], phase, strict=True)]
         kept = [[value % prime for value, prime in zip(total, scheme.kept, strict=True)] for total in totals]
-        self._link.send(Kind.MASKED_RESULT, pack60(np.array(kept, np.uint64)).data)
+        self._link.send(MessageKind.MASKED_RESULT, pack60(np.array(kept, np.uint64)).data)
 
     def _make_keys(self) -> None:
         scheme = _scheme()
@@ -363,7 +365,7 @@ class CkksFixedSide(FixedSide):
         secret_key = generator.secret_key()
         self._encryptor = scheme.seal.Encryptor(scheme.context, secret_key)
         self._secret = _secret_coefficients(secret_key)
-        self._link.send(Kind.PUBLIC_KEY, save_seal(public_key))
+        self._link.send(MessageKind.PUBLIC_KEY, save_seal(public_key))
 
 
 @cache
@@ -492,7 +494,7 @@ def _open(word: Words, mask: int) -> int:
     return (value + scale // 2) // scale
 
 
-def _unpack_words(packed: memoryview, kind: Kind) -> Words:
+def _unpack_words(packed: memoryview, kind: MessageKind) -> Words:
     """Words modulo q1 and q2 in turn (-1, 2); LinkError where one is not below its prime."""
     words = unpack60(np.frombuffer(packed, np.uint8)).reshape(-1, _KEPT)
     if (words >= np.array(_scheme().kept, np.uint64)).any():
@@ -533,7 +535,7 @@ def _parse_reply(
     if not 1 <= polynomials <= count <= most or len(payload) not in (stop, stop + 2 * count):
         raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes for {count} words (1 to {most} were agreed); refused")
     places = np.frombuffer(payload, np.uint16, 2 * count, 8).reshape(count, 2)
-    c0 = _unpack_words(payload[8 + 4 * count : start], Kind.REPLY_CIPHERTEXTS)
+    c0 = _unpack_words(payload[8 + 4 * count : start], MessageKind.REPLY_CIPHERTEXTS)
     c1 = unpack60(np.frombuffer(payload[start:stop], np.uint8)).reshape(polynomials, _KEPT, DEGREE)
     if any((c1[:, i] >= prime).any() for i, prime in enumerate(_scheme().kept)):
         raise LinkError("REPLY_CIPHERTEXTS: a word above the prime; refused")

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from ...arithmetic.csprng import KeyStream, new_key
 from ...arithmetic.residues import reduced, times_modulo
 from ...errors import LinkError
-from ...wire.link import Buffer
+from ...wire.payload import Buffer
 from .packing import DEGREE
 from .seal_format import (
     bfv_context,

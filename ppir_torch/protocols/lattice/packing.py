@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ...errors import LinkError
 from ...joint.interface import OperandHeader, check_into
-from ...wire.link import Kind, Link, unpack
+from ...wire.kinds import MessageKind
+from ...wire.link import Link
+from ...wire.payload import unpack
 
 __all__ = ["DEGREE", "PER_MESSAGE", "Layout", "layout_of", "read_into", "receive_files", "receive_key"]
 
@@ -74,7 +76,7 @@ def layout_of(header: OperandHeader, reply_bytes: int, ciphertext_bytes: int) ->
 
 def receive_key(link: Link) -> bytes:
     """party_2's public key as SEAL wrote it; raises LinkError where it is too long."""
-    payload = link.receive(Kind.PUBLIC_KEY).payload
+    payload = link.receive(MessageKind.PUBLIC_KEY).payload
     if not 0 < len(payload) <= _MAX_KEY_BYTES:
         raise LinkError(f"PUBLIC_KEY: {len(payload)} bytes, at most {_MAX_KEY_BYTES} are allowed")
     return bytes(payload)
@@ -82,7 +84,7 @@ def receive_key(link: Link) -> bytes:
 
 def receive_files(link: Link, due: int) -> list[bytes]:
     """The next `due` ciphertexts of an operand as SEAL wrote them; raises LinkError where they cannot be that."""
-    _, arrays = unpack(link.receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    _, arrays = unpack(link.receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     if len(arrays) != due:
         raise LinkError(f"OPERAND_CIPHERTEXTS: {len(arrays)} ciphertexts, {due} are due")
     for array in arrays:

@@ -27,7 +27,9 @@ from ...arithmetic.words import pack_words, unpack_words
 from ...errors import LinkError, RangeError
 from ...joint.interface import Limits, OperandHeader, Release, check_mapped
 from ...joint.public_map import PublicMap
-from ...wire.link import Buffer, Kind, Link, Message, pack
+from ...wire.kinds import MessageKind
+from ...wire.link import Link, Received
+from ...wire.payload import Buffer, pack
 from .packing import PER_MESSAGE, receive_files, receive_key
 from .slots import WIDTH, SlotLayout, T, Words, mapped_sums, slot_limits
 
@@ -145,12 +147,12 @@ class SlotMoving:
             masks.append(mask)
             batch.append(reply)
             if len(batch) == _REPLIES_PER_MESSAGE:
-                self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
+                self._link.send(MessageKind.REPLY_CIPHERTEXTS, batch)
                 batch = []
         if batch:
-            self._link.send(Kind.REPLY_CIPHERTEXTS, batch)
+            self._link.send(MessageKind.REPLY_CIPHERTEXTS, batch)
         own = mapped_sums(masks, rows.shape[0], self._layout, self._map)  # while party_2 decrypts
-        answer = unpack_words(self._link.receive(Kind.MASKED_RESULT).payload, len(own), WIDTH)
+        answer = unpack_words(self._link.receive(MessageKind.MASKED_RESULT).payload, len(own), WIDTH)
         if int(answer.max()) >= T:
             raise LinkError(f"MASKED_RESULT: a word of {int(answer.max())}, below {T} is due")
         result = (answer - own) % T
@@ -199,33 +201,33 @@ class SlotFixed:
         """
         limits, layout = slot_limits(header, public_map), SlotLayout.of(public_map)
         if not self._has_key:
-            self._link.send(Kind.PUBLIC_KEY, self._cipher.make_keys())
+            self._link.send(MessageKind.PUBLIC_KEY, self._cipher.make_keys())
             self._has_key = True
         for start in range(0, layout.ciphertexts, PER_MESSAGE):
             numbers = range(start, min(start + PER_MESSAGE, layout.ciphertexts))
             files = [np.frombuffer(self._cipher.encrypt(layout.part(values, n)), np.uint8) for n in numbers]
-            self._link.send(Kind.OPERAND_CIPHERTEXTS, pack({}, files))
+            self._link.send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, files))
         self._header, self._map, self._layout = header, public_map, layout
         return limits
 
-    def answer(self, request: Message, release: Release) -> None:
+    def answer(self, request: Received, release: Release) -> None:
         """Decrypt the replies, of which `request` brings the first, and return the masked sums.
 
         Raises:
             LinkError: another kind of message, or not the ciphertexts that are due; nothing was released.
         """
-        if self._header is None or request.kind is not Kind.REPLY_CIPHERTEXTS:
+        if self._header is None or request.kind is not MessageKind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
         rows = self._header.rows
         due = (rows - 1) * self._layout.blocks + 1
         shares = self._decrypt(request, due)
         while len(shares) < due:
-            shares += self._decrypt(self._link.receive(Kind.REPLY_CIPHERTEXTS), due - len(shares))
+            shares += self._decrypt(self._link.receive(MessageKind.REPLY_CIPHERTEXTS), due - len(shares))
         sums = mapped_sums(shares, rows, self._layout, self._map)
         masked = (sums + release(len(sums)).to(sums)) % T
-        self._link.send(Kind.MASKED_RESULT, pack_words(masked, WIDTH))
+        self._link.send(MessageKind.MASKED_RESULT, pack_words(masked, WIDTH))
 
-    def _decrypt(self, message: Message, left: int) -> list[Words]:
+    def _decrypt(self, message: Received, left: int) -> list[Words]:
         """The slots (n,) of the next replies of a product, of which `left` are due."""
         count, size = min(left, _REPLIES_PER_MESSAGE), self._cipher.reply_bytes
         if len(message.payload) != count * size:

@@ -18,7 +18,9 @@ from ppir_torch.errors import LinkError, PpirError, RangeError
 from ppir_torch.joint.interface import Limits, OperandHeader, Pairs, release_all
 from ppir_torch.protocols.lattice import bfv
 from ppir_torch.protocols.lattice.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 MAX_RESULT = bfv.MAX_RESULT
 MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
@@ -93,12 +95,14 @@ def test_columns_agree_with_python_integers(parties: Parties, points: int, rows:
     assert parties.multiply(matrix) == expected
     # Some of the products, in another order: only these are sent, and only the polynomials that they lie in.
     chosen = torch.randperm(rows * columns, generator=g)[: max(1, rows * columns // 2)].tolist()
-    before = parties.links[0].sent[Kind.REPLY_CIPHERTEXTS], parties.links[1].sent[Kind.MASKED_RESULT]
+    before = parties.links[0].sent[MessageKind.REPLY_CIPHERTEXTS], parties.links[1].sent[MessageKind.MASKED_RESULT]
     assert parties.multiply(matrix, [divmod(n, columns) for n in chosen]) == [expected[n] for n in chosen]
     polynomials = {(n // columns // parties.moving._work.layout.group, n % columns) for n in chosen}
     up, down = (
         link.sent[kind] - b
-        for link, kind, b in zip(parties.links, (Kind.REPLY_CIPHERTEXTS, Kind.MASKED_RESULT), before, strict=True)
+        for link, kind, b in zip(
+            parties.links, (MessageKind.REPLY_CIPHERTEXTS, MessageKind.MASKED_RESULT), before, strict=True
+        )
     )
     assert up == OVERHEAD + 8 + 12 * len(chosen) + len(polynomials) * bfv.DEGREE * 60 // 8
     assert down == OVERHEAD + 8 * len(chosen)
@@ -182,7 +186,7 @@ def test_several_operands_one_key() -> None:
         values, matrix = uniform(g, 100, points), uniform(g, 100, 2, points)
         parties.send(header_of(values, 2, number), values)
         assert parties.multiply(matrix) == exact(matrix, values)
-    assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
+    assert parties.links[1].sent[MessageKind.PUBLIC_KEY] == parties.links[0].received[MessageKind.PUBLIC_KEY] < 500_000
 
 
 @pytest.mark.parametrize(
@@ -248,9 +252,9 @@ def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
     before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
     assert parties.multiply(matrix) == exact(matrix, values)
     up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
-    assert set(up) == {Kind.REPLY_CIPHERTEXTS}
+    assert set(up) == {MessageKind.REPLY_CIPHERTEXTS}
     assert up.total() <= 62_000
-    assert set(down) == {Kind.MASKED_RESULT}
+    assert set(down) == {MessageKind.MASKED_RESULT}
     assert down.total() <= 128
 
 
@@ -300,8 +304,8 @@ def test_ciphertexts_are_as_long_as_the_layout_takes_them_to_be() -> None:
     """Within a tenth: the packing is chosen by it."""
     parties, values = Parties(), torch.arange(2 * bfv.DEGREE) - bfv.DEGREE
     parties.fixed.send_operand(header_of(values, 1), values)
-    parties.links[0].receive(Kind.PUBLIC_KEY)
-    _, files = unpack(parties.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
+    parties.links[0].receive(MessageKind.PUBLIC_KEY)
+    _, files = unpack(parties.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     assert len(files) == 2
     for file in files:
         # Two primes' words of 64 bits, and a seed instead of c1.
@@ -453,8 +457,8 @@ def reply_of(parties: Parties, rows: Tensor) -> bytes:
     """A genuine REPLY_CIPHERTEXTS payload, of an operand of one column."""
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(parties.moving.multiply, rows)
-        payload = bytes(parties.links[1].receive(Kind.REPLY_CIPHERTEXTS).payload)
-        parties.links[1].send(Kind.MASKED_RESULT, bytes(8 * len(rows)))
+        payload = bytes(parties.links[1].receive(MessageKind.REPLY_CIPHERTEXTS).payload)
+        parties.links[1].send(MessageKind.MASKED_RESULT, bytes(8 * len(rows)))
         sending.result()
     return payload
 
@@ -490,9 +494,9 @@ def test_malformed_replies_are_refused() -> None:
     sent = parties.links[1].sent.copy()
     for payload in bad:
         with pytest.raises(LinkError):
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
+            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(good)), release_all)
+        parties.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
     assert parties.links[1].sent == sent
     # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
     generator = np.random.default_rng(0)
@@ -500,7 +504,7 @@ def test_malformed_replies_are_refused() -> None:
         flipped = bytearray(good)
         flipped[position] ^= 1 << int(generator.integers(8))
         try:
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
         except LinkError:
             continue
 
@@ -509,7 +513,7 @@ def test_malformed_replies_are_refused() -> None:
 def test_malformed_answers_are_refused(answer: bytes) -> None:
     parties, values = Parties(), torch.arange(-50, 50)
     parties.send(header_of(values, 2), values)
-    parties.links[1].send(Kind.MASKED_RESULT, answer)
+    parties.links[1].send(MessageKind.MASKED_RESULT, answer)
     with pytest.raises(LinkError, match="MASKED_RESULT"):
         parties.moving.multiply(torch.ones(2, 100, dtype=torch.int64))
 
@@ -541,10 +545,10 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
     values = torch.arange(-1000, 1000)
     header = header_of(values, 8)
     source.fixed.send_operand(header, values)
-    key = bytes(source.links[0].receive(Kind.PUBLIC_KEY).payload)
-    _, batch = unpack(source.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
-    target.links[1].send(Kind.PUBLIC_KEY, key)
-    target.links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
+    key = bytes(source.links[0].receive(MessageKind.PUBLIC_KEY).payload)
+    _, batch = unpack(source.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
+    target.links[1].send(MessageKind.PUBLIC_KEY, key)
+    target.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
     with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
         target.moving.accept_operand(header)
     with pytest.raises(RuntimeError, match="before accept_operand"):
@@ -554,6 +558,6 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
 @pytest.mark.parametrize("key", [b"", bytes(1000), bytes(2 << 20)])
 def test_malformed_keys_are_refused(key: bytes) -> None:
     parties, values = Parties(), torch.arange(10)
-    parties.links[1].send(Kind.PUBLIC_KEY, key)
+    parties.links[1].send(MessageKind.PUBLIC_KEY, key)
     with pytest.raises(PpirError, match="PUBLIC_KEY"):
         parties.moving.accept_operand(header_of(values, 1))

@@ -19,7 +19,9 @@ from ppir_torch.joint.interface import OperandHeader, Pairs, Release, release_al
 from ppir_torch.protocols.lattice import ckks
 from ppir_torch.protocols.lattice.ckks import DEGREE, CkksFixedSide, CkksMovingSide
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file
-from ppir_torch.wire.link import Kind, Link, Message, link_pair, pack, unpack
+from ppir_torch.wire.kinds import MessageKind
+from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.payload import pack, unpack
 
 LARGEST = int(ckks.MAX_RESULT * (1 - 2e-9))  # check_range keeps a margin of 1e-9
 
@@ -184,7 +186,7 @@ def test_several_operands_one_key() -> None:
         values, matrix = uniform(g, 100, points), uniform(g, 100, 2, points)
         parties.send(values, 2, number)
         assert parties.multiply(matrix) == python_products(matrix, values)
-    assert parties.links[1].sent[Kind.PUBLIC_KEY] == parties.links[0].received[Kind.PUBLIC_KEY] < 500_000
+    assert parties.links[1].sent[MessageKind.PUBLIC_KEY] == parties.links[0].received[MessageKind.PUBLIC_KEY] < 500_000
 
 
 def test_noise_of_the_site_is_added_exactly(parties: Parties) -> None:
@@ -211,8 +213,8 @@ def test_noise_of_the_site_is_added_exactly(parties: Parties) -> None:
 
 def test_what_release_refuses_is_not_sent(parties: Parties) -> None:
     parties.send(torch.arange(-50, 50), 2)
-    request = Message(
-        Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(reply_of(parties, torch.ones(2, 100, dtype=torch.int64)))
+    request = Received(
+        MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(reply_of(parties, torch.ones(2, 100, dtype=torch.int64)))
     )
     sent = parties.links[1].sent.copy()
 
@@ -231,9 +233,9 @@ def test_reply_is_one_polynomial_in_2d(parties: Parties) -> None:
     before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
     assert parties.multiply(matrix) == [int(v) for v in matrix.numpy() @ values.numpy()]
     up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
-    assert set(up) == {Kind.REPLY_CIPHERTEXTS}
+    assert set(up) == {MessageKind.REPLY_CIPHERTEXTS}
     assert up.total() == OVERHEAD + 8 + 7 * (4 + 15) + DEGREE * 15
-    assert set(down) == {Kind.MASKED_RESULT}
+    assert set(down) == {MessageKind.MASKED_RESULT}
     assert down.total() == OVERHEAD + 7 * 15
 
 
@@ -264,7 +266,7 @@ def test_party_2_counts_its_words_itself() -> None:
     payload = memoryview(reply_of(parties, rows))
     parties.fixed._released, sent = ckks.MAX_WORDS - 1, parties.links[1].sent.copy()
     with pytest.raises(RangeError, match=f"at most {ckks.MAX_WORDS} results"):
-        parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, payload), release_all)
+        parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, payload), release_all)
     assert parties.links[1].sent == sent
 
 
@@ -322,8 +324,8 @@ def reply_of(parties: Parties, rows: Tensor) -> bytes:
     """A genuine REPLY_CIPHERTEXTS payload."""
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(parties.moving.multiply, rows)
-        payload = bytes(parties.links[1].receive(Kind.REPLY_CIPHERTEXTS).payload)
-        parties.links[1].send(Kind.MASKED_RESULT, bytes(15 * len(rows)))
+        payload = bytes(parties.links[1].receive(MessageKind.REPLY_CIPHERTEXTS).payload)
+        parties.links[1].send(MessageKind.MASKED_RESULT, bytes(15 * len(rows)))
         sending.result()
     return payload
 
@@ -354,11 +356,11 @@ def test_malformed_replies_are_refused() -> None:
     sent = parties.links[1].sent.copy()
     for payload in bad:
         with pytest.raises(LinkError):
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
+            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Message(Kind.PRODUCT, 0, 0, memoryview(good)), release_all)
+        parties.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
     with pytest.raises(LinkError):
-        Parties().fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(good)), release_all)
+        Parties().fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(good)), release_all)
     assert parties.links[1].sent == sent
     # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
     generator = np.random.default_rng(0)
@@ -366,7 +368,7 @@ def test_malformed_replies_are_refused() -> None:
         flipped = bytearray(good)
         flipped[position] ^= 1 << int(generator.integers(8))
         try:
-            parties.fixed.answer(Message(Kind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
         except LinkError:
             continue
 
@@ -375,7 +377,7 @@ def test_malformed_replies_are_refused() -> None:
 def test_malformed_answers_are_refused(answer: bytes) -> None:
     parties = Parties()
     parties.send(torch.arange(-50, 50), 2)
-    parties.links[1].send(Kind.MASKED_RESULT, answer)
+    parties.links[1].send(MessageKind.MASKED_RESULT, answer)
     with pytest.raises(LinkError, match="MASKED_RESULT"):
         parties.moving.multiply(torch.ones(2, 100, dtype=torch.int64))
 
@@ -432,10 +434,10 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
     values = torch.arange(-1000, 1000)
     header = header_of(values, 8)
     source.fixed.send_operand(header, values)
-    key = bytes(source.links[0].receive(Kind.PUBLIC_KEY).payload)
-    _, batch = unpack(source.links[0].receive(Kind.OPERAND_CIPHERTEXTS).payload)
-    target.links[1].send(Kind.PUBLIC_KEY, key)
-    target.links[1].send(Kind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
+    key = bytes(source.links[0].receive(MessageKind.PUBLIC_KEY).payload)
+    _, batch = unpack(source.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
+    target.links[1].send(MessageKind.PUBLIC_KEY, key)
+    target.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
     with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
         target.moving.accept_operand(header)
     with pytest.raises(RuntimeError, match="before accept_operand"):
@@ -445,6 +447,6 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
 @pytest.mark.parametrize("key", [b"", bytes(1000), bytes(2 << 20)])
 def test_malformed_keys_are_refused(key: bytes) -> None:
     parties, values = Parties(), torch.arange(10)
-    parties.links[1].send(Kind.PUBLIC_KEY, key)
+    parties.links[1].send(MessageKind.PUBLIC_KEY, key)
     with pytest.raises(PpirError, match="PUBLIC_KEY"):
         parties.moving.accept_operand(header_of(values, 1))
