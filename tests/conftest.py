@@ -29,26 +29,6 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
-# Whole runs under every protocol: `make test` has those of beaver and bfv, `make test-all` the others' as well.
-_WHOLE_RUNS = {
-    "test_a_deformable_run_ends_where_the_clear_run_ends",
-    "test_a_private_run_ends_where_the_clear_run_ends",
-    "test_a_private_run_equals_the_clear_run",
-    "test_a_private_run_of_mutual_information_ends_where_the_clear_run_ends",
-    "test_every_protocol_follows_the_clear_run_with_gms",
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them slow, before pytest leaves the slow ones out."""
-    for item in items:
-        if isinstance(item, pytest.Function) and item.originalname in _WHOLE_RUNS and hasattr(item, "callspec"):
-            chosen = item.callspec.params
-            if {chosen.get("protocol"), chosen.get("backend")} & {"spdz", "ckks"}:
-                item.add_marker(pytest.mark.slow)
-
-
 SIZES = {2: (48, 40), 3: (32, 28, 24)}
 SPACINGS = {2: (1.5, 2.0), 3: (1.5, 1.75, 2.0)}
 

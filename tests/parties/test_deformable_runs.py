@@ -238,7 +238,9 @@ def test_gms_keeps_its_points(files: Files, tmp_path: Path) -> None:
     assert seen["told"]["MASKED_ROWS"] < 0.6 * seen["all"]["MASKED_ROWS"]
 
 
-@pytest.mark.parametrize("protocol", ["spdz", "bfv", "ckks"])
+@pytest.mark.parametrize(
+    "protocol", [pytest.param("spdz", marks=pytest.mark.slow), "bfv", pytest.param("ckks", marks=pytest.mark.slow)]
+)
 def test_every_protocol_follows_the_clear_run_with_gms(protocol: str, files: Files, tmp_path: Path) -> None:
     fixed = load_image(files.fixed)
     budget = {"file": str(tmp_path / "releases.sqlite"), "max_values": 100_000}

@@ -43,6 +43,8 @@ from ppir_torch.wire.link import Link, Received, link_pair
 from ppir_torch.wire.payload import pack, unpack
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
+# `make test` has the whole runs of beaver and bfv, `make test-all` the others' as well.
+WHOLE_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in BACKENDS]
 WITH_DEALER = ("spdz", "beaver")
 MOST_MM = 1e-4
 
@@ -90,7 +92,7 @@ def apart_mm(result: dict[str, Any], other: dict[str, Any], points: Tensor) -> f
 
 
 @pytest.mark.parametrize(("dimension", "transform"), [(2, "rigid"), (3, "rigid"), (3, "similarity")])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WHOLE_RUNS)
 def test_a_private_run_ends_where_the_clear_run_ends(
     backend: str, dimension: int, transform: str, started: Started, tmp_path: Path
 ) -> None:

@@ -41,6 +41,8 @@ from ppir_torch.transforms.smoothness import Regulariser
 
 Make = Callable[..., Any]
 PROTOCOLS = ("beaver", "spdz", "bfv", "ckks")
+# `make test` has the whole runs of beaver and bfv, `make test-all` the others' as well.
+WHOLE_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in PROTOCOLS]
 LEVELS = (Level(2, 1.0), Level(1, 0.0))
 BOUND_MM = 0.01
 """Between the private and the clear transform, everywhere on the fixed grid: rows of 11 to 14 bits."""
@@ -65,7 +67,12 @@ MEASURES: dict[str, Callable[[int], Measure]] = {
 }
 SAMPLERS = {"full": Full(), "urs": Uniform(0.4, 3), "chunks": Chunks(0.4, 3), "gms": GradientMagnitude(0.4, 3)}
 RUNS = [
-    *((name, 2, sampler, protocol) for name in MEASURES for sampler in ("full", "urs") for protocol in PROTOCOLS),
+    *(
+        pytest.param(name, 2, sampler, *protocol.values, marks=protocol.marks)
+        for name in MEASURES
+        for sampler in ("full", "urs")
+        for protocol in WHOLE_RUNS
+    ),
     *((name, 2, sampler, "beaver") for name in MEASURES for sampler in ("chunks", "gms")),
     ("mind", 2, "chunks", "bfv"),
     ("ncc", 2, "gms", "bfv"),
@@ -102,7 +109,7 @@ def test_a_private_run_ends_where_the_clear_run_ends(
 
 INFORMATION_RUNS = [
     *(("beaver", 2, sampler) for sampler in SAMPLERS),
-    *(("spdz", 2, sampler) for sampler in ("full", "urs")),
+    *(pytest.param("spdz", 2, sampler, marks=pytest.mark.slow) for sampler in ("full", "urs")),
     ("bfv", 2, "full"),
     pytest.param("ckks", 2, "full", marks=pytest.mark.slow),
     *(pytest.param(protocol, 2, "urs", marks=pytest.mark.slow) for protocol in ("bfv", "ckks")),
@@ -184,7 +191,7 @@ def test_party_2_makes_the_bins_it_agreed_to_and_no_others(
 
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
 @pytest.mark.parametrize("name", MEASURES)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", WHOLE_RUNS)
 def test_a_deformable_run_ends_where_the_clear_run_ends(protocol: str, name: str, kind: str, pair: Make) -> None:
     images, measure = pair("affine", 2), MEASURES[name](2)
     deformable = Deformable(kind, 12.0, levels=(Level(2, 1.0),))

@@ -22,6 +22,8 @@ from ppir_torch.runs.open_private import run_parties
 from ppir_torch.transforms import Translation, load_transform
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
+# `make test` has the whole runs of beaver and bfv, `make test-all` the others' as well.
+WHOLE_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in BACKENDS]
 WITH_DEALER = ("spdz", "beaver")
 SAMPLERS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
@@ -68,7 +70,7 @@ def rmse_over_grid(first: Path, second: Path, fixed: Image) -> float:
 
 
 @pytest.mark.parametrize(("kind", "dimension", "sampler", "optimizer"), RUNS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WHOLE_RUNS)
 def test_a_private_run_equals_the_clear_run(
     backend: str,
     kind: str,
