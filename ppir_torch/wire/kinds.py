@@ -22,6 +22,7 @@ class MessageKind(IntEnum):
     FINISH = 5  # party_1 -> party_2: the run is over
     ABORT = 6  # any: a clear line saying why this party stops
     SAMPLE = 7  # party_1 -> party_2: point indices of a gradient-magnitude sample
+    OPERAND_IN_USE = 8  # party_1 -> party_2: the products that follow are with this operand, not with the last one
     # protocol set-up
     PUBLIC_KEY = 20  # bfv, party_2 -> party_1
     OPERAND_CIPHERTEXTS = 21  # bfv, party_2 -> party_1
@@ -30,6 +31,7 @@ class MessageKind(IntEnum):
     OPENED_OPERAND = 24  # beaver, party_2 -> party_1: the operand less its mask
     PUBLIC_MAP = 26  # party_1 -> dealer: the public linear map of an operand's products
     GALOIS_KEYS = 25  # ckks-v1, party_2 -> party_1: its public and rotation keys
+    EXTENSION_SET_UP = 38  # a protocol from outside the package: its set-up
     # protocol, every product
     PRODUCT = 40  # spdz, party_1 -> party_2: the shape of the next product
     REPLY_CIPHERTEXTS = 41  # bfv and ckks, party_1 -> party_2: masked result ciphertexts
@@ -41,6 +43,9 @@ class MessageKind(IntEnum):
     MASKED_ROWS = 47  # beaver, party_1 -> party_2: the rows less their mask
     NAIVE_REPLY = 48  # ckks-v1, party_1 -> party_2: result ciphertexts, neither masked nor flooded
     NAIVE_RESULT = 49  # ckks-v1, party_2 -> party_1: decrypted results
+    EXTENSION_REQUEST = 60  # a protocol from outside the package, party_1 -> party_2: begins a product
+    EXTENSION_ANSWER = 61  # a protocol from outside the package, between the parties: the rest of a product
+    EXTENSION_DEALER = 62  # a protocol from outside the package, to or from its dealer
 
     @property
     def is_set_up(self) -> bool:

@@ -26,13 +26,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ..errors import LinkError, PeerLost
+from .channel import Channel, Received
 from .kinds import MessageKind
+from .messages import Abort
 from .payload import Buffer
 
 __all__ = ["Link", "Received", "link_pair"]
@@ -45,17 +46,7 @@ _TAG_SIZE = 16
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Received:
-    """One message as received: its kind, level and iteration (-1 before any), and the payload."""
-
-    kind: MessageKind
-    level: int
-    iteration: int
-    payload: memoryview
-
-
-class Link:
+class Link(Channel):
     """One end of a two-party stream of declared messages.
 
     Args:
@@ -99,10 +90,6 @@ class Link:
         self._outbox: queue.Queue[list[Buffer] | None] = queue.Queue()
         self._sender = threading.Thread(target=self._drain, name=f"link-to-{peer}", daemon=True)
         self._sender.start()
-
-    def at(self, level: int, iteration: int) -> None:
-        """Stamp the following messages with this level and iteration."""
-        self.level, self.iteration = level, iteration
 
     def send(self, kind: MessageKind, payload: Buffer | Sequence[Buffer] = b"") -> None:
         """Queue one message. Buffers must not be changed afterwards. Raises PeerLost when the peer is gone."""
@@ -148,7 +135,7 @@ class Link:
         self._next_in += 1
         self.received[kind] += len(header) + len(tag) + length
         if kind is MessageKind.ABORT:
-            raise PeerLost(f"{self.peer} stopped: {bytes(payload[:1000]).decode(errors='replace')}")
+            raise PeerLost(f"{self.peer} stopped: {Abort.decode(payload).reason}")
         if kinds and kind not in kinds:
             wanted = " or ".join(k.name for k in kinds)
             raise LinkError(f"{kind.name} from {self.peer} where {wanted} is due; refused")
@@ -157,7 +144,7 @@ class Link:
     def abort(self, reason: str) -> None:
         """Tell the peer, in one line, why this party stops; never raises."""
         try:
-            self.send(MessageKind.ABORT, reason.encode()[:1000])
+            Abort(reason).send(self)
         except LinkError:
             return
         self.close()
@@ -169,16 +156,6 @@ class Link:
         with contextlib.suppress(OSError):  # the peer may have been faster
             self._stream.shutdown(socket.SHUT_RDWR)
         self._stream.close()
-
-    @property
-    def bytes_sent(self) -> int:
-        """All bytes given to the stream, headers and tags included."""
-        return sum(self.sent.values())
-
-    @property
-    def set_up_bytes_sent(self) -> int:
-        """The part of `bytes_sent` that is sent once a session or level: keys, operands, geometry."""
-        return sum(n for kind, n in self.sent.items() if kind.is_set_up)
 
     def _tag(self, direction: bytes, sequence: int, *parts: Buffer) -> bytes:
         """AES-GMAC over the joined parts, which are not copied. Direction and sequence number are the nonce."""
