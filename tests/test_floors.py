@@ -1,11 +1,11 @@
-"""The layout is the architecture: a module imports only from the floors below its own."""
+"""The layout is the architecture: a module imports only from the floors below its own, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ import ppir_torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ppir_torch"
 
-# Bottom to top. A module or folder that is not here has no place yet.
+# Bottom to top: folders and modules, named from the package. The longest name that begins a module's own is its floor;
+# a module that none begins has no place yet.
 FLOORS = (
     "errors",
     "arithmetic",
@@ -31,51 +32,125 @@ FLOORS = (
     "metrics",
     "sampling",
     "joint",
+    "protocols.lattice",
     "protocols",
     "losses",
+    "transport",
     "optimizers",
     "registration",
     "reporting",
     "parties",
     "runs",
+    "service",
     "cli",
 )
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or not p.name.startswith("__"))
 
 
-def floor_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+# Shrinking: circles that are being taken apart.
+KNOWN_CIRCLES = [
+    ["parties.points_task", "parties.process"],
+    ["protocols.lattice.bfv", "protocols.lattice.second_process"],
+]
 
 
-def imported_floors(source: str, path: Path) -> Iterator[tuple[int, str]]:
-    """(line, floor) of every import of this package: at the top, in functions, under TYPE_CHECKING."""
-    here = ["ppir_torch", *path.relative_to(PACKAGE).parts[:-1]]
+def module_name(path: Path) -> str:
+    """`protocols.lattice.bfv`; a folder's `__init__` has the folder's name, the package's own the empty one."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): str(path.relative_to(PACKAGE)) for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {module: (PACKAGE / file).read_text(encoding="utf-8") for module, file in FILES.items()}
+FOLDERS = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+# The package's own `__init__` names everything that is public; nobody takes from it but the version.
+MODULES = sorted(SOURCES.keys() - {"", "__main__"})
+
+
+def floor_of(module: str) -> int | None:
+    """The index of its floor, the lowest is 0; None where it has none."""
+    parts = module.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((FLOORS.index(name) for name in names if name in FLOORS), None)
+
+
+def imported_names(node: ast.AST, folder: list[str]) -> Iterator[list[str]]:
+    """Every dotted name that a statement may take a module by, `ppir_torch` first; relative ones from `folder`."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.split(".") for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = folder[: len(folder) - node.level + 1] if node.level else []
+        module = base + (node.module.split(".") if node.module else [])
+        yield from ([*module, alias.name] for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        name = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+        level = len(name) - len(name.lstrip("."))
+        yield (folder[: len(folder) - level + 1] if level else []) + name[level:].split(".")
+
+
+def imported_modules(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of this package: at the top, in functions, under TYPE_CHECKING.
+
+    `from .grids import Grid` takes the module grids, `from . import grids` as well; what a folder's `__init__` hands on
+    counts as the folder's.
+    """
+    folder = ["ppir_torch", *module.split(".")]
+    folder = folder if module in FOLDERS else folder[:-1]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = here[: len(here) - node.level + 1] if node.level else []
-            module = base + (node.module.split(".") if node.module else [])
-            # `from . import grids` names modules, `from .grids import Grid` does not.
-            names = [[*module, alias.name] for alias in node.names] if len(module) == 1 else [module]
-        else:
-            continue
-        yield from ((node.lineno, name[1]) for name in names if name[0] == "ppir_torch" and len(name) > 1)
+        for name in imported_names(node, folder):
+            if name[0] != "ppir_torch":
+                continue
+            target = next((t for length in range(len(name), 1, -1) if (t := ".".join(name[1:length])) in SOURCES), None)
+            if target is not None:
+                yield node.lineno, target
 
 
-def upward_imports(source: str, path: Path) -> list[str]:
-    own = FLOORS.index(floor_of(path))
+def upward_imports(source: str, module: str) -> list[str]:
+    own = floor_of(module)
+    assert own is not None, f"{module} has no floor"
     return [
-        f"{path.name}:{line} imports {name}, which is above {FLOORS[own]}"
-        for line, name in imported_floors(source, path)
-        if name in FLOORS and FLOORS.index(name) > own
+        f"{module}:{line} imports {target}, which is above it"
+        for line, target in imported_modules(source, module)
+        if (floor_of(target) or 0) > own
     ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_modules_import_only_from_the_floors_below(path: Path) -> None:
-    assert floor_of(path) in FLOORS, f"{path} has no floor"
-    assert upward_imports(path.read_text(), path) == []
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other, by Tarjan's strongly connected components."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for target in sorted(imports.get(module, ())):
+            if target not in index:
+                visit(target)
+                low[module] = min(low[module], low[target])
+            elif target in stack:
+                low[module] = min(low[module], index[target])
+        if low[module] == index[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1 or module in imports.get(module, ()):
+                found.append(sorted(group))
+
+    for module in sorted(imports):
+        if module not in index:
+            visit(module)
+    return found
+
+
+def imports_of(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    return {name: {target for _, target in imported_modules(text, name)} for name, text in sources.items() if name}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=FILES.__getitem__)
+def test_modules_import_only_from_the_floors_below(module: str) -> None:
+    assert floor_of(module) is not None, f"{module} has no floor"
+    assert upward_imports(SOURCES[module], module) == []
 
 
 @pytest.mark.parametrize(
@@ -87,15 +162,45 @@ def test_modules_import_only_from_the_floors_below(path: Path) -> None:
         "from ppir_torch.parties import process",
         "def f():\n    from .registration import Plan",
         "if TYPE_CHECKING:\n    from .losses.ssd import SSD",
+        "import importlib\nimportlib.import_module('.protocols.lattice.bfv', __package__)",
     ],
 )
 def test_an_upward_import_is_seen(source: str) -> None:
-    assert len(upward_imports(source, PACKAGE / "grids.py")) == 1
+    assert len(upward_imports(source, "grids")) == 1
+
+
+def test_an_upward_import_inside_a_folder_is_seen() -> None:
+    assert len(upward_imports("from ..beaver import PROTOCOL", "protocols.lattice.bfv")) == 1
+    assert upward_imports("from .lattice import bfv", "protocols.chooser") == []
 
 
 def test_imports_inside_a_folder_and_of_the_version_are_fine() -> None:
-    source = "from .. import __version__\nfrom .protocol import Limits\nfrom ..link import Link"
-    assert upward_imports(source, PACKAGE / "joint" / "operands.py") == []
+    source = "from .. import __version__\nfrom .interface import Limits\nfrom ..wire.link import Link"
+    assert upward_imports(source, "joint.operands") == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert [group for group in circles(imports_of(SOURCES)) if group not in KNOWN_CIRCLES] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "circle"),
+    [
+        ("errors", "from .grids import Grid", ["errors", "grids"]),
+        ("grids", "def f():\n    from .images import Image", ["grids", "images"]),
+        ("wire.kinds", "if TYPE_CHECKING:\n    from .link import Link", ["wire.kinds", "wire.link"]),
+        ("transforms.linear", "from . import Affine", ["transforms", "transforms.linear"]),
+    ],
+    ids=["top", "function", "TYPE_CHECKING", "handed on"],
+)
+def test_a_circle_is_seen(module: str, source: str, circle: list[str]) -> None:
+    found = circles(imports_of(SOURCES | {module: f"{SOURCES[module]}\n{source}\n"}))
+    assert any(set(circle) <= set(group) for group in found)
+
+
+def test_circles_of_made_up_modules_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"], ["d"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def loaded_by(statement: str) -> set[str]:
