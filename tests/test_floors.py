@@ -226,3 +226,23 @@ def test_the_core_loads_torch_and_no_other_heavy_package() -> None:
 @pytest.mark.parametrize("name", ppir_torch.__all__)
 def test_every_public_name_is_where_the_package_says(name: str) -> None:
     assert getattr(ppir_torch, name).__name__ == name
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """Names that are loaded where they are first used are also imported, under their own names, for type checkers."""
+    block = next(node for node in ast.parse(SOURCES[""]).body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert sorted(seen) == ppir_torch.__all__
+    for name, module in seen.items():  # a folder hands on what one of its modules has
+        assert f"{getattr(ppir_torch, name).__module__}.".startswith(f"ppir_torch.{module}.")
+
+
+def test_types_are_shipped() -> None:
+    assert (PACKAGE / "py.typed").read_text() == ""

@@ -1,6 +1,6 @@
 """From a configuration to what a run needs: its plan, its measure and sampler, a party's own image.
 
->>> from .config import load_config
+>>> from ppir_torch.config import load_config
 >>> config = load_config({"data": {"moving": "a.nii.gz", "fixed": "b.nii.gz"}, "backend": {"kind": "bfv"}})
 >>> build_plan(config, (1.0, 1.0, 1.0)).transform
 'affine'
