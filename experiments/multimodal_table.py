@@ -9,7 +9,8 @@ deformable: T1 <- T2 of data/09, both within the demo's brain, the T2 image unde
     displacement of up to 6 mm; MIND, affine alone and with a velocity field (diffeomorphic), levels 4 and 2.
 
 Displacement RMSE in mm inside the fixed foreground, to the truth and to the clear run of the same seed; mean and
-standard deviation over the seeds. The published figures (DESIGN 7) are another image pair's, and marked as theirs.
+standard deviation over the seeds. The published figures (Taiello et al., 2024) are those of another image pair, and
+marked as theirs.
 """
 
 from __future__ import annotations

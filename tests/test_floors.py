@@ -246,3 +246,14 @@ def test_type_checkers_see_every_public_name() -> None:
 
 def test_types_are_shipped() -> None:
     assert (PACKAGE / "py.typed").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_what_a_public_name_is(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import ppir_torch\n\nsize: int = ppir_torch.Grid((4, 4))\nplan: int = ppir_torch.Plan()\n")
+    # With the settings of `make check`, whose cache spares a minute of reading torch.
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+    mistakes = [line for line in done.stdout.splitlines() if "program.py" in line]  # cached under an older path
+    assert [f'"{name}"' in line for name, line in zip(("Grid", "Plan"), mistakes, strict=True)] == [True, True]

@@ -142,6 +142,24 @@ def test_saved_points_are_where_simpleitk_has_them(
     assert read[index] == pytest.approx(float(image.tensor[0].flatten()[flat]), rel=1e-6)
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_saved_points_are_where_torchio_has_them(
+    ending: str, oblique_grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    """TorchIO has voxels as (x, y, z), and an affine to RAS, which is LPS with two signs changed."""
+    torchio = pytest.importorskip("torchio")
+    image, path = random_image(oblique_grid(3)), tmp_path / f"image{ending}"
+    save_image(image, path)
+    read = torchio.ScalarImage(path)
+    torch.testing.assert_close(read.data, image.tensor.permute(0, 3, 2, 1), rtol=0, atol=0)
+    affine = torch.as_tensor(np.array(read.affine), dtype=torch.float64)
+    first, last = torch.zeros(3, dtype=torch.float64), torch.tensor(image.grid.size, dtype=torch.float64) - 1
+    to_lps = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    corners = torch.stack([(affine[:3, :3] @ index + affine[:3, 3]) * to_lps for index in (first, last)])
+    expected = image.grid.points(dtype=torch.float64)[[0, -1]]
+    torch.testing.assert_close(corners, expected, rtol=0, atol=1e-3)
+
+
 def test_png_is_clipped_to_bytes_and_has_no_geometry(tmp_path: Path) -> None:
     image = Image(torch.tensor([[-5.0, 0.0, 100.0], [255.0, 256.0, 1e6]])[None], Grid((3, 2)))
     save_image(image, tmp_path / "image.png")

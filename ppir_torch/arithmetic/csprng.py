@@ -1,6 +1,6 @@
 """Uniform words from AES-128-CTR (`cryptography`): the only source of masks and shares.
 
-MT19937 and torch's generators are predictable from their output (DESIGN section 4, attack 2); AES-CTR is not.
+MT19937 and torch's generators are predictable from their output (attack 2 of docs/threat-model.md); AES-CTR is not.
 
 >>> stream = KeyStream(new_key())
 >>> stream.words("mask", 0, (2, 3)).shape

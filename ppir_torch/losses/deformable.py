@@ -5,7 +5,7 @@
 
 B is the spline basis, G the gradient of the warped image by the displacement (n, D). Only B^T (G * J) and I . J need
 both images: the element-wise product becomes additive shares, B^T is public and applied to each share, D M + 1 sums are
-opened (DESIGN 1). I . G stays with party_1, and the Hessian, which is applied and never built, too.
+opened. I . G stays with party_1, and the Hessian, which is applied and never built, too.
 (Free-form deformations: Rueckert et al., TMI 1999; Gauss-Newton for them: Andersson et al., FNIRT, 2007; velocity
 fields: Ashburner, NeuroImage 2007, the update being added to v: Vercauteren et al., MICCAI 2008.)
 

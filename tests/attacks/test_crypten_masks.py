@@ -1,4 +1,4 @@
-"""DESIGN section 4, attacks 1, 2 and 5: each reads an image from stock CrypTen or a naive one, not from ours.
+"""Attacks 1, 2 and 5 of docs/threat-model.md: each reads an image from stock CrypTen or a naive one, not from ours.
 
 The attacker is always one of the two parties and uses only its own view: its input, what it drew, what was opened.
 """

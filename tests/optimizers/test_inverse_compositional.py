@@ -30,7 +30,7 @@ from ppir_torch.sampling import Chunks, GradientMagnitude, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation
 
 Make = Callable[..., Any]
-# As in tests/test_registration.py.
+# As in tests/registration/test_registration.py.
 CLOSE_MM = 0.06
 LEVELS = (Level(2, 4.0), Level(1, 0.0))
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
