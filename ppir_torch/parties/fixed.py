@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +19,16 @@ from ..images import Image, Level, level_grid
 from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.interface import FixedSide, OperandHeader
 from ..joint.operands import quantise_columns, row_norm
+from ..joint.prepared import PreparedOperand
 from ..joint.public_map import FEW_BITS, PublicMap
 from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..wire.kinds import MessageKind
 from ..wire.link import Link, Received
-from ..wire.payload import pack, unpack
-from .moving import greet
+from ..wire.messages import Finish, Geometry, SampleIndices, SharedTransform
+from ..wire.payload import unpack
+from .handshake import greet
 
 __all__ = ["FixedParty"]
 
@@ -65,7 +66,7 @@ class FixedParty:
     noise: float = 0.0
     measure: Measure = SSD_MEASURE
 
-    def serve(self, link: Link, side: FixedSide, protocol: str) -> dict[str, Any] | None:
+    def serve(self, link: Link, side: FixedSide, protocol: str) -> SharedTransform | None:
         """Answer party_1 until it finishes; returns the final transform where party_1 shares it, else None.
 
         Raises:
@@ -73,16 +74,14 @@ class FixedParty:
             BudgetExceeded: the cap of released values would be passed.
         """
         greet(link, protocol)
-        link.send(MessageKind.GEOMETRY, self._geometry())
+        self._geometry().send(link)
         headers: list[OperandHeader] = []
         noise = KeyStream(new_key())
         while True:
             message = link.receive(MessageKind.LEVEL, *PRODUCT_KINDS, MessageKind.FINISH)
             link.at(message.level, message.iteration)
             if message.kind is MessageKind.FINISH:
-                meta, arrays = unpack(message.payload)
-                shared: dict[str, Any] | None = meta.get("transform")
-                return shared if shared is None or not arrays else shared | {"coefficients": arrays[0]}
+                return Finish.decode(message.payload).shared
             if message.kind is MessageKind.LEVEL:
                 headers.append(self._prepare(link, side, message, len(headers)))
             elif not headers:
@@ -121,10 +120,11 @@ class FixedParty:
         if self.charge is not None:
             self.charge(count, kind)
 
-    def _geometry(self) -> list[Any]:
-        centre = self.image.centre_of_mass().tolist() if self.disclose_centre_of_mass else None
-        meta = {"grid": self.image.grid.to_meta(), "centre_of_mass": centre, "mask": self.mask is not None}
-        return pack(meta, [] if self.mask is None else [np.packbits(self.mask.flatten().numpy())])
+    def _geometry(self) -> Geometry:
+        grid = self.image.grid
+        centre = tuple(self.image.centre_of_mass().tolist()) if self.disclose_centre_of_mass else None
+        mask = None if self.mask is None else self.mask.flatten().numpy()
+        return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
 
     def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> OperandHeader:
         meta, weights = unpack(request.payload)
@@ -135,7 +135,7 @@ class FixedParty:
                 "(optimizer.kind); refused"
             )
         self._check_measure(meta.get("measure", SSD_MEASURE.to_meta()), columns)
-        choice = public or _read_indices(unpack(link.receive(MessageKind.SAMPLE).payload)[1])
+        choice = public or Sample(torch.from_numpy(SampleIndices.receive(link).index), None)
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
         coarse = level_grid(self.image.grid, level)[0]
         voxels = coarse.count if sample.index is None else sample.index.numel()
@@ -170,19 +170,15 @@ class FixedParty:
             row_bits=row_bits,
             together=together,
         )
-        arrays: list[Any] = []
+        gram, sums = None, 0
         if columns.kind == "steepest_descent":
             steps = torch.tensor(scales, dtype=torch.float64)
             exact = values.double()
-            arrays = [((exact @ exact.T) * steps[:, None] * steps).numpy()]
-        # Of steepest-descent columns also the sums of their products and the size of each; moments share J's scale.
-        sums = sum(a.shape[0] * (a.shape[0] + 1) // 2 + a.shape[0] - 1 for a in arrays)
+            gram = ((exact @ exact.T) * steps[:, None] * steps).numpy()
+            # The sums of the columns' products and the size of each; moments share J's scale.
+            sums = len(gram) * (len(gram) + 1) // 2 + len(gram) - 1
         self._spend(OPERAND_VALUES + sums, "operand")
-        means = {
-            "sample_mean_square": of_sample,
-            "level_mean_square": fixed.level_mean_square,
-        }
-        link.send(MessageKind.OPERAND, pack({**header.to_meta(), **means}, arrays))
+        PreparedOperand(header, of_sample, fixed.level_mean_square, gram).send(link)
         side.send_operand(header, values, public_map)
         self._map = public_map
         return header
@@ -245,13 +241,3 @@ def _seed(meta: dict[str, Any]) -> int:
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed {seed}")
     return seed
-
-
-def _read_indices(arrays: list[Any]) -> Sample:
-    if len(arrays) != 1 or arrays[0].ndim != 1 or arrays[0].size == 0 or arrays[0].dtype.kind != "i":
-        raise LinkError("sample: one array of point indices is due; refused")
-    index = arrays[0].astype(np.int64)
-    if not bool((np.diff(index) > 0).all()):
-        # The mean and energy of one point, asked for many times, would be its value.
-        raise LinkError("sample: indices must increase, each point is taken once; refused")
-    return Sample(torch.from_numpy(index), None)

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..errors import ConfigError, ImageError, LinkError
 from ..grids import Grid
 from ..images import Level, level_grid
 from ..joint.columns import IMAGE, Columns
-from ..joint.interface import MovingSide, OperandHeader
+from ..joint.interface import MovingSide
 from ..joint.ledger import Ledger
 from ..joint.operands import KeptLedger, PrivateOperand
+from ..joint.prepared import PreparedOperand
 from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, Choice, map_of, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
 from ..wire.kinds import MessageKind
 from ..wire.link import Link
-from ..wire.payload import pack, unpack
+from ..wire.messages import Finish, Geometry, SampleIndices, SharedTransform
+from ..wire.payload import pack
+from .handshake import greet
 
-__all__ = ["PrivateFixed", "greet"]
+__all__ = ["PrivateFixed"]
 
 
 SKETCH = 16_384  # numbers that the ledger keeps of each equation: coarse levels are exact
-
-
-def greet(link: Link, protocol: str) -> None:
-    """Both parties: say who one is and refuse another version or protocol.
-
-    Raises:
-        ConfigError: the parties do not run the same version and protocol.
-    """
-    mine = {"version": __version__, "protocol": protocol}
-    link.send(MessageKind.HELLO, pack(mine))
-    theirs, _ = unpack(link.receive(MessageKind.HELLO).payload)
-    if theirs != mine:
-        raise ConfigError(f"{link.peer} runs {str(theirs)[:200]}, this party {mine}; both must be the same")
 
 
 class PrivateFixed:
@@ -68,13 +55,14 @@ class PrivateFixed:
         self._with_ledger, self._most = with_ledger, most
         self.ledgers: list[KeptLedger] = []
         greet(link, protocol)
-        meta, arrays = unpack(link.receive(MessageKind.GEOMETRY).payload)
+        received = link.receive(Geometry.kind)
         try:
-            self.grid = Grid(*(tuple(meta["grid"][k]) for k in ("size", "spacing", "origin", "direction")))
-            self._centre_of_mass = meta["centre_of_mass"]
-            self.mask = _unpack_mask(arrays[0], self.grid) if meta["mask"] else None
-        except (KeyError, TypeError, IndexError, ValueError, OverflowError, ImageError) as error:
-            raise LinkError(f"geometry from {link.peer}: {error!r}") from None
+            told = Geometry.decode(received.payload)
+            self.grid = Grid(told.size, told.spacing, told.origin, told.direction)
+        except (LinkError, ImageError) as error:
+            raise LinkError(f"geometry from {link.peer}: {error}") from None
+        self._centre_of_mass = told.centre_of_mass
+        self.mask = None if told.mask is None else torch.from_numpy(told.mask).reshape(self.grid.shape)
 
     def centre_of_mass(self) -> Tensor:
         """Centre of mass (D,) of J, mm, where party_2 discloses it.
@@ -124,15 +112,18 @@ class PrivateFixed:
         if isinstance(choice, Sample):
             if choice.index is None:
                 raise ValueError("sample without indices; use Full()")
-            self.link.send(MessageKind.SAMPLE, pack({}, [choice.index.numpy().astype(np.int32)]))
+            SampleIndices(choice.index.numpy()).send(self.link)
         points = channels * (coarse.count if sample.index is None else sample.index.numel())
         wanted = (points, rows, columns.count(self.grid))
-        meta, arrays = unpack(self.link.receive(MessageKind.OPERAND).payload)
-        header = OperandHeader.from_meta(meta)
+        prepared = PreparedOperand.receive(self.link)
+        header = prepared.header
         if (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
-        of_sample, of_level = (_unpack_mean(meta, name) for name in ("sample_mean_square", "level_mean_square"))
-        gram = _unpack_gram(arrays, header) if columns.kind == "steepest_descent" else None
+        of_sample, of_level, gram = prepared.sample_mean_square, prepared.level_mean_square, None
+        if columns.kind == "steepest_descent":
+            if prepared.gram is None:
+                raise LinkError("operand: the sums of its columns' products are due; refused")
+            gram = torch.from_numpy(prepared.gram.copy())
         self._side.accept_operand(header, public_map)
         return PrivateOperand(
             grid=coarse,
@@ -175,18 +166,23 @@ class PrivateFixed:
 
         A deformation goes as its coefficients (party_2 knows the fixed grid) and its control spacing.
         """
-        meta: dict[str, Any] = {"transform": None}
-        arrays: list[Any] = []
-        parts = [shared] if isinstance(shared, LinearTransform) else [] if shared is None else list(shared.parts)
-        for part in parts:
-            if isinstance(part, LinearTransform):
-                matrix, offset = (entry.detach().tolist() for entry in part.affine_map())
-                meta["transform"] = {"matrix": matrix, "offset_mm": offset} | (meta["transform"] or {})
-            elif isinstance(part, BSpline | VelocityField):
-                kind = "bspline" if isinstance(part, BSpline) else "velocity"
-                meta["transform"] = {"deformation": kind, "control_spacing_mm": part.lattice.control_spacing}
-                arrays.append(part.coefficients.detach().double().numpy())
-        self.link.send(MessageKind.FINISH, pack(meta, arrays))
+        Finish(None if shared is None else _shared(shared)).send(self.link)
+
+
+def _shared(transform: LinearTransform | Composite) -> SharedTransform:
+    """A transform as party_2 is told it."""
+    parts = [transform] if isinstance(transform, LinearTransform) else list(transform.parts)
+    linear = next(part for part in parts if isinstance(part, LinearTransform))
+    matrix, offset = (entry.detach().tolist() for entry in linear.affine_map())
+    told = SharedTransform(matrix, offset)
+    for part in parts:
+        if isinstance(part, BSpline | VelocityField):
+            kind = "bspline" if isinstance(part, BSpline) else "velocity"
+            coefficients = part.coefficients.detach().double().numpy()
+            told = replace(
+                told, deformation=kind, control_spacing_mm=part.lattice.control_spacing, coefficients=coefficients
+            )
+    return told
 
 
 def _level_meta(level: Level) -> dict[str, float]:
@@ -199,23 +195,3 @@ def _choice_meta(choice: Choice) -> dict[str, Any]:
     if isinstance(choice, Permuted):
         return {"kind": "permuted", "seed": choice.seed}
     return {"kind": "full" if isinstance(choice, Full) else "indices"}
-
-
-def _unpack_mean(meta: dict[str, Any], name: str) -> float:
-    value = meta.get(name)
-    if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise LinkError(f"operand: {name} {str(value)[:40]}, a finite number >= 0 is due")
-    return value
-
-
-def _unpack_gram(arrays: list[Any], header: OperandHeader) -> Tensor:
-    shape = (header.columns, header.columns)
-    if len(arrays) != 1 or arrays[0].shape != shape or arrays[0].dtype != np.float64:
-        raise LinkError(f"operand: the sums of its columns' products are due, {shape} float64; refused")
-    if not bool(np.isfinite(arrays[0]).all()):
-        raise LinkError("operand: sums of its columns' products that are not finite; refused")
-    return torch.from_numpy(arrays[0].copy())
-
-
-def _unpack_mask(bits: Any, grid: Grid) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits, count=grid.count).astype(bool)).reshape(grid.shape)

@@ -31,8 +31,8 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..points.files import load_points
     from ..protocols import load_protocol
     from ..transforms import affine_from_map, save_transform
-    from ..wire.kinds import MessageKind
-    from .points import MovingPoints
+    from ..wire.messages import Finish
+    from .moving_points import MovingPoints
 
     config = MovingPointsConfig.model_validate_json(text)
     torch.set_num_threads(config.threads)
@@ -46,7 +46,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         side = entry.moving_side(link, links.get("dealer"), device)
         found = party.align(link, side, entry.name, config.share_transform)
         if "dealer" in links:
-            links["dealer"].send(MessageKind.FINISH)
+            Finish().send(links["dealer"])
     except PpirError as error:
         # party_2 is told that the run is over, not what party_1's files look like.
         link.abort(f"party_1 cannot go on ({type(error).__name__}); see its own report")
@@ -68,7 +68,9 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..joint.interface import compute_device
     from ..points.files import load_points
     from ..protocols import load_protocol
-    from .points import FixedPoints, UnequalSets
+    from .fixed_points import FixedPoints
+    from .points import UnequalSets
+    from .reports import shared_values
 
     config = FixedPointsConfig.model_validate_json(text)
     torch.set_num_threads(config.threads)
@@ -83,7 +85,8 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         party = FixedPoints(points, config.disclose_spread, budget.charge)
         entry = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
-        report["transform"] = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)
+        shared = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)
+        report["transform"] = shared_values(shared)
     except PpirError as error:
         if isinstance(error, BudgetExceeded):
             link.abort("its site's cap on released values of these points is reached")
@@ -104,7 +107,7 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
 def _open_budget(config: PointsBudgetConfig, points: Tensor, report: dict[str, Any]) -> ReleaseBudget:
     """This site's cap on what may be released of the points; the report names it."""
     from .budget import ReleaseBudget, default_path
-    from .points import point_set_identity
+    from .fixed_points import point_set_identity
 
     cap = int(config.fraction * points.numel()) if config.max_values is None else config.max_values
     budget = ReleaseBudget(config.file or default_path(), config.peer, point_set_identity(points), cap)

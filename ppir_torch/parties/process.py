@@ -80,7 +80,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..reporting.progress import Progress
     from ..transforms import load_transform
     from ..warping import warp
-    from ..wire.kinds import MessageKind
+    from ..wire.messages import Finish
     from .moving import PrivateFixed
 
     config = MovingPartyConfig.model_validate_json(text)
@@ -104,7 +104,7 @@ def _party_1(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
         if result.complete:
             fixed.finish(result.transform if config.share_transform else None)
             if "dealer" in links:
-                links["dealer"].send(MessageKind.FINISH)
+                Finish().send(links["dealer"])
     except PpirError as error:
         # party_2 is told that the run is over, not what party_1's files look like.
         link.abort(f"party_1 cannot go on ({type(error).__name__}); see its own report")
@@ -126,6 +126,7 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
     from ..protocols import load_protocol
     from ..registration.build import build_measure, preprocessed
     from .fixed import FixedParty
+    from .reports import shared_values
 
     config = FixedPartyConfig.model_validate_json(text)
     torch.set_num_threads(config.threads)
@@ -148,7 +149,8 @@ def _party_2(text: str, ends: dict[str, End], session: bytes, output: Path) -> d
             measure=build_measure(config.loss),
         )
         device = compute_device(getattr(config.backend, "device", "cpu"))
-        report["transform"] = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)
+        shared = party.serve(link, entry.fixed_side(link, links.get("dealer"), device), entry.name)
+        report["transform"] = shared_values(shared)
     except PpirError as error:
         if isinstance(error, BudgetExceeded):
             link.abort("its site's cap on released values of this image is reached")

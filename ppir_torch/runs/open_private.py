@@ -24,8 +24,8 @@ from ..config.points import FixedPointsConfig, MovingPointsConfig
 from ..errors import PeerLost
 from ..parties.moving import PrivateFixed
 from ..protocols import load_protocol
-from ..wire.kinds import MessageKind
 from ..wire.link import Link
+from ..wire.messages import Finish
 
 __all__ = ["Party", "link_keys", "open_private", "run_parties", "standard_input"]
 
@@ -203,7 +203,7 @@ def open_private(
             yield source
             source.finish()
             if dealer is not None:
-                dealer.send(MessageKind.FINISH)
+                Finish().send(dealer)
         except PeerLost as lost:
             reports = [party.wait(GRACE_S) for party in parties]
             first = next((r["error"] for r in reports if r.get("exit_code") == 2), str(lost))

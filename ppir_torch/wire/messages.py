@@ -246,7 +246,7 @@ class PointsRequest(Message):
     def decode(cls, payload: Buffer) -> PointsRequest:
         """See `Message`."""
         meta, arrays = unpack(payload)
-        if set(meta) != {"points", "dimension"} or arrays:
+        if set(meta) != {"points", "dimension"} or arrays or any(type(n) is not int for n in meta.values()):
             raise LinkError(f"{cls.kind.name}: the number and dimension of points are due; refused")
         return cls(read_integer(meta, "points", 0, MOST_POINTS), read_integer(meta, "dimension", 0, 1024))
 

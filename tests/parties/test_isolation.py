@@ -74,8 +74,14 @@ ALLOWED: dict[str, dict[tuple[str, str], set[MessageKind]]] = {
         ("dealer", "party_2"): {MessageKind.SEED, MessageKind.TRIPLE_CORRECTION},
     },
 }
-# Disclosed gradient-magnitude samples; failures; the insecure baseline, which these tests would not let through.
+# Disclosed gradient-magnitude samples; failures; several operands at once; the insecure baseline, which these tests
+# would not let through; protocols from outside the package.
 NOT_IN_THESE_RUNS = {
+    MessageKind.OPERAND_IN_USE,
+    MessageKind.EXTENSION_SET_UP,
+    MessageKind.EXTENSION_REQUEST,
+    MessageKind.EXTENSION_ANSWER,
+    MessageKind.EXTENSION_DEALER,
     MessageKind.SAMPLE,
     MessageKind.ABORT,
     MessageKind.PUBLIC_MAP,

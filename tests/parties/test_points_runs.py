@@ -24,17 +24,12 @@ from ppir_torch.config.points import PointsConfig, load_points_config
 from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost, PpirError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.joint.interface import FixedSide, Limits, MovingSide, OperandHeader, Pairs, Release
+from ppir_torch.joint.quantise_points import quantise_fixed, quantise_moving
 from ppir_torch.parties.budget import open_ledger_rows
-from ppir_torch.parties.moving import greet
-from ppir_torch.parties.points import (
-    FixedPoints,
-    MovingPoints,
-    UnequalSets,
-    point_set_identity,
-    quantise_fixed,
-    quantise_moving,
-    released_values,
-)
+from ppir_torch.parties.fixed_points import LEAST_RESULT_BITS, RESULT_BITS, FixedPoints, point_set_identity
+from ppir_torch.parties.handshake import greet
+from ppir_torch.parties.moving_points import MovingPoints
+from ppir_torch.parties.points import UnequalSets, released_values
 from ppir_torch.protocols import load_protocol
 from ppir_torch.runs.points import align_points, run_points
 from ppir_torch.transforms import load_transform
@@ -47,6 +42,10 @@ BACKENDS = ("bfv", "ckks", "spdz", "beaver")
 WHOLE_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in BACKENDS]
 WITH_DEALER = ("spdz", "beaver")
 MOST_MM = 1e-4
+
+
+def result_bits(protocol: str) -> int:
+    return RESULT_BITS.get(protocol, LEAST_RESULT_BITS)
 
 
 def made_sets(dimension: int, count: int = 60, noise: float = 1.0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -211,7 +210,7 @@ def test_the_moments_are_exact_integers(backend: str, dimension: int) -> None:
         thread.join(60)
     assert trio.errors == []
     assert charged == [(released_values(dimension), "points")]
-    values = quantise_fixed(fixed - fixed.mean(0), backend, True)[1]
+    values = quantise_fixed(fixed - fixed.mean(0), result_bits(backend), True)[1]
     assert side.result.tolist() == python_products(side.rows, values)
     # Both as fine as hundredths of a millimetre, at the least.
     assert int(side.rows.abs().max()) > 4000
@@ -326,7 +325,7 @@ def test_a_cap_that_is_too_small_sends_nothing() -> None:
 def test_a_malformed_operand_is_refused(change: dict[str, Any], said: str) -> None:
     fixed, moving = made_sets(2)
     mine, theirs = link_pair("party_1", "party_2", timeout=60)
-    header = quantise_fixed(fixed - fixed.mean(0), "plain", True)[0]
+    header = quantise_fixed(fixed - fixed.mean(0), result_bits("plain"), True)[0]
     meta = {**header.to_meta(), "centre": [1.0, 2.0], "spread": True}
     meta["further_scales"] = list(header.further_scales)
     if "further_scales" in change:
@@ -360,7 +359,7 @@ def test_integers_are_exact_within_the_scale_and_the_energy(protocol: str, count
     fixed = made_sets(3, count)[0]
     z = fixed - fixed.mean(0)
     for disclosed in (True, False):
-        header, values = quantise_fixed(z, protocol, disclosed)
+        header, values = quantise_fixed(z, result_bits(protocol), disclosed)
         assert float((values.T.double() * header.scale - z).abs().max()) <= header.scale * (1 + 1e-9)
         assert OperandHeader.from_meta(json.loads(json.dumps(header.to_meta()))) == header
         assert int(values.abs().max()) <= header.max_abs
@@ -374,9 +373,9 @@ def test_rounding_leaves_the_moments_of_a_set_as_they_are(step_mm: float, dimens
     if step_mm:
         fixed = (fixed / step_mm).round() * step_mm
     z = fixed - fixed.mean(0)
-    header, values = quantise_fixed(z, "bfv", True)
+    header, values = quantise_fixed(z, result_bits("bfv"), True)
     rounded = values.T.double() * header.scale
-    assert torch.equal(values, quantise_fixed(z, "bfv", True)[1])
+    assert torch.equal(values, quantise_fixed(z, result_bits("bfv"), True)[1])
 
     def moved(other: Tensor) -> float:
         return float((z.T @ (other - z)).abs().max() / (z.T @ z).abs().max())
@@ -392,14 +391,14 @@ def test_without_the_spread_the_header_says_what_is_public_and_a_bound() -> None
     sets = [points - points.mean(0) for points in (one, two)]
     sets = [z * (size / float(z.norm())) for z, size in zip(sets, (500.0, 480.0), strict=True)]
     for disclosed in (False, True):
-        headers = [quantise_fixed(z, "beaver", disclosed)[0] for z in sets]
+        headers = [quantise_fixed(z, result_bits("beaver"), disclosed)[0] for z in sets]
         assert (headers[0] == headers[1]) != disclosed
     assert headers[0].scale == headers[1].scale
 
 
 def test_rows_stay_within_every_limit_and_refuse_where_there_is_no_room() -> None:
     fixed, moving = made_sets(3, 300)
-    header = quantise_fixed(fixed - fixed.mean(0), "bfv", True)[0]
+    header = quantise_fixed(fixed - fixed.mean(0), result_bits("bfv"), True)[0]
     q = moving - moving.mean(0)
     for limits in (Limits(1 << 14, 1 << 60), Limits(1 << 40, 1 << 36), Limits(1 << 40, 1 << 60, 5e4)):
         rows, scale = quantise_moving(q, header, limits)
@@ -644,7 +643,7 @@ def test_every_byte_belongs_to_a_declared_message_and_is_counted(observed: Any) 
 def test_party_2_says_its_centre_and_spread_and_nothing_else_in_clear(observed: Any) -> None:
     [operand] = [m for m in observed.taps.messages("party_2", "party_1") if m.kind == MessageKind.OPERAND]
     meta, arrays = unpack(operand.payload)
-    header, values = quantise_fixed(observed.fixed - observed.fixed.mean(0), "beaver", True)
+    header, values = quantise_fixed(observed.fixed - observed.fixed.mean(0), result_bits("beaver"), True)
     assert arrays == []
     assert meta == json.loads(
         json.dumps({**header.to_meta(), "centre": observed.fixed.mean(0).tolist(), "spread": True})
