@@ -12,7 +12,7 @@ A product goes with the operand that was opened last, or that OPERAND_IN_USE nam
 >>> kept.in_use
 'fine'
 >>> opened.use(0)
->>> kept.use(right.receive(MessageKind.OPERAND_IN_USE))
+>>> kept.use(OperandInUse.receive(right).number)
 >>> kept.in_use
 'coarse'
 """
@@ -22,10 +22,8 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from ..errors import ConfigError, LinkError
-from ..wire.kinds import MessageKind
-from ..wire.link import Link as Channel
-from ..wire.link import Received
-from ..wire.payload import pack, unpack
+from ..wire.channel import Channel
+from ..wire.messages import OperandInUse
 
 __all__ = ["OPERANDS_KEPT", "KeptOperands", "OpenedOperands"]
 
@@ -70,7 +68,7 @@ class OpenedOperands:
         """
         self.check(number)
         if number != self._in_use:
-            self._channel.send(MessageKind.OPERAND_IN_USE, pack({"number": number}))
+            OperandInUse(number).send(self._channel)
             self._in_use = number
 
 
@@ -88,18 +86,14 @@ class KeptOperands(Generic[Kept]):
         for oldest in list(self._kept)[:-OPERANDS_KEPT]:
             del self._kept[oldest]
 
-    def use(self, message: Received) -> None:
-        """Take the products that follow to be with the operand that an OPERAND_IN_USE message names.
+    def use(self, number: int) -> None:
+        """Take the products that follow to be with this operand, as party_1's OPERAND_IN_USE asks.
 
         Raises:
             LinkError: there is no such operand, or it is kept no longer.
         """
-        meta, arrays = unpack(message.payload)
-        number = meta.get("number")
-        if set(meta) != {"number"} or arrays or type(number) is not int:
-            raise LinkError(f"{message.kind.name}: the number of an operand is due; refused")
         if number not in self._kept:
-            raise LinkError(f"{message.kind.name}: operand {number} is not among those kept; refused")
+            raise LinkError(f"operand {number} is asked for, and is not among those kept; refused")
         self._in_use = self._kept[number]
 
     @property

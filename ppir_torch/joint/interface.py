@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..wire.channel import Channel, Received
 from ..wire.kinds import MessageKind
-from ..wire.link import Link as Channel
-from ..wire.link import Received
 from .bounds import (
     LARGEST_MAPPED,
     Limits,

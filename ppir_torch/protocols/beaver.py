@@ -10,95 +10,44 @@ The dealer, a third process, gives party_1 the key of (A, c1), party_2 the key o
    sums of z that are asked for.
 3. party_1 computes R = z + A d^T + c1.
 
-What each party sees, when nobody works with the dealer (proof by simulation; tests/attacks/test_transcripts.py runs
-the simulators):
-
-- party_2 sees E and c2. A is fresh AES-CTR words of a key that party_2 does not have: E is uniform. So is c2, for c1 is
-  fresh. A simulator draws both at random.
-- party_1 sees d and z. b is AES-CTR words of a key that party_1 does not have: d is uniform, whatever Y is, and stays
-  so for all products with this operand. z = R - A d^T - c1 is a function of R and of what party_1 knows: a simulator
-  draws d at random and computes z from R.
-- b is used for one operand only and A for one product only; `KeyStream` raises at the second draw. With an A used
-  twice, party_2 would see X - X' (attack 5).
-- The dealer sees shapes.
-
-Words are 32, 40, 48 or 64 bits wide, the narrowest that carries typical entries of the rows with `_row_bits` bits; the
-choice follows from the operand's public header, so that all agree on it, and a product that could leave the ring is
-refused before it is sent. A d^T + c1 and c2 do not depend on X: they are made while party_2 works on the last product.
-
-Rounding is averaged over the points: with 2^18 and more of them 8 bits of J and 4 of a typical entry of X move the
-result of a registration by about a thousandth of a voxel, and fit words of 32 bits, at half the time and bytes.
+What each party sees, and why it says nothing more: docs/protocols/beaver.md. b is used for one operand only and A for
+one product only; with an A used twice, party_2 would see X - X'.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..arithmetic.csprng import KeyStream, new_key
-from ..arithmetic.words import WIDTHS, narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
+from ..arithmetic.words import narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
 from ..errors import LinkError, PeerLost
+from ..joint.bounds import Limits, Pairs, SumIndex, add_up, check_operand, check_pairs, check_sum_index
+from ..joint.header import COLUMN_BITS, OperandHeader
 from ..joint.interface import (
-    COLUMN_BITS,
+    FixedOperand,
     FixedSide,
-    Into,
-    Limits,
+    MovingMappedOperand,
+    MovingOperand,
     MovingSide,
-    OperandHeader,
-    Pairs,
-    ProtocolEntry,
+    Product,
+    Protocol,
     Release,
-    add_up,
-    all_pairs,
-    check_into,
-    check_mapped,
-    check_operand,
-    check_pairs,
-    check_range,
-    check_sums,
 )
 from ..joint.public_map import PublicMap
+from ..wire.channel import Channel, Received
 from ..wire.kinds import MessageKind
-from ..wire.link import Link, Received
-from ..wire.payload import Buffer, pack, unpack
-from .dealing import draw_words, read_key, with_dealer
+from .beaver_messages import MapOfProducts, MaskedRows, OpenedOperand, TripleRequest, drawn_bits
+from .dealing import Correction, DealerKey, ResultShare, draw_words, with_dealer
 
-__all__ = ["ENTRY", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
+__all__ = ["PROTOCOL", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
 
 ROW_BITS = 12  # of a typical entry of a row; its rounding is multiplied by the small residual I - J only
-MANY_POINTS = 1 << 18  # from here on rounding averages out
+MANY_POINTS = 1 << 18  # from here on rounding averages out, and words of 32 bits will do: half the time and bytes
 MANY_POINTS_ROW_BITS, MANY_POINTS_COLUMN_BITS = 4, 8
-MAX_WORDS = 1 << 34
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What the dealer must know of one product: public sizes."""
-
-    operand: int
-    rows: int
-    columns: int
-    points: int
-    width: int
-    mapped: bool = False
-
-    @property
-    def bits(self) -> int:
-        """Of the words that are drawn."""
-        return _drawn_bits(self.width)
-
-    def check(self, message: Received) -> _Shape:
-        sizes = (self.rows, self.columns, self.points)
-        whole = all(type(n) is int for n in (self.operand, *sizes)) and self.width in WIDTHS
-        whole = whole and type(self.mapped) is bool
-        if not whole or self.operand < 0 or min(sizes) < 1 or (self.rows + self.columns) * self.points > MAX_WORDS:
-            raise LinkError(f"{message.kind.name}: {str(self)[:120]} is out of range; refused")
-        return self
 
 
 def width_of(header: OperandHeader) -> int:
@@ -113,11 +62,6 @@ def mapped_width(header: OperandHeader, public_map: PublicMap) -> int:
     return narrowest_width(math.ceil(needed))
 
 
-def _drawn_bits(width: int) -> int:
-    """Of the words that masks are drawn and computed in, for words of a width on the wire."""
-    return 32 if width == 32 else 64
-
-
 def _row_bits(header: OperandHeader) -> int:
     return min(header.row_bits, MANY_POINTS_ROW_BITS if header.points >= MANY_POINTS else ROW_BITS)
 
@@ -127,177 +71,226 @@ def _limits(width: int) -> Limits:
     return Limits(max_row=1 << (width - 2), max_result=(1 << (width - 1)) - (1 << (width - 5)))
 
 
-def serve_dealer(link_1: Link, link_2: Link) -> None:
+def serve_dealer(channel_1: Channel, channel_2: Channel) -> None:
     """The dealer's loop, until party_1 sends FINISH or a party is gone.
 
     Args:
-        link_1: link to party_1, which asks for products; it gets a key and nothing else.
-        link_2: link to party_2, which gets a key and c2 = A b^T - c1 for each product.
+        channel_1: to party_1, which asks for products; it gets a key and nothing else.
+        channel_2: to party_2, which gets a key and c2 = A b^T - c1 for each product.
 
     Raises:
         LinkError: party_1 sent something that is not a request for a product.
     """
     key_1, key_2 = new_key(), new_key()
-    stream_1, stream_2 = KeyStream(key_1), KeyStream(key_2)
-    number, operand, b = 0, -1, torch.empty(0)
+    stream_1, number = KeyStream(key_1), 0
+    operand, b = -1, torch.empty(0)
+    shapes: dict[int, tuple[int, int, int]] = {}  # of each operand's b
     public_map: PublicMap | None = None
     try:
-        link_1.send(MessageKind.SEED, key_1)
-        link_2.send(MessageKind.SEED, key_2)
+        DealerKey(key_1).send(channel_1)
+        DealerKey(key_2).send(channel_2)
         while (
-            request := link_1.receive(MessageKind.TRIPLE, MessageKind.PUBLIC_MAP, MessageKind.FINISH)
+            message := channel_1.receive(MessageKind.TRIPLE, MessageKind.PUBLIC_MAP, MessageKind.FINISH)
         ).kind is not MessageKind.FINISH:
-            if request.kind is MessageKind.PUBLIC_MAP:
-                public_map = PublicMap.from_message(*unpack(request.payload))
+            if message.kind is MessageKind.PUBLIC_MAP:
+                public_map = MapOfProducts.decode(message.payload).public_map
                 continue
-            shape = _read_shape(request)
-            if shape.mapped and (public_map is None or public_map.points != shape.points or shape.columns != 1):
-                raise LinkError(f"TRIPLE: {shape} does not go with the map before it; refused")
-            if shape.operand != operand:
-                operand = shape.operand
-                b = draw_words(stream_2, "b", operand, shape.columns, shape.points, bits=shape.bits)
-            elif b.shape != (shape.columns, shape.points) or b.dtype != word_type(shape.width):
-                raise LinkError(f"TRIPLE: {shape} is not the operand's shape {tuple(b.shape)}; refused")
-            a = draw_words(stream_1, "A", number, shape.rows, shape.points, bits=shape.bits)
-            c2 = _bilinear(a, b, public_map if shape.mapped else None)
-            c2.sub_(draw_words(stream_1, "c", number, *c2.shape, bits=shape.bits))
-            link_2.send(MessageKind.TRIPLE_CORRECTION, c2.numpy().data)
+            asked = TripleRequest.decode(message.payload)
+            shape = (asked.columns, asked.points, asked.bits)
+            if asked.mapped and (public_map is None or public_map.points != asked.points or asked.columns != 1):
+                raise LinkError(f"TRIPLE: {asked} does not go with the map before it; refused")
+            if shapes.setdefault(asked.operand, shape) != shape:
+                raise LinkError(f"TRIPLE: {asked} is not the operand's shape {shapes[asked.operand]}; refused")
+            if asked.operand != operand:
+                # An earlier operand's b is the same words again, of a stream of its own: one mask of one operand.
+                operand, again = asked.operand, KeyStream(key_2)
+                b = draw_words(again, "b", operand, asked.columns, asked.points, bits=asked.bits)
+            a = draw_words(stream_1, "A", number, asked.rows, asked.points, bits=asked.bits)
+            c2 = _bilinear(a, b, public_map if asked.mapped else None)
+            c2.sub_(draw_words(stream_1, "c", number, *c2.shape, bits=asked.bits))
+            Correction.of(c2, asked.bits).send(channel_2)
             number += 1
     except PeerLost:
         return  # the parties say on their own link why they stopped
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An operand as party_1 has it: d (columns, points) on its device."""
+
+    header: OperandHeader
+    width: int
+    words: Tensor
+    public_map: PublicMap | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What the next product needs and X is no part of: its number, A (rows, points), and A d^T + c1."""
+
+    operand: _Opened
+    number: int
+    mask: Tensor
+    known: Tensor
 
 
 class BeaverMovingSide(MovingSide):
     """party_1's end.
 
     Args:
-        link: link to party_2.
-        dealer_link: link to the dealer.
+        channel: to party_2.
+        dealer: channel to the dealer.
         device: where the products are computed.
     """
 
-    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
-        self._link, self._dealer_link = link, dealer_link
-        self._device = torch.device(device)
+    def __init__(self, channel: Channel, dealer: Channel, device: str | torch.device = "cpu") -> None:
+        super().__init__(channel)
+        self._dealer, self._device = dealer, torch.device(device)
         self._stream: KeyStream | None = None
-        self._header: OperandHeader | None = None
-        self._map: PublicMap | None = None
         self._products = 0
-        self._ready: tuple[Tensor, Tensor] | None = None  # A and A d^T + c1 of the next product
+        self._dealt = -1  # the operand that the dealer was last asked for
+        self._ready: _Prepared | None = None
         self._rows_before, self._rows_after = 0, dict[int, int]()  # of the last product; after one of so many rows
 
-    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
-        """Receive d = Y - b; sets `limits`.
+    def open(self, header: OperandHeader) -> BeaverMovingOperand:
+        """Receive d = Y - b.
 
         Raises:
             LinkError: it is not as long as the header says.
         """
-        self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
-        self.limits, self._map = _limits(self._width), public_map
-        if public_map is not None:
-            self._dealer_link.send(MessageKind.PUBLIC_MAP, pack(*public_map.to_message()))
-        count = header.columns * header.points
-        words = unpack_words(self._link.receive(MessageKind.OPENED_OPERAND).payload, count, self._width)
-        self._opened = words.reshape(header.columns, header.points).to(self._device)
-        self._header, self._ready = header, None
+        return BeaverMovingOperand(self, self._receive(header, width_of(header), None))
 
-    def multiply(
-        self,
-        rows: Tensor,
-        pairs: Pairs | None = None,
-        used: Tensor | None = None,  # noqa: ARG002
-        into: Into | None = None,
-    ) -> Tensor:
-        """The products (pairs,) of int64 rows (rows, points) or their sums, int64 on the CPU.
+    def open_mapped(self, header: OperandHeader, public_map: PublicMap) -> BeaverMovingMappedOperand:
+        """The same for an operand with a map."""
+        opened = self._receive(header, mapped_width(header, public_map), public_map)
+        return BeaverMovingMappedOperand(self, opened, public_map)
 
-        Raises:
-            RangeError: rows of a wrong shape, or a product that could leave the ring; nothing was sent.
-            LinkError: the answer is malformed. PeerLost: party_2 or the dealer is gone.
-        """
-        if self._header is None or self._map is not None:
-            raise RuntimeError("multiply before accept_operand, or of an operand with a map")
-        norms = check_range(rows, self._header, self.limits)
-        pairs = all_pairs(rows.shape[0], self._header.columns) if pairs is None else pairs
-        pairs = check_pairs(pairs, rows.shape[0], self._header)
-        if into is not None:
-            into = check_into(into, len(pairs))
-            check_sums(rows, norms, self._header, self.limits, pairs, into)
-        return self._product(rows, pairs, into)
-
-    def project(self, rows: Tensor) -> Tensor:
-        """See `MovingSide`; raises as `multiply`."""
-        if self._header is None or self._map is None:
-            raise RuntimeError("project before accept_operand with a map")
-        check_mapped(rows, self._header, self._map, self.limits)
-        return self._product(rows, None)
-
-    def _product(self, rows: Tensor, pairs: list[tuple[int, int]] | None, into: list[int] | None = None) -> Tensor:
-        """Checked rows to results: of the pairs or their sums, or of the map where there are none."""
+    def exchange(self, opened: _Opened, rows: Tensor, pairs: Pairs | None, sum_index: SumIndex | None) -> Tensor:
+        """Checked rows to results: of the pairs or their sums, or of the map where there are no pairs."""
         count = rows.shape[0]
-        if self._ready is None or len(self._ready[0]) != count:
-            self._ready = self._prepare(count)
-        (a, known), self._ready = self._ready, None
+        ready, self._ready = self._ready, None
+        if ready is None or ready.operand is not opened or len(ready.mask) != count:
+            ready = self._prepare(opened, count)
         self._rows_after[self._rows_before], self._rows_before = count, count
-        masked = torch.sub(rows.to(a), a, out=a)  # A is done with: no fresh memory
-        asked = [np.array(pairs or [(0, 0)], np.uint16), *([] if into is None else [np.array(into, np.uint16)])]
-        head = pack({"product": self._products - 1, "rows": count}, asked)
-        self._link.send(MessageKind.MASKED_ROWS, _with_head(head, pack_words(masked, self._width)))
+        masked = torch.sub(rows.to(ready.mask), ready.mask, out=ready.mask)  # A is done with: no fresh memory
+        words = pack_words(masked, opened.width)
+        MaskedRows(ready.number, count, pairs or [(0, 0)], sum_index, words).send(self.channel)
+        wanted = ready.known if pairs is None else _wanted(ready.known, pairs, sum_index)
         # While party_2 computes; what an iteration asks for follows the last one's order.
-        self._ready = self._prepare(self._rows_after.get(count, count))
-        wanted = known if pairs is None else _wanted(known, pairs, into)
-        z = unpack_words(self._link.receive(MessageKind.RESULT_SHARE).payload, wanted.numel(), self._width)
-        return signed_words(z + wanted, self._width)
+        self._ready = self._prepare(opened, self._rows_after.get(count, count))
+        z = ResultShare.receive(self.channel).words(wanted.numel(), opened.width)
+        return signed_words(z.view_as(wanted) + wanted, opened.width)
 
-    def _prepare(self, rows: int) -> tuple[Tensor, Tensor]:
-        """A (rows, points) and A d^T + c1 (rows, columns) of the next product, which the dealer is asked for."""
-        assert self._header is not None
-        if self._stream is None:
-            self._stream = KeyStream(read_key(self._dealer_link.receive(MessageKind.SEED)))
-        header, number = self._header, self._products
-        shape = _Shape(header.number, rows, header.columns, header.points, self._width, self._map is not None)
-        self._dealer_link.send(MessageKind.TRIPLE, pack(shape.__dict__))
+    def _receive(self, header: OperandHeader, width: int, public_map: PublicMap | None) -> _Opened:
+        words = OpenedOperand.receive(self.channel).words(header.columns * header.points, width)
+        return _Opened(header, width, words.reshape(header.columns, header.points).to(self._device), public_map)
+
+    def _prepare(self, opened: _Opened, rows: int) -> _Prepared:
+        """Ask the dealer for the next product, with so many rows."""
+        header, number = opened.header, self._products
         self._products += 1
-        a = draw_words(self._stream, "A", number, rows, header.points, bits=shape.bits).to(self._device)
-        known = _bilinear(a, self._opened, self._map).cpu()
-        return a, known.add_(draw_words(self._stream, "c", number, *known.shape, bits=shape.bits))
+        if self._stream is None:
+            self._stream = KeyStream(DealerKey.receive(self._dealer).key)
+        if opened.public_map is not None and self._dealt != header.number:
+            MapOfProducts(opened.public_map).send(self._dealer)
+        self._dealt, mapped = header.number, opened.public_map is not None
+        asked = TripleRequest(header.number, rows, header.columns, header.points, opened.width, mapped)
+        asked.send(self._dealer)
+        mask = draw_words(self._stream, "A", number, rows, header.points, bits=asked.bits).to(self._device)
+        known = _bilinear(mask, opened.words, opened.public_map).cpu()
+        return _Prepared(
+            opened, number, mask, known.add_(draw_words(self._stream, "c", number, *known.shape, bits=asked.bits))
+        )
+
+
+class BeaverMovingOperand(MovingOperand):
+    """One operand at party_1; products int64 on the CPU."""
+
+    def __init__(self, side: BeaverMovingSide, opened: _Opened) -> None:
+        super().__init__(side, opened.header, _limits(opened.width))
+        self._side, self._words = side, opened
+
+    def compute(self, product: Product) -> Tensor:
+        """See `MovingOperand`."""
+        return self._side.exchange(self._words, product.rows, product.pairs, product.sum_index)
+
+
+class BeaverMovingMappedOperand(MovingMappedOperand):
+    """One operand with a map at party_1; results int64 on the CPU."""
+
+    def __init__(self, side: BeaverMovingSide, opened: _Opened, public_map: PublicMap) -> None:
+        super().__init__(side, opened.header, _limits(opened.width), public_map)
+        self._side, self._words = side, opened
+
+    def compute(self, rows: Tensor) -> Tensor:
+        """See `MovingMappedOperand`."""
+        return self._side.exchange(self._words, rows, None, None)
 
 
 class BeaverFixedSide(FixedSide):
     """party_2's end.
 
     Args:
-        link: link to party_1.
-        dealer_link: link to the dealer.
+        channel: to party_1.
+        dealer: channel to the dealer.
         device: where the products are computed.
     """
 
-    def __init__(self, link: Link, dealer_link: Link, device: str | torch.device = "cpu") -> None:
-        self._link, self._dealer_link = link, dealer_link
-        self._device = torch.device(device)
+    def __init__(self, channel: Channel, dealer: Channel, device: str | torch.device = "cpu") -> None:
+        super().__init__(channel)
+        self.device, self._dealer = torch.device(device), dealer
         self._stream: KeyStream | None = None
-        self._header: OperandHeader | None = None
-        self._map: PublicMap | None = None
         self._corrections = 0
 
-    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
+    def open(self, header: OperandHeader, values: Tensor) -> BeaverFixedOperand:
         """Send d = Y - b for values int64 (columns, points).
 
         Raises:
             RangeError: values do not fit the header.
         """
-        table = check_operand(values, header)
-        if self._stream is None:
-            self._stream = KeyStream(read_key(self._dealer_link.receive(MessageKind.SEED)))
-        self._width = width_of(header) if public_map is None else mapped_width(header, public_map)
-        self.limits, self._map = _limits(self._width), public_map
-        words, bits = table.to(word_type(self._width)), _drawn_bits(self._width)
-        opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
-        self._link.send(MessageKind.OPENED_OPERAND, pack_words(opened, self._width))
-        self._header, self._operand = header, words.to(self._device)
+        return self._open(header, values, width_of(header), None)
+
+    def open_mapped(self, header: OperandHeader, values: Tensor, public_map: PublicMap) -> BeaverFixedOperand:
+        """The same for an operand with a map."""
+        return self._open(header, values, mapped_width(header, public_map), public_map)
 
     def column_bits(self, points: int) -> int:
         """Fewer where rounding averages out over many points: then words of 32 bits will do."""
         return MANY_POINTS_COLUMN_BITS if points >= MANY_POINTS else COLUMN_BITS
+
+    def correction(self, number: int) -> Correction:
+        """c2 of product `number`; corrections that party_1 prepared and did not use are passed over.
+
+        Raises:
+            LinkError: the product was answered before, or passed over.
+        """
+        if number < self._corrections:
+            raise LinkError(f"MASKED_ROWS: product {number} was answered before; refused")
+        while True:
+            found = Correction.receive(self._dealer)
+            self._corrections += 1
+            if self._corrections > number:
+                return found
+
+    def _open(
+        self, header: OperandHeader, values: Tensor, width: int, public_map: PublicMap | None
+    ) -> BeaverFixedOperand:
+        words, bits = check_operand(values, header).to(word_type(width)), drawn_bits(width)
+        if self._stream is None:
+            self._stream = KeyStream(DealerKey.receive(self._dealer).key)
+        opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
+        OpenedOperand.of(opened, width).send(self.channel)
+        return BeaverFixedOperand(self, header, width, words.to(self.device), public_map)
+
+
+class BeaverFixedOperand(FixedOperand):
+    """One operand at party_2: Y itself, (columns, points) words on its device."""
+
+    def __init__(
+        self, side: BeaverFixedSide, header: OperandHeader, width: int, words: Tensor, public_map: PublicMap | None
+    ) -> None:
+        super().__init__(header, _limits(width))
+        self._side, self._width, self._words, self._map = side, width, words, public_map
 
     def answer(self, request: Received, release: Release) -> None:
         """z = E Y^T + c2 for the pairs that MASKED_ROWS asks for.
@@ -306,33 +299,22 @@ class BeaverFixedSide(FixedSide):
             LinkError: another kind of message, or not of the agreed shape.
             PeerLost: party_1 or the dealer is gone.
         """
-        if request.kind is not MessageKind.MASKED_ROWS or self._header is None:
+        if request.kind is not MessageKind.MASKED_ROWS:
             raise LinkError(f"{request.kind.name} is not due; refused")
-        header = self._header
-        number, rows, pairs, into, words = _read_request(request)
-        pairs = check_pairs(pairs, rows, header)
-        results = 1 + max(check_into(into, len(pairs)))
-        if self._map is not None and rows != header.rows:
-            raise LinkError(f"product of {rows} rows, {header.rows} were agreed; refused")
-        masked = unpack_words(words, rows * header.points, self._width).reshape(rows, header.points)
-        size = (rows, header.columns) if self._map is None else (self._map.results(rows),)
-        c2 = self._correction(number, size)
+        asked, header = MaskedRows.decode(request.payload), self.header
+        pairs = check_pairs(asked.pairs, asked.rows, header)
+        results = 1 + max(check_sum_index(asked.sum_index, len(pairs)))
+        if self._map is not None and asked.rows != header.rows:
+            raise LinkError(f"product of {asked.rows} rows, {header.rows} were agreed; refused")
+        masked = unpack_words(memoryview(asked.words[0]), asked.rows * header.points, self._width)
+        masked = masked.reshape(asked.rows, header.points).to(self._side.device)
+        size = (asked.rows, header.columns) if self._map is None else (self._map.results(asked.rows),)
+        c2 = self._side.correction(asked.number).words(math.prod(size), drawn_bits(self._width)).reshape(size)
         noise = release(results if self._map is None else size[0])
-        products = _bilinear(masked.to(self._device), self._operand, self._map).cpu() + c2
+        products = _bilinear(masked, self._words, self._map).cpu() + c2
         if self._map is None:
-            products = _wanted(products, pairs, into)
-        self._link.send(MessageKind.RESULT_SHARE, pack_words(products + noise.to(products), self._width))
-
-    def _correction(self, number: int, size: tuple[int, ...]) -> Tensor:
-        """c2 of product `number`; corrections that party_1 prepared and did not use are passed over."""
-        if number < self._corrections:
-            raise LinkError(f"MASKED_ROWS: product {number} was answered before; refused")
-        while True:
-            payload = self._dealer_link.receive(MessageKind.TRIPLE_CORRECTION).payload
-            self._corrections += 1
-            if self._corrections > number:
-                break
-        return unpack_words(payload, math.prod(size), _drawn_bits(self._width)).reshape(size)
+            products = _wanted(products, pairs, asked.sum_index)
+        ResultShare.of(products + noise.to(products), self._width).send(self._side.channel)
 
 
 def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tensor:
@@ -340,43 +322,19 @@ def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tens
     return word_products(left, right) if public_map is None else public_map.forms(left, right)
 
 
-def _wanted(products: Tensor, pairs: list[tuple[int, int]], into: list[int] | None) -> Tensor:
+def _wanted(products: Tensor, pairs: Pairs, sum_index: SumIndex | None) -> Tensor:
     """Of every row with every column, the pairs (pairs,) or their sums (results,)."""
     chosen = products[[row for row, _ in pairs], [column for _, column in pairs]]
-    return chosen if into is None else add_up(chosen, into)
+    return chosen if sum_index is None else add_up(chosen, sum_index)
 
 
-def _with_head(head: Sequence[Buffer], words: Sequence[Buffer]) -> list[Buffer]:
-    return [sum(len(part) for part in head).to_bytes(4, "little"), *head, *words]
-
-
-def _read_request(message: Received) -> tuple[int, int, list[tuple[int, int]], list[int] | None, memoryview]:
-    """(number of the product, rows, pairs, their sums, the words) of a MASKED_ROWS message."""
-    size = int.from_bytes(message.payload[:4], "little")
-    meta, arrays = unpack(message.payload[4 : 4 + size])
-    number, rows = meta.get("product"), meta.get("rows")
-    if type(number) is not int or type(rows) is not int or len(arrays) not in (1, 2) or arrays[0].ndim != 2:
-        raise LinkError(f"{message.kind.name}: number, rows and pairs of a product are due; refused")
-    if arrays[0].shape[1] != 2 or arrays[0].dtype != np.uint16:
-        raise LinkError(f"{message.kind.name}: pairs of rows and columns are due; refused")
-    if len(arrays) == 2 and (arrays[1].ndim != 1 or arrays[1].dtype != np.uint16):
-        raise LinkError(f"{message.kind.name}: the sums of the products are due; refused")
-    into = None if len(arrays) == 1 else [int(n) for n in arrays[1]]
-    return number, rows, [(int(row), int(column)) for row, column in arrays[0]], into, message.payload[4 + size :]
-
-
-def _read_shape(message: Received) -> _Shape:
-    meta, arrays = unpack(message.payload)
-    if set(meta) != set(_Shape.__dataclass_fields__) or arrays:
-        raise LinkError(f"{message.kind.name}: the shape of a product is due; refused")
-    return _Shape(**meta).check(message)
-
-
-ENTRY = ProtocolEntry(
+PROTOCOL = Protocol(
     name="beaver",
+    moving_side=lambda channel, dealer, device: BeaverMovingSide(channel, with_dealer(dealer, "beaver"), device),
+    fixed_side=lambda channel, dealer, device: BeaverFixedSide(channel, with_dealer(dealer, "beaver"), device),
+    dealer=serve_dealer,
+    product_kinds=(MessageKind.MASKED_ROWS,),
+    result_bits=62,
     party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
     party_2_learns="sizes and timing only; the dealer the same",
-    moving_side=lambda link, dealer_link, device: BeaverMovingSide(link, with_dealer(dealer_link, "beaver"), device),
-    fixed_side=lambda link, dealer_link, device: BeaverFixedSide(link, with_dealer(dealer_link, "beaver"), device),
-    dealer=serve_dealer,
 )
