@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..errors import LinkError, RangeError
+from .exact import euclidean_norms
 from .header import OperandHeader
 from .public_map import PublicMap
 
 __all__ = [
     "LARGEST_MAPPED",
-    "PART",
     "Limits",
     "Pairs",
     "SumIndex",
@@ -34,12 +34,10 @@ __all__ = [
     "check_range",
     "check_sum_index",
     "check_sums",
-    "euclidean_norms",
     "largest_sum",
 ]
 
 LARGEST_MAPPED = 1 << 62  # |R| of mapped products in words of 64 bits; the rest is room for the noise
-PART = 1 << 15  # points whose rows stay in the processor's cache
 
 Pairs = Sequence[tuple[int, int]]
 """(row, column) of each product that is opened."""
@@ -152,7 +150,9 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
-def check_sums(rows: Tensor, norms: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, sum_index: SumIndex) -> None:
+def check_sums(
+    rows: Tensor, norms: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, sum_index: SumIndex
+) -> None:
     """Beside `check_range`, where results are sums: refuse rows whose sums could leave the protocol's range.
 
     Raises:
@@ -194,13 +194,3 @@ def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> Tensor:
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
     return norms
-
-
-def euclidean_norms(rows: Tensor) -> Tensor:
-    """|X|_2 (rows,) of rows (rows, points), float64; summed in parts that stay in the processor's cache."""
-    squares = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    for number, row in enumerate(rows):
-        for part in torch.split(row, PART):
-            exact = part.to(torch.float64)
-            squares[number] += exact @ exact
-    return squares.sqrt()

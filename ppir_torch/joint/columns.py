@@ -27,12 +27,14 @@ from ..histograms import bin_weights
 from ..images import Image
 from ..transforms import LINEAR_TRANSFORMS
 from ..warping import grid_gradient, steepest_descent
-from .interface import COLUMN_BITS, ROW_BITS, Pairs
+from .bounds import Pairs
+from .header import COLUMN_BITS, ROW_BITS
 
 __all__ = [
     "BIN_PEAK",
     "IMAGE",
     "MOST_BINS",
+    "ColumnKind",
     "Columns",
     "FixedColumns",
     "columns_of",
@@ -41,7 +43,7 @@ __all__ = [
     "table_of",
 ]
 
-Kind = Literal["image", "moments", "steepest_descent", "bins"]
+ColumnKind = Literal["image", "moments", "steepest_descent", "bins"]
 BIN_PEAK = 2 / 3  # the largest weight of a value in a bin
 MOST_BINS = 64
 _MANY_POINTS = 1 << 15  # from here on the rounding of bin weights averages out
@@ -61,13 +63,13 @@ class Columns:
         ConfigError: an unknown kind or transform, or other than 4 to 64 bins.
     """
 
-    kind: Kind = "image"
+    kind: ColumnKind = "image"
     transform: str = ""
     bins: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError(f"columns: {self.kind!r}, one of {', '.join(get_args(Kind))} is needed")
+        if self.kind not in get_args(ColumnKind):
+            raise ConfigError(f"columns: {self.kind!r}, one of {', '.join(get_args(ColumnKind))} is needed")
         if (self.kind == "steepest_descent") != (self.transform in LINEAR_TRANSFORMS):
             raise ConfigError(f"columns: {self.kind!r} of transform {self.transform!r} do not go together")
         if self.bins not in (range(4, MOST_BINS + 1) if self.kind == "bins" else (0,)):

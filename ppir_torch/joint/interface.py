@@ -164,7 +164,7 @@ class MovingOperand(ABC):
         self._opened.use(self.header.number)
         return self.compute(product)
 
-    def admit(self, product: Product) -> None:
+    def admit(self, product: Product) -> None:  # noqa: B027 - most protocols have nothing to add
         """Refuse, before anything is sent, what the protocol cannot do beyond the header's limits; and count it."""
 
     @abstractmethod
@@ -202,7 +202,7 @@ class MovingMappedOperand(ABC):
         self._opened.use(self.header.number)
         return self.compute(rows)
 
-    def admit(self, rows: Tensor) -> None:
+    def admit(self, rows: Tensor) -> None:  # noqa: B027 - most protocols have nothing to add
         """Refuse, before anything is sent, what the protocol cannot do beyond the header's limits; and count it."""
 
     @abstractmethod

@@ -16,7 +16,7 @@ from ..wire.fields import read_flag, read_number, shown
 from ..wire.kinds import MessageKind
 from ..wire.messages import Message
 from ..wire.payload import Buffer, pack, unpack
-from .interface import OperandHeader
+from .header import OperandHeader
 
 __all__ = ["LARGEST_MM", "PreparedOperand", "PreparedPoints"]
 

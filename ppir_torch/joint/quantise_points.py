@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RangeError
-from .interface import Limits, OperandHeader
+from .bounds import Limits
+from .header import OperandHeader
 
 __all__ = ["quantise_fixed", "quantise_moving"]
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from ..errors import ImageError
 from ..grids import Grid
 from ..images import Image
-from ..joint.operands import Operand, exact_products
+from ..joint.exact import exact_products
+from ..joint.operands import Operand
 from ..transforms import BSpline, LinearTransform, VelocityField, adjoint, expand, exponential
 from ..transforms.smoothness import Regulariser
 from ..warping import channels_above_outside, sample_with_gradient

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..images import Image
-from ..joint.operands import Operand, exact_products
+from ..joint.exact import exact_products
+from ..joint.operands import Operand
 from ..warping import sample
 from .linearisation import Linearisation
 

@@ -28,8 +28,9 @@ from ..errors import ConfigError, ImageError
 from ..histograms import bin_slopes, information
 from ..images import Image
 from ..joint.columns import table_of
-from ..joint.interface import all_pairs
-from ..joint.operands import Operand, exact_products
+from ..joint.bounds import all_pairs
+from ..joint.exact import exact_products
+from ..joint.operands import Operand
 from ..transforms import LinearTransform
 from .linearisation import Linearisation
 from .ssd import SSD
@@ -97,7 +98,7 @@ class MI(SSD):
         """H (moving bins, fixed bins) float64 on the CPU: the first product."""
         pairs = all_pairs(self._moving_bins, self._fixed_bins)
         each = range(len(pairs))
-        products = self.operand.combine(windows if weights is None else windows * weights.to(windows), pairs, each)
+        products = self.operand.sums(windows if weights is None else windows * weights.to(windows), pairs, each)
         return products.cpu().reshape(self._moving_bins, self._fixed_bins)
 
     def _moments_of(self, products: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class MI(SSD):
             for b in range(bins)
         ]
         pairs, into = [(row, column) for row, column, _ in asked], [result for *_, result in asked]
-        sums = self.operand.combine(products.reshape(-1, points), pairs, into)
+        sums = self.operand.sums(products.reshape(-1, points), pairs, into)
         return sums.cpu().reshape(dimension, dimension + 1)
 
 

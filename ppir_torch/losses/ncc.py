@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..images import Image
-from ..joint.operands import Operand, exact_products
+from ..joint.exact import exact_products
+from ..joint.operands import Operand
 from .linearisation import Linearisation
 from .ssd import SSD
 

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from ..errors import ImageError
 from ..images import Image
 from ..joint.columns import homogeneous
-from ..joint.operands import Operand, exact_products
+from ..joint.exact import exact_products
+from ..joint.operands import Operand
 from ..warping import affine_table, channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
 from .linearisation import Linearisation
 

@@ -17,16 +17,18 @@ from ..errors import ConfigError, LinkError
 from ..grids import Grid
 from ..images import Image, Level, level_grid
 from ..joint.columns import BIN_PEAK, Columns, columns_of
-from ..joint.interface import FixedSide, OperandHeader
-from ..joint.operands import quantise_columns, row_norm
+from ..joint.header import OperandHeader
+from ..joint.in_use import KeptOperands
+from ..joint.interface import FixedOperand, FixedSide
 from ..joint.prepared import PreparedOperand
 from ..joint.public_map import FEW_BITS, PublicMap
+from ..joint.quantise import quantise_columns, row_norm
 from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, select_points
 from ..sampling import Full, Permuted, Sample, Uniform
 from ..wire.kinds import MessageKind
 from ..wire.link import Link, Received
-from ..wire.messages import Finish, Geometry, SampleIndices, SharedTransform
+from ..wire.messages import Finish, Geometry, OperandInUse, SampleIndices, SharedTransform
 from ..wire.payload import unpack
 from .handshake import greet
 
@@ -40,6 +42,14 @@ MAX_ROWS = 1024
 # Every operand discloses mean, scale and energy; over few points they would say much about each.
 MAX_OPERANDS = 256
 MIN_POINTS = 32
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An operand that products may be with, and the map that they go through, or None."""
+
+    operand: FixedOperand
+    public_map: PublicMap | None = None
 
 
 @dataclass
@@ -75,46 +85,48 @@ class FixedParty:
         """
         greet(link, protocol)
         self._geometry().send(link)
-        headers: list[OperandHeader] = []
+        kept, number = KeptOperands[_Kept](), 0
         noise = KeyStream(new_key())
         while True:
-            message = link.receive(MessageKind.LEVEL, *PRODUCT_KINDS, MessageKind.FINISH)
+            message = link.receive(MessageKind.LEVEL, MessageKind.OPERAND_IN_USE, *PRODUCT_KINDS, MessageKind.FINISH)
             link.at(message.level, message.iteration)
             if message.kind is MessageKind.FINISH:
                 return Finish.decode(message.payload).shared
             if message.kind is MessageKind.LEVEL:
-                headers.append(self._prepare(link, side, message, len(headers)))
-            elif not headers:
-                raise LinkError(f"{message.kind.name} before the first level; refused")
+                kept.add(number, self._prepare(link, side, message, number))
+                number += 1
+            elif message.kind is MessageKind.OPERAND_IN_USE:
+                kept.use(OperandInUse.decode(message.payload).number)
             else:
-                side.answer(message, partial(self._release, side, headers[-1], noise))
+                of = kept.in_use
+                of.operand.answer(message, partial(self._release, of, noise))
 
-    def _release(self, side: FixedSide, header: OperandHeader, stream: KeyStream, count: int) -> Tensor:
-        """Leave to release `count` products, and the noise to add to them."""
+    def _release(self, of: _Kept, stream: KeyStream, count: int) -> Tensor:
+        """Leave to release `count` products of an operand, and the noise to add to them."""
         self._spend(count, "products")
         if self.noise == 0:
             return torch.zeros(count, dtype=torch.int64)
+        header, limits = of.operand.header, of.operand.limits
         root_mean_square = math.sqrt(header.energy / header.points)
-        if self._map is None:
+        if of.public_map is None:
             # Quantised rows have |X|_2 between a half and all of row_norm (peaked ones less): 1 to 2 times `noise`.
-            return self._noise(stream, side, header, count, row_norm(header, side.limits) * root_mean_square)
+            return self._noise(stream, of.operand, count, row_norm(header, limits) * root_mean_square)
         # A gradient's largest entry is some four times its typical one; rows scaled by their sums come to more.
         # The last result is a sum without weights.
         peak = 4 if header.row_bits >= FEW_BITS else 1
-        typical = min(2.0**header.row_bits, side.limits.max_row) / peak * root_mean_square
-        fields = self._noise(stream, side, header, count - 1, typical * self._map.largest_length)
-        return torch.cat([fields, self._noise(stream, side, header, 1, typical * math.sqrt(header.points))])
+        typical = min(2.0**header.row_bits, limits.max_row) / peak * root_mean_square
+        fields = self._noise(stream, of.operand, count - 1, typical * of.public_map.largest_length)
+        return torch.cat([fields, self._noise(stream, of.operand, 1, typical * math.sqrt(header.points))])
 
-    def _noise(self, stream: KeyStream, side: FixedSide, header: OperandHeader, count: int, size: float) -> Tensor:
+    def _noise(self, stream: KeyStream, operand: FixedOperand, count: int, size: float) -> Tensor:
         """Noise for `count` results that are of this size where the images have nothing in common."""
         deviation = self.noise * size
-        if NOISE_REACH * deviation > side.limits.max_result / 32:
-            raise ConfigError(f"budget.noise: {self.noise}, too large for {header.points} points")
+        if NOISE_REACH * deviation > operand.limits.max_result / 32:
+            raise ConfigError(f"budget.noise: {self.noise}, too large for {operand.header.points} points")
         self._noisy += 1
         return gaussian_words(stream, self._noisy, count, deviation, NOISE_REACH)
 
     _noisy: int = field(default=0, init=False)
-    _map: PublicMap | None = field(default=None, init=False)
 
     def _spend(self, count: int, kind: str) -> None:
         if self.charge is not None:
@@ -126,7 +138,7 @@ class FixedParty:
         mask = None if self.mask is None else self.mask.flatten().numpy()
         return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
 
-    def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> OperandHeader:
+    def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> _Kept:
         meta, weights = unpack(request.payload)
         level, rows, columns, public = _read_request(meta)
         if columns.kind == "steepest_descent" and not self.disclose_gram:
@@ -151,12 +163,12 @@ class FixedParty:
             row_bits, bits = side.mapped_bits(public_map)
         values, scales = quantise_columns(fixed, columns, bits)
         max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
-        of_sample, together = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
+        of_sample, group_energy = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
         if columns.kind == "bins":  # what any image's could be: how full J's bins are is not told
             max_abs = 2 ** (bits - 1)
             energy, of_sample = points * max_abs**2, 0.0
             # The squares of a value's weights sum to 1/2 at most, where the largest is BIN_PEAK; a tenth for rounding.
-            together = math.ceil(1.1 * energy / 2 / BIN_PEAK**2)
+            group_energy = math.ceil(1.1 * energy / 2 / BIN_PEAK**2)
         header = OperandHeader(
             number=number,
             points=points,
@@ -168,7 +180,7 @@ class FixedParty:
             columns=len(scales),
             further_scales=scales[1:],
             row_bits=row_bits,
-            together=together,
+            group_energy=group_energy,
         )
         gram, sums = None, 0
         if columns.kind == "steepest_descent":
@@ -179,9 +191,9 @@ class FixedParty:
             sums = len(gram) * (len(gram) + 1) // 2 + len(gram) - 1
         self._spend(OPERAND_VALUES + sums, "operand")
         PreparedOperand(header, of_sample, fixed.level_mean_square, gram).send(link)
-        side.send_operand(header, values, public_map)
-        self._map = public_map
-        return header
+        if public_map is None:
+            return _Kept(side.open(header, values))
+        return _Kept(side.open_mapped(header, values, public_map), public_map)
 
     def _check_measure(self, asked: Any, columns: Columns) -> None:
         """Refuse an operand of anything but what was agreed on."""

@@ -14,7 +14,8 @@ from ..images import Level, level_grid
 from ..joint.columns import IMAGE, Columns
 from ..joint.interface import MovingSide
 from ..joint.ledger import Ledger
-from ..joint.operands import KeptLedger, PrivateOperand
+from ..joint.opened import KeptLedger
+from ..joint.operands import PrivateOperand
 from ..joint.prepared import PreparedOperand
 from ..losses import Measure
 from ..registration.loop import SSD_MEASURE, Choice, map_of, select_points
@@ -124,20 +125,19 @@ class PrivateFixed:
             if prepared.gram is None:
                 raise LinkError("operand: the sums of its columns' products are due; refused")
             gram = torch.from_numpy(prepared.gram.copy())
-        self._side.accept_operand(header, public_map)
+        side = self._side
+        remote = side.open(header) if public_map is None else side.open_mapped(header, public_map)
         return PrivateOperand(
             grid=coarse,
             sample=sample,
             columns=columns,
-            header=header,
+            remote=remote,
+            channel=self.link,
             sample_mean_square=of_sample,
             level_mean_square=of_level,
             gram=gram,
-            side=self._side,
-            link=self.link,
             kept=self._open_ledger(columns, coarse, points, of_sample, of_level),
             full=self.grid,
-            public_map=public_map,
             channels=channels,
         )
 

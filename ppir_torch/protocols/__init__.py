@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from ..errors import ConfigError
-from ..joint.interface import ProtocolEntry
+from ..joint.interface import Protocol
 
 __all__ = ["PROTOCOL_NAMES", "load_protocol"]
 
@@ -13,13 +13,13 @@ PROTOCOL_NAMES = ("spdz", "beaver", "bfv", "ckks", "ckks-v1")
 _HOMES = {"spdz": "spdz", "beaver": "beaver", "bfv": "lattice.bfv", "ckks": "lattice.ckks", "ckks-v1": "ckks_v1"}
 
 
-def load_protocol(name: str) -> ProtocolEntry:
-    """The entry of a private protocol; its module (and CrypTen or TenSEAL) loads only now.
+def load_protocol(name: str) -> Protocol:
+    """A private protocol; its module (and CrypTen or TenSEAL) loads only now.
 
     Raises:
         ConfigError: no such protocol.
     """
     if name not in PROTOCOL_NAMES:
         raise ConfigError(f"backend: {name!r}, one of {', '.join(('clear', *PROTOCOL_NAMES))} is needed")
-    entry: ProtocolEntry = importlib.import_module(f".{_HOMES[name]}", __name__).ENTRY
-    return entry
+    protocol: Protocol = importlib.import_module(f".{_HOMES[name]}", __name__).PROTOCOL
+    return protocol

@@ -60,9 +60,16 @@ class TripleRequest(Message):
         """See `Message`."""
         meta, arrays = unpack(payload)
         read_only(meta, *(field.name for field in fields(cls)))
-        sizes = [read_integer(meta, name, 1, MAX_WORDS) for name in ("rows", "columns", "points")]
-        request = cls(read_integer(meta, "operand", 0, MAX_NUMBER), *sizes, meta["width"], read_flag(meta, "mapped"))
-        if request.width not in WIDTHS or (sizes[0] + sizes[1]) * sizes[2] > MAX_WORDS or arrays:
+        request = cls(
+            read_integer(meta, "operand", 0, MAX_NUMBER),
+            read_integer(meta, "rows", 1, MAX_WORDS),
+            read_integer(meta, "columns", 1, MAX_WORDS),
+            read_integer(meta, "points", 1, MAX_WORDS),
+            read_integer(meta, "width", min(WIDTHS), max(WIDTHS)),
+            read_flag(meta, "mapped"),
+        )
+        drawn = (request.rows + request.columns) * request.points
+        if request.width not in WIDTHS or drawn > MAX_WORDS or arrays:
             raise LinkError(f"{cls.kind.name}: {str(request)[:120]} is out of range; refused")
         return request
 

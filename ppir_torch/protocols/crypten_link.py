@@ -12,20 +12,30 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LinkError
+from ..errors import ConfigError
+from ..wire.channel import Channel
 from ..wire.kinds import MessageKind
-from ..wire.link import Link
+from .dealing import ResultShare, WordsMessage
 
-__all__ = ["DealerProvider", "LinkCommunicator", "check_provider", "install", "shared", "words_from"]
+__all__ = ["DealerProvider", "LinkCommunicator", "Opening", "check_provider", "install", "shared"]
+
 
 DrawTriple = Callable[[tuple[int, ...], tuple[int, ...]], tuple[Tensor, Tensor, Tensor]]
 PROVIDER = "PPIR"
+
+
+@dataclass(frozen=True, eq=False)
+class Opening(WordsMessage):
+    """Both ways: this party's shares of the masked differences x - a and y - b."""
+
+    kind = MessageKind.OPENING
 
 
 def _crypten() -> Any:
@@ -48,7 +58,7 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
 
     Args:
         rank: 0 (party_1) or 1 (party_2).
-        link: the link to the other party.
+        channel: to the other party.
         draw_triple: this party's shares (a, b, c) of the next triple, for the sizes of a and b.
 
     CrypTen sees it inside a `with` block, in the thread that entered it.
@@ -57,8 +67,8 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
     BYTES_PER_ELEMENT = 8
     _entered = threading.local()
 
-    def __init__(self, rank: int, link: Link, draw_triple: DrawTriple) -> None:
-        self.rank, self.link, self.draw_triple = rank, link, draw_triple
+    def __init__(self, rank: int, channel: Channel, draw_triple: DrawTriple) -> None:
+        self.rank, self.channel, self.draw_triple = rank, channel, draw_triple
 
     def __enter__(self) -> LinkCommunicator:
         self._entered.communicator = self
@@ -95,8 +105,8 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
         if not batched or op is not None:
             raise NotImplementedError("only masked differences are opened to both parties; use reveal(dst=0)")
         mine = [_words_of(share) for share in shares]
-        self.link.send(MessageKind.OPENING, [m.data for m in mine])
-        theirs = words_from(self.link.receive(MessageKind.OPENING).payload, sum(m.size for m in mine))
+        Opening([m.data for m in mine]).send(self.channel)
+        theirs = Opening.receive(self.channel).words(sum(m.size for m in mine), 64)
         parts = torch.split(theirs, [m.size for m in mine])
         return [s + p.view(tuple(s.shape)).to(s.device) for s, p in zip(shares, parts, strict=True)]
 
@@ -109,9 +119,9 @@ class LinkCommunicator(crypten.communicator.Communicator):  # type: ignore[misc,
         if dst != 0 or batched or op is not None:
             raise NotImplementedError("results are opened to party_1 only: reveal(dst=0)")
         if self.rank == 1:
-            self.link.send(MessageKind.RESULT_SHARE, _words_of(share).data)
+            ResultShare([_words_of(share).data]).send(self.channel)
             return None
-        theirs = words_from(self.link.receive(MessageKind.RESULT_SHARE).payload, share.nelement())
+        theirs = ResultShare.receive(self.channel).words(share.nelement(), 64)
         return share + theirs.view(tuple(share.shape)).to(share.device)
 
 
@@ -167,13 +177,6 @@ def check_provider() -> None:
 def shared(share: Tensor, device: torch.device | None) -> Any:
     """An ArithmeticSharedTensor of plain integers (precision 0: exact mod 2^64, never truncated) from our own share."""
     return crypten.mpc.primitives.ArithmeticSharedTensor.from_shares(share, precision=0, device=device)
-
-
-def words_from(payload: memoryview, count: int) -> Tensor:
-    """A received payload as int64 (count,); raises LinkError where it has another length."""
-    if payload.nbytes != 8 * count:
-        raise LinkError(f"payload of {payload.nbytes} bytes where {count} words are due; refused")
-    return torch.from_numpy(np.frombuffer(payload, np.int64))
 
 
 def _words_of(share: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -6,18 +6,31 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ppir_torch.errors import PeerLost
-from ppir_torch.joint.interface import FixedSide, MovingSide, OperandHeader, Release, all_pairs, release_all
+from ppir_torch.joint.bounds import all_pairs
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.in_use import KeptOperands
+from ppir_torch.joint.interface import (
+    FixedOperand,
+    FixedSide,
+    MovingMappedOperand,
+    MovingOperand,
+    MovingSide,
+    Release,
+    release_all,
+)
+from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.protocols import load_protocol
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, link_pair
+from ppir_torch.wire.messages import OperandInUse
 
 OVERHEAD = 44 + 16  # bytes of every message beside its payload: header and tag
 
@@ -68,17 +81,29 @@ class Trio:
             assert not thread.is_alive()
 
 
-def answer_all(
-    link: Link, fixed: FixedSide, operands: Sequence[tuple[OperandHeader, Tensor]], release: Release = release_all
-) -> None:
+Prepared = tuple[OperandHeader, Tensor] | tuple[OperandHeader, Tensor, PublicMap]
+"""What party_2 opens when party_1 asks for the next operand: header, integers, and a map where products go through one."""
+
+
+def opened_by(fixed: FixedSide, operand: Prepared) -> FixedOperand:
+    """party_2's operand, with or without a map."""
+    if len(operand) == 2:
+        return fixed.open(*operand)
+    return fixed.open_mapped(*operand)
+
+
+def answer_all(link: Link, fixed: FixedSide, operands: Sequence[Prepared], release: Release = release_all) -> None:
     """party_2's loop: LEVEL asks for the next operand; when it fails, party_1 hears that it is gone."""
-    left = iter(operands)
+    left, kept = iter(operands), KeptOperands[FixedOperand]()
     try:
         while (request := link.receive()).kind is not MessageKind.FINISH:
             if request.kind is MessageKind.LEVEL:
-                fixed.send_operand(*next(left))
+                operand = opened_by(fixed, next(left))
+                kept.add(operand.header.number, operand)
+            elif request.kind is MessageKind.OPERAND_IN_USE:
+                kept.use(OperandInUse.decode(request.payload).number)
             else:
-                fixed.answer(request, release)
+                kept.in_use.answer(request, release)
     except BaseException:
         link.close()
         raise
@@ -86,18 +111,52 @@ def answer_all(
 
 @dataclass
 class Session:
-    """party_1's end of a running session."""
+    """party_1's end of a running session.
+
+    Attributes:
+        operands: those opened so far, of headers without a map.
+        mapped: those opened so far, of headers with one.
+    """
 
     moving: MovingSide
     trio: Trio
-    headers: list[OperandHeader]
-    operand: int = -1
+    prepared: Sequence[Prepared]
+    operands: list[MovingOperand] = field(default_factory=list)
+    mapped: list[MovingMappedOperand] = field(default_factory=list)
+
+    @property
+    def headers(self) -> list[OperandHeader]:
+        return [operand[0] for operand in self.prepared]
+
+    @property
+    def operand(self) -> MovingOperand:
+        """The one opened last."""
+        return self.operands[-1]
 
     def next_operand(self) -> OperandHeader:
-        self.operand += 1
+        """Have party_2 open the next one."""
+        header, _, *maps = self.prepared[len(self.operands) + len(self.mapped)]
         self.trio.one_two.send(MessageKind.LEVEL)
-        self.moving.accept_operand(self.headers[self.operand])
-        return self.headers[self.operand]
+        if maps:
+            self.mapped.append(self.moving.open_mapped(header, *maps))
+        else:
+            self.operands.append(self.moving.open(header))
+        return header
+
+
+@contextmanager
+def serving(
+    protocol: str, *operands: Prepared, device: str = "cpu", release: Release = release_all
+) -> Iterator[Session]:
+    """A session of `protocol` with these operands, none of which is open yet. No party ends with an error."""
+    trio, found = Trio(), load_protocol(protocol)
+    if found.dealer is not None:
+        trio.start(found.dealer, trio.dealer_one, trio.dealer_two)
+    fixed = found.fixed_side(trio.two_one, trio.two_dealer, device)
+    trio.start(answer_all, trio.two_one, fixed, operands, release)
+    yield Session(found.moving_side(trio.one_two, trio.one_dealer, device), trio, operands)
+    trio.stop()
+    assert trio.errors == []
 
 
 @contextmanager
@@ -105,26 +164,19 @@ def session(
     protocol: str, *operands: Tensor, rows: int = 8, device: str = "cpu", release: Release = release_all
 ) -> Iterator[Session]:
     """A session of `protocol`; the first operand is there. No party ends with an error."""
-    trio, entry = Trio(), load_protocol(protocol)
-    headers = [header_of(values, rows, i) for i, values in enumerate(operands)]
-    if entry.dealer is not None:
-        trio.start(entry.dealer, trio.dealer_one, trio.dealer_two)
-    fixed = entry.fixed_side(trio.two_one, trio.two_dealer, device)
-    trio.start(answer_all, trio.two_one, fixed, list(zip(headers, operands, strict=True)), release)
-    running = Session(entry.moving_side(trio.one_two, trio.one_dealer, device), trio, headers)
-    running.next_operand()
-    yield running
-    trio.stop()
-    assert trio.errors == []
+    prepared = [(header_of(values, rows, number), values) for number, values in enumerate(operands)]
+    with serving(protocol, *prepared, device=device, release=release) as running:
+        running.next_operand()
+        yield running
 
 
 @contextmanager
 def private_fixed(protocol: str, party: FixedParty) -> Iterator[PrivateFixed]:
     """party_1's handle on the image of a party_2 that serves it in a thread; raises the error that this ended with."""
-    trio, entry = Trio(), load_protocol(protocol)
-    if entry.dealer is not None:
-        trio.start(entry.dealer, trio.dealer_one, trio.dealer_two)
-    fixed = entry.fixed_side(trio.two_one, trio.two_dealer, "cpu")
+    trio, found = Trio(), load_protocol(protocol)
+    if found.dealer is not None:
+        trio.start(found.dealer, trio.dealer_one, trio.dealer_two)
+    fixed = found.fixed_side(trio.two_one, trio.two_dealer, "cpu")
 
     def serve() -> None:
         try:
@@ -134,7 +186,7 @@ def private_fixed(protocol: str, party: FixedParty) -> Iterator[PrivateFixed]:
             raise
 
     trio.start(serve)
-    source = PrivateFixed(trio.one_two, entry.moving_side(trio.one_two, trio.one_dealer, "cpu"), protocol)
+    source = PrivateFixed(trio.one_two, found.moving_side(trio.one_two, trio.one_dealer, "cpu"), protocol)
     yield source
     with contextlib.suppress(PeerLost):
         source.finish()

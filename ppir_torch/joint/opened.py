@@ -1,0 +1,152 @@
+"""What a run's opened values say about J, entered into the ledger of the operand they are from.
+
+A product is an equation on J (`Equations`), a joint histogram nearly one; party_1 keeps account of them as it goes, and
+may stop where they say more than was agreed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import LedgerStop
+from ..grids import Grid
+from ..sampling import Sample
+from .bounds import Pairs
+from .columns import Columns, functionals
+from .ledger import Ledger, LedgerEntry
+from .placement import on_map, places_of
+from .public_map import PublicMap
+
+__all__ = ["Equations", "KeptLedger"]
+
+MOST_EQUATIONS = 300  # of mapped products, which the ledger keeps; more of them count as everything
+
+
+@dataclass(frozen=True)
+class Equations:
+    """How an operand's products become equations on J.
+
+    Attributes:
+        grid: of the level.
+        sample: its points that are used.
+        columns: of the operand.
+        points: of the operand, those of all channels.
+        channels: of the fixed image's features.
+        full: grid of the unshrunk image; None: the level's.
+        public_map: of its products, or None.
+    """
+
+    grid: Grid
+    sample: Sample
+    columns: Columns
+    points: int
+    channels: int = 1
+    full: Grid | None = None
+    public_map: PublicMap | None = None
+
+    def of_products(self, rows: Tensor, pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
+        """(F (pairs, count), party_1's own warped image (count,), the last row) over the ledger's `count` points."""
+        positions = places_of(self.sample.positions, self.points, self.channels)
+        own = self._unweighted(rows[-1:])[0]
+        equations = functionals(rows, pairs, self.columns, self.grid, self.sample.index, self.full)
+        if positions is not None or equations.shape[1] != own.shape[0]:
+            # party_1 uses part of the operand's points, or the equations are on all points of the level
+            place = self.sample.index if positions is None else positions
+            own = rows.new_zeros(count).index_copy_(0, place.to(rows.device), own) if place is not None else own
+            if equations.shape[1] != count:
+                whole = rows.new_zeros(len(pairs), count)
+                whole[:, place] = equations
+                equations = whole
+        return equations, own
+
+    def of_map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(F (results, points), party_1's own warped image (points,), the last row) of a product through the map."""
+        assert self.public_map is not None
+        whole, own = (on_map(r, self.sample, self.public_map) for r in (rows, self._unweighted(rows[-1:])))
+        return self.public_map.functionals(whole), own[0]
+
+    def _unweighted(self, rows: Tensor) -> Tensor:
+        weights = self.sample.weights
+        return rows if weights is None else rows / weights.to(rows).repeat(self.channels)
+
+
+@dataclass
+class KeptLedger:
+    """The ledger of one operand as a run keeps it.
+
+    Attributes:
+        ledger: what it is entered into.
+        points: of its equations.
+        most: share of J's energy, beyond what party_1's own image explains, at which the run stops; None: never.
+        last: its state after the last product.
+        further: values that were opened and are no equations on J (joint histograms and their derivatives).
+    """
+
+    ledger: Ledger
+    points: int
+    most: float | None = None
+    last: LedgerEntry | None = None
+    further: int = 0
+
+    def enter_products(self, equations: Equations, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
+        """Enter products (pairs,) of quantised rows (rows, n), the last of them party_1's own warped image.
+
+        Raises:
+            LedgerStop: the opened values say more than was agreed.
+        """
+        said, own = equations.of_products(rows, pairs, self.points)
+        self._keep(self.ledger.record(said, results, own))
+
+    def enter_mapped(self, equations: Equations, rows: Tensor, results: Tensor) -> None:
+        """Enter what a product through a map opened; a fine control grid's equations are too many to keep.
+
+        Raises:
+            LedgerStop: the opened values say more than was agreed.
+        """
+        if self.ledger.rank + len(results) > MOST_EQUATIONS:
+            self._keep(self.ledger.take_as_known(len(results)))
+        else:
+            said, own = equations.of_map(rows)
+            self._keep(self.ledger.record(said, results, own))
+
+    def enter_sums(self, bins: int, rows: Tensor, results: Tensor) -> None:
+        """Enter a joint histogram (rows over all points): numbers of bins times their weights are J, w_a . J is linear.
+
+        What it says of J's spread within a bin of the warped image is no linear equation on J, and is not counted; nor
+        are the histogram's derivatives.
+
+        Raises:
+            LedgerStop: the opened values say more than was agreed.
+        """
+        if len(results) != bins * len(rows):
+            self.further += len(results)
+            if self.last is not None:
+                self.last = replace(self.last, opened=self.last.opened + len(results))
+            return
+        table = results.reshape(len(rows), bins)
+        numbers = torch.arange(bins, dtype=torch.float64)
+        mean = float((table.sum(0) @ numbers) / table.sum())
+        equations = table @ (numbers - mean)
+        own = torch.arange(len(rows)).to(rows) @ rows / rows.sum(0).clamp(min=1e-6)
+        counted = rows.sum(0) > 0
+        own = torch.where(counted, own - own[counted].mean(), 0.0)
+        # Of J at variance 1: a cubic B-spline has a third of a bin of variance by itself.
+        variance = float((table.sum(0) @ (numbers - mean).square()) / table.sum()) - 1 / 3
+        equations /= math.sqrt(max(variance, 1e-6))
+        entry = self.ledger.record(rows, equations, own)
+        self.further += len(results) - len(rows)
+        self._keep(replace(entry, opened=entry.opened + self.further))
+
+    def _keep(self, entry: LedgerEntry) -> None:
+        """Keep what was entered, and stop the run where the opened values say more than was agreed."""
+        self.last = entry
+        added = entry.explained - entry.own
+        if self.most is not None and added > self.most:
+            raise LedgerStop(
+                f"ledger: the opened values explain {added:.2%} of the fixed image that the moving one does not, "
+                f"more than ledger.most = {self.most:.2%}; the run stops here and keeps what it has"
+            )
