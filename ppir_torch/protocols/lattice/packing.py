@@ -1,8 +1,15 @@
-"""How encrypted operands are packed and sent: common to `bfv` and `ckks`.
+"""How the coefficients of operands and rows are packed into polynomials: common to `bfv` and `ckks`.
 
 Packing (Cheetah: Huang et al., USENIX Security 2022): with blocks of L = n / group points,
     y(x) = sum_i Y[i] x^i,   w(x) = sum_k x^(kL) sum_i X[k, i] x^(L-1-i)
 have (w y)[kL + L-1] = sum_i X[k, i] Y[i] for each of the `group` rows k side by side; no other term falls there.
+
+>>> import torch
+>>> layout = Layout(group=2, block=4096, blocks=3, columns=1)
+>>> layout.ciphertexts, layout.position(0), layout.position(1)
+(3, 4095, 8191)
+>>> layout.blocks_with(torch.tensor([5, 4096, 4097]))
+[0, 1]
 """
 
 from __future__ import annotations
@@ -10,29 +17,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import LinkError
-from ...joint.interface import OperandHeader, check_into
-from ...wire.kinds import MessageKind
-from ...wire.link import Link
-from ...wire.payload import unpack
+from ...joint.header import OperandHeader
 
-__all__ = ["DEGREE", "PER_MESSAGE", "Layout", "layout_of", "read_into", "receive_files", "receive_key"]
+__all__ = ["DEGREE", "Layout", "layout_of"]
 
 DEGREE = 8192  # n
-PER_MESSAGE = 16
-_MAX_CIPHERTEXT_BYTES = 1 << 18
-_MAX_KEY_BYTES = 1 << 20
-_SMALL_UPLOAD = 12_000_000
-_EXPECTED_PRODUCTS = 10
+_SMALL_UPLOAD = 12_000_000  # bytes of an operand that are cheap, once a level
+_EXPECTED_PRODUCTS = 10  # with one operand
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`group` rows side by side, each column in `blocks` ciphertexts of n / group points."""
+    """`group` rows side by side, each column in `blocks` ciphertexts of n / group points.
+
+    Attributes:
+        group: rows that share a polynomial.
+        block: points of a row in a polynomial.
+        blocks: ciphertexts of a column.
+        columns: of the operand.
+    """
 
     group: int
     block: int
@@ -44,15 +49,20 @@ class Layout:
         """Of the whole operand; those of one column follow each other."""
         return self.blocks * self.columns
 
-    def used_blocks(self, positions: Tensor | None) -> list[int]:
-        """The blocks of a column that hold any of these positions; None: all."""
+    def blocks_with(self, positions: Tensor | None) -> list[int]:
+        """The blocks of a column that hold any of these positions; None: all. The others are skipped by a product.
+
+        Skipping ciphertexts shows in the time that a product takes. That is safe for a window of the public random
+        order (chunks), which says nothing of an image, and unsafe for points chosen by the gradient (gms), which would
+        tell party_2 where the moving image has its edges: for those the caller must give None.
+        """
         if positions is None:
             return list(range(self.blocks))
         return sorted(set((positions // self.block).tolist()))
 
-    def position(self, slot: int) -> int:
-        """The coefficient of the product polynomial that holds row `slot` of a group."""
-        return slot * self.block + self.block - 1
+    def position(self, place: int) -> int:
+        """The coefficient of the product polynomial that holds the row at this place of a group."""
+        return place * self.block + self.block - 1
 
 
 def layout_of(header: OperandHeader, reply_bytes: int, ciphertext_bytes: int) -> Layout:
@@ -72,30 +82,3 @@ def layout_of(header: OperandHeader, reply_bytes: int, ciphertext_bytes: int) ->
         group *= 2
     block = DEGREE // group
     return Layout(group, block, -(-header.points // block), header.columns)
-
-
-def receive_key(link: Link) -> bytes:
-    """party_2's public key as SEAL wrote it; raises LinkError where it is too long."""
-    payload = link.receive(MessageKind.PUBLIC_KEY).payload
-    if not 0 < len(payload) <= _MAX_KEY_BYTES:
-        raise LinkError(f"PUBLIC_KEY: {len(payload)} bytes, at most {_MAX_KEY_BYTES} are allowed")
-    return bytes(payload)
-
-
-def receive_files(link: Link, due: int) -> list[bytes]:
-    """The next `due` ciphertexts of an operand as SEAL wrote them; raises LinkError where they cannot be that."""
-    _, arrays = unpack(link.receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
-    if len(arrays) != due:
-        raise LinkError(f"OPERAND_CIPHERTEXTS: {len(arrays)} ciphertexts, {due} are due")
-    for array in arrays:
-        if array.dtype != np.uint8 or array.ndim != 1 or not 0 < array.size <= _MAX_CIPHERTEXT_BYTES:
-            raise LinkError(f"OPERAND_CIPHERTEXTS: {array.shape} {array.dtype} is not a ciphertext")
-    return [array.tobytes() for array in arrays]
-
-
-def read_into(payload: memoryview, count: int) -> NDArray[np.uint16]:
-    """The result that each of `count` words goes into, as it ends a REPLY_CIPHERTEXTS; nothing: each into its own."""
-    if len(payload) == 0:
-        return np.arange(count, dtype=np.uint16)
-    into = np.frombuffer(payload, np.uint16).tolist()
-    return np.array(check_into(into, count), np.uint16)

@@ -33,11 +33,10 @@ __all__ = [
     "ckks_context",
     "compose_residues",
     "load_seal",
-    "pack60",
     "pack_pairs",
     "plaintext_file",
     "save_seal",
-    "unpack60",
+    "stored_content",
     "unpack_pairs",
 ]
 
@@ -56,6 +55,7 @@ class SealFile:
 
     Attributes:
         words: uint64 (count,), the coefficients, writable; a change is seen by the next load.
+        path: under which SEAL reads it.
     """
 
     def __init__(self, head: bytes, count: int) -> None:
@@ -65,11 +65,11 @@ class SealFile:
         memory = mmap.mmap(descriptor, len(head) + 8 * count)
         memory[: len(head)] = head
         self.words: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count, len(head))
-        self._path = f"/proc/self/fd/{descriptor}"
+        self.path = f"/proc/self/fd/{descriptor}"
 
     def load(self, item: Any, context: Any) -> None:
         """Let SEAL read the words into `item`; RuntimeError where a word is out of range."""
-        item.load(context, self._path)
+        item.load(context, self.path)
 
 
 def bfv_context(degree: int, primes: Sequence[int], plain_modulus: int) -> Any:
@@ -130,7 +130,7 @@ def ciphertext_words(ciphertext: Any, start: int, stop: int) -> NDArray[np.uint6
     Words of 60 bits are beyond Zstandard, which stores them as they are; others are read one by one, which is slow.
     """
     if stop - start >= _FEW_WORDS:
-        content = _stored(save_seal(ciphertext)[_HEADER.size :])
+        content = stored_content(save_seal(ciphertext)[_HEADER.size :])
         if content is not None:
             count = ciphertext.dyn_array().size()
             return np.frombuffer(content, np.uint64, stop - start, len(content) - 8 * (count - start))
@@ -156,16 +156,6 @@ def unpack_pairs(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
     return np.stack([low & mask, (low >> np.uint64(bits)) | (high << np.uint64(64 - bits))], axis=1).reshape(-1)
 
 
-def pack60(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Words below 2^60, an even number of them, as 15 bytes per pair."""
-    return pack_pairs(words, 60)
-
-
-def unpack60(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Inverse of `pack60`."""
-    return unpack_pairs(packed, 60)
-
-
 def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
     """The integer modulo the product of the primes that has these residues (Garner)."""
     value, modulus = residues[0], primes[0]
@@ -189,7 +179,7 @@ def _context(scheme: str, degree: int, primes: Sequence[int], plain_modulus: int
     return context
 
 
-def _stored(frame: bytes) -> bytes | None:
+def stored_content(frame: bytes) -> bytes | None:
     """What a Zstandard frame (RFC 8878, section 3.1.1) of raw blocks holds; None where a block is of another kind."""
     if frame[:4] != _ZSTD_MAGIC:
         return None

@@ -9,14 +9,15 @@
    and returns the sums; party_1 takes off the mapped mask. The masks hide nothing from party_1: it learns R.
 
 Here are the messages, their order, and what is refused. What a ciphertext is, and why a covered one says nothing of X,
-is behind `MovingCipher` and `FixedCipher`: bfv_slots.py and ckks_slots.py.
+is behind `MovingSlotCipher` and `FixedSlotCipher`: bfv_slots.py and ckks_slots.py.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,139 +25,199 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...arithmetic.words import pack_words, unpack_words
-from ...errors import LinkError, RangeError
-from ...joint.interface import Limits, OperandHeader, Release, check_mapped
+from ...errors import LinkError
+from ...joint.bounds import Limits, check_operand
+from ...joint.header import OperandHeader
+from ...joint.interface import FixedOperand, MovingMappedOperand, MovingSide, Release
 from ...joint.public_map import PublicMap
+from ...wire.channel import Channel, Received
 from ...wire.kinds import MessageKind
-from ...wire.link import Link, Received
-from ...wire.payload import Buffer, pack
-from .packing import PER_MESSAGE, receive_files, receive_key
-from .slots import WIDTH, SlotLayout, T, Words, mapped_sums, slot_limits
+from ...wire.messages import Message
+from ...wire.payload import Buffer
+from .ciphers import Allowance, FixedCipher, MovingCipher, receive_operand, send_operand
+from .slots import SLOT_MODULUS, WIDTH, SlotLayout, Words, mapped_sums, slot_limits
 
-__all__ = ["FixedCipher", "MovingCipher", "SlotFixed", "SlotMoving"]
+__all__ = ["FixedSlotCipher", "FixedSlotSide", "MovingSlotCipher", "MovingSlotSide", "SlotReplies", "SlotResult"]
 
 _REPLIES_PER_MESSAGE = 4  # party_2 decrypts while party_1 works on
 
 
-class MovingCipher(ABC):
-    """What party_1 does to a ciphertext. A ciphertext is an object of SEAL's, which only a cipher looks into.
+class MovingSlotCipher(MovingCipher):
+    """What party_1 does to a ciphertext with slots.
 
     Attributes:
-        name: of the protocol.
         max_products: multiplications in a session, for which the cipher's bounds hold.
     """
 
-    name: str
-    max_products: int
-
-    @abstractmethod
-    def set_key(self, public_key: bytes) -> None:
-        """Take party_2's public key, before all else; raises LinkError where it is none."""
-
-    @abstractmethod
-    def load(self, file: bytes) -> Any:
-        """A received ciphertext, ready to be multiplied; raises LinkError where it is none of the agreed parameters."""
+    max_products: ClassVar[int]
 
     @abstractmethod
     def product(self, ciphertext: Any, values: NDArray[np.int64]) -> Any:
         """A new ciphertext: each slot times a row's value, up to 8191 of them, zero or not. Not yet safe to send."""
 
-    @abstractmethod
     def add(self, total: Any, product: Any) -> None:
         """Add a product to another one, in place."""
+        self.scheme.evaluator.add_inplace(total, product)
 
     @abstractmethod
     def cover(self, product: Any) -> tuple[Buffer, Words]:
         """Hide the rows in a product, in place: the reply's bytes, safe to send, and the mask's slots (n,)."""
 
 
-class FixedCipher(ABC):
-    """What party_2 does to a ciphertext; holds the secret key.
+class FixedSlotCipher(FixedCipher):
+    """What party_2 does to a ciphertext with slots; holds the secret key.
 
     Attributes:
         reply_bytes: of a covered product.
     """
 
-    reply_bytes: int
-
-    @abstractmethod
-    def make_keys(self) -> bytes:
-        """Make the keys, before all else; returns the public one as SEAL writes it."""
-
-    @abstractmethod
-    def encrypt(self, values: NDArray[np.int64]) -> bytes:
-        """A fresh ciphertext of up to 8191 points, as SEAL writes it."""
+    reply_bytes: ClassVar[int]
 
     @abstractmethod
     def decrypt(self, reply: NDArray[np.uint8]) -> Words:
         """party_2's share's slots (n,) in a reply of `reply_bytes`; raises LinkError where a word is out of range."""
 
 
-class SlotMoving:
-    """party_1: multiplies the encrypted operand by its rows and sends shares that say nothing of them.
+@dataclass(frozen=True, eq=False)
+class SlotReplies(Message):
+    """party_1 to party_2: up to four covered products, one after the other.
 
     Args:
-        link: to party_2.
-        cipher: how it works with ciphertexts.
+        replies: as `MovingSlotCipher.cover` makes them.
     """
 
-    def __init__(self, link: Link, cipher: MovingCipher) -> None:
-        self._link, self._cipher = link, cipher
-        self._has_key = False
-        self._header: OperandHeader | None = None
-        self._products = 0  # in this session
+    replies: Sequence[Buffer]
 
-    def accept_operand(self, header: OperandHeader, public_map: PublicMap) -> Limits:
-        """Receive the public key (first operand only) and the operand's ciphertexts.
+    kind = MessageKind.REPLY_CIPHERTEXTS
+
+    def encode(self) -> list[Buffer]:
+        """See `Message`."""
+        return list(self.replies)
+
+    @classmethod
+    def decode(cls, payload: Buffer, due: int = 1, size: int | None = None) -> SlotReplies:
+        """See `Message`; of as many replies as are due, at most four, of this size; None: one reply of any size."""
+        count, size = min(due, _REPLIES_PER_MESSAGE), len(payload) if size is None else size
+        if len(payload) != count * size:
+            raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes, {count} x {size} are due; refused")
+        view = memoryview(payload)
+        return cls([view[start : start + size] for start in range(0, count * size, size)])
+
+
+@dataclass(frozen=True, eq=False)
+class SlotResult(Message):
+    """party_2 to party_1: the mapped sums of its shares, masked.
+
+    Args:
+        words: int64 (results,) in [0, t).
+    """
+
+    words: Tensor
+
+    kind = MessageKind.MASKED_RESULT
+
+    def encode(self) -> list[Buffer]:
+        """See `Message`."""
+        return list(pack_words(self.words, WIDTH))
+
+    @classmethod
+    def decode(cls, payload: Buffer) -> SlotResult:
+        """See `Message`."""
+        words = unpack_words(memoryview(payload), 8 * len(payload) // WIDTH, WIDTH)
+        if len(words) == 0 or int(words.max()) >= SLOT_MODULUS:
+            raise LinkError(f"MASKED_RESULT: {len(words)} words, each below {SLOT_MODULUS}, are due")
+        return cls(words)
+
+
+class MovingSlotSide:
+    """party_1's session: opens encrypted operands with a map.
+
+    Args:
+        channel: to party_2.
+        cipher: how it works with ciphertexts.
+
+    Attributes:
+        products: multiplications of this session.
+    """
+
+    def __init__(self, channel: Channel, cipher: MovingSlotCipher) -> None:
+        self.channel, self.cipher = channel, cipher
+        line = f"{cipher.name}: at most {{most}} products per session, its bounds cover no more; start a new one"
+        self.products = Allowance(cipher.max_products, line)
+
+    def open(self, side: MovingSide, header: OperandHeader, public_map: PublicMap) -> MovingSlotOperand:
+        """Receive the public key (first operand only) and the operand's ciphertexts; `side` is the one this is part of.
 
         Raises:
             RangeError: the operand and its map leave no room below t.
             LinkError: what arrived is not a key or not the ciphertexts of this header.
         """
-        self._limits = slot_limits(header, public_map)
-        self._header, self._map, self._layout = None, public_map, SlotLayout.of(public_map)
-        if not self._has_key:
-            self._cipher.set_key(receive_key(self._link))
-            self._has_key = True
-        self._ciphertexts: list[Any] = []
-        while (left := self._layout.ciphertexts - len(self._ciphertexts)) > 0:
-            for file in receive_files(self._link, min(PER_MESSAGE, left)):
-                self._ciphertexts.append(self._cipher.load(file))
-        self._header = header
-        return self._limits
+        limits, layout = slot_limits(header, public_map), SlotLayout.of(public_map)
+        files = receive_operand(self.channel, self.cipher, layout.ciphertexts)
+        ciphertexts = [self.cipher.load(file) for file in files]
+        return MovingSlotOperand(side, self, header, limits, public_map, ciphertexts)
 
-    def project(self, rows: Tensor) -> Tensor:
-        """See `MovingSide`.
 
-        Raises:
-            RangeError: the rows could overflow, or the session's products are used up; nothing was sent.
-            LinkError: the answer is malformed.
-        """
-        if self._header is None:
-            raise RuntimeError("project before accept_operand with a map")
-        check_mapped(rows, self._header, self._map, self._limits)
-        name, most = self._cipher.name, self._cipher.max_products
-        products = self._products + rows.shape[0] * self._layout.ciphertexts
-        if products > most:
-            raise RangeError(f"{name}: at most {most} products per session, its bounds cover no more; start a new one")
-        self._products = products
+class MovingSlotOperand(MovingMappedOperand):
+    """See `MovingMappedOperand`: multiplies by its rows and sends shares that say nothing of them.
+
+    Args:
+        side: of the session.
+        session: the part of it that opened this operand.
+        header: of the operand.
+        limits: of its rows.
+        public_map: of its products.
+        ciphertexts: of the operand, ready to be multiplied.
+    """
+
+    def __init__(
+        self,
+        side: MovingSide,
+        session: MovingSlotSide,
+        header: OperandHeader,
+        limits: Limits,
+        public_map: PublicMap,
+        ciphertexts: Sequence[Any],
+    ) -> None:
+        super().__init__(side, header, limits, public_map)
+        self.ciphertexts = ciphertexts
+        self._session, self._layout = session, SlotLayout.of(public_map)
+
+    def admit(self, rows: Tensor) -> None:
+        """Refuse, before anything is sent, what the session's bounds do not cover."""
+        self._session.products.use(rows.shape[0] * self._layout.ciphertexts)
+
+    def compute(self, rows: Tensor) -> Tensor:
+        """See `MovingMappedOperand`; raises LinkError where the answer is malformed."""
+        channel = self._session.channel
         masks: list[Words] = []
         batch: list[Buffer] = []
         for product in self._multiply(rows.detach().cpu().numpy()):
-            reply, mask = self._cipher.cover(product)
+            reply, mask = self._session.cipher.cover(product)
             masks.append(mask)
             batch.append(reply)
             if len(batch) == _REPLIES_PER_MESSAGE:
-                self._link.send(MessageKind.REPLY_CIPHERTEXTS, batch)
+                SlotReplies(batch).send(channel)
                 batch = []
         if batch:
-            self._link.send(MessageKind.REPLY_CIPHERTEXTS, batch)
-        own = mapped_sums(masks, rows.shape[0], self._layout, self._map)  # while party_2 decrypts
-        answer = unpack_words(self._link.receive(MessageKind.MASKED_RESULT).payload, len(own), WIDTH)
-        if int(answer.max()) >= T:
-            raise LinkError(f"MASKED_RESULT: a word of {int(answer.max())}, below {T} is due")
-        result = (answer - own) % T
-        return torch.where(result > T // 2, result - T, result)
+            SlotReplies(batch).send(channel)
+        own = mapped_sums(masks, rows.shape[0], self._layout, self.public_map)  # while party_2 decrypts
+        answer = SlotResult.receive(channel).words
+        if len(answer) != len(own):
+            raise LinkError(f"MASKED_RESULT: {len(answer)} words, {len(own)} are due")
+        result = (answer - own) % SLOT_MODULUS
+        return torch.where(result > SLOT_MODULUS // 2, result - SLOT_MODULUS, result)
+
+    def product(self, row: NDArray[np.int64], numbers: range, total: Any = None) -> Any:
+        """`total` (None: zero) and the products of a row with these ciphertexts; not yet safe to send."""
+        cipher = self._session.cipher
+        for number in numbers:
+            product = cipher.product(self.ciphertexts[number], self._layout.part(row, number))
+            if total is None:
+                total = product
+            else:
+                cipher.add(total, product)
+        return total
 
     def _multiply(self, rows: NDArray[np.int64]) -> Iterator[Any]:
         """The products (not yet safe to send): of each block each row but the last, then the last one's sum."""
@@ -165,50 +226,48 @@ class SlotMoving:
         for block in range(layout.blocks):
             numbers = range(block, layout.ciphertexts, layout.blocks)  # of each channel
             for row in rows[:-1]:
-                yield self._sum(row, numbers)
-            total = self._sum(rows[-1], numbers, total)
+                yield self.product(row, numbers)
+            total = self.product(rows[-1], numbers, total)
         yield total
 
-    def _sum(self, row: NDArray[np.int64], numbers: range, total: Any = None) -> Any:
-        """`total` (None: zero) and the products of a row with these ciphertexts."""
-        for number in numbers:
-            product = self._cipher.product(self._ciphertexts[number], self._layout.part(row, number))
-            if total is None:
-                total = product
-            else:
-                self._cipher.add(total, product)
-        return total
 
-
-class SlotFixed:
-    """party_2: encrypts its operand, decrypts its shares and returns their mapped sums.
+class FixedSlotSide:
+    """party_2's session: encrypts its operands with a map.
 
     Args:
-        link: to party_1.
+        channel: to party_1.
         cipher: how it works with ciphertexts.
     """
 
-    def __init__(self, link: Link, cipher: FixedCipher) -> None:
-        self._link, self._cipher = link, cipher
-        self._has_key = False
-        self._header: OperandHeader | None = None
+    def __init__(self, channel: Channel, cipher: FixedSlotCipher) -> None:
+        self.channel, self.cipher = channel, cipher
 
-    def send_operand(self, header: OperandHeader, values: NDArray[np.int64], public_map: PublicMap) -> Limits:
-        """Encrypt and send the values (points,), which fit the header; the public key goes before the first operand.
+    def open(self, header: OperandHeader, values: Tensor, public_map: PublicMap) -> FixedSlotOperand:
+        """Encrypt and send the operand, int64 (1, points); the public key goes before the first one.
 
         Raises:
-            RangeError: the operand and its map leave no room below t; nothing was sent.
+            RangeError: the values are not those of the header, or leave no room below t with their map; nothing was
+                sent.
         """
+        table = check_operand(values, header).detach().cpu().numpy()
         limits, layout = slot_limits(header, public_map), SlotLayout.of(public_map)
-        if not self._has_key:
-            self._link.send(MessageKind.PUBLIC_KEY, self._cipher.make_keys())
-            self._has_key = True
-        for start in range(0, layout.ciphertexts, PER_MESSAGE):
-            numbers = range(start, min(start + PER_MESSAGE, layout.ciphertexts))
-            files = [np.frombuffer(self._cipher.encrypt(layout.part(values, n)), np.uint8) for n in numbers]
-            self._link.send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, files))
-        self._header, self._map, self._layout = header, public_map, layout
-        return limits
+        send_operand(self.channel, self.cipher, (layout.part(table[0], n) for n in range(layout.ciphertexts)))
+        return FixedSlotOperand(self, header, limits, public_map)
+
+
+class FixedSlotOperand(FixedOperand):
+    """See `FixedOperand`: decrypts its shares and returns their mapped sums.
+
+    Args:
+        session: that opened it.
+        header: of the operand.
+        limits: of party_1's rows.
+        public_map: of its products.
+    """
+
+    def __init__(self, session: FixedSlotSide, header: OperandHeader, limits: Limits, public_map: PublicMap) -> None:
+        super().__init__(header, limits)
+        self._session, self._map, self._layout = session, public_map, SlotLayout.of(public_map)
 
     def answer(self, request: Received, release: Release) -> None:
         """Decrypt the replies, of which `request` brings the first, and return the masked sums.
@@ -216,21 +275,18 @@ class SlotFixed:
         Raises:
             LinkError: another kind of message, or not the ciphertexts that are due; nothing was released.
         """
-        if self._header is None or request.kind is not MessageKind.REPLY_CIPHERTEXTS:
+        if request.kind is not MessageKind.REPLY_CIPHERTEXTS:
             raise LinkError(f"{request.kind.name} is not due; refused")
-        rows = self._header.rows
+        channel, rows = self._session.channel, self.header.rows
         due = (rows - 1) * self._layout.blocks + 1
-        shares = self._decrypt(request, due)
+        shares = self._decrypt(request.payload, due)
         while len(shares) < due:
-            shares += self._decrypt(self._link.receive(MessageKind.REPLY_CIPHERTEXTS), due - len(shares))
+            shares += self._decrypt(channel.receive(MessageKind.REPLY_CIPHERTEXTS).payload, due - len(shares))
         sums = mapped_sums(shares, rows, self._layout, self._map)
-        masked = (sums + release(len(sums)).to(sums)) % T
-        self._link.send(MessageKind.MASKED_RESULT, pack_words(masked, WIDTH))
+        SlotResult((sums + release(len(sums)).to(sums)) % SLOT_MODULUS).send(channel)
 
-    def _decrypt(self, message: Received, left: int) -> list[Words]:
+    def _decrypt(self, payload: Buffer, left: int) -> list[Words]:
         """The slots (n,) of the next replies of a product, of which `left` are due."""
-        count, size = min(left, _REPLIES_PER_MESSAGE), self._cipher.reply_bytes
-        if len(message.payload) != count * size:
-            raise LinkError(f"REPLY_CIPHERTEXTS: {len(message.payload)} bytes, {count} x {size} are due; refused")
-        replies = np.frombuffer(message.payload, np.uint8).reshape(count, size)
-        return [self._cipher.decrypt(reply) for reply in replies]
+        cipher = self._session.cipher
+        replies = SlotReplies.decode(payload, left, cipher.reply_bytes).replies
+        return [cipher.decrypt(np.frombuffer(reply, np.uint8)) for reply in replies]

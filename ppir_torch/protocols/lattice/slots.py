@@ -17,17 +17,21 @@ from torch import Tensor
 
 from ...arithmetic.csprng import KeyStream
 from ...errors import RangeError
-from ...joint.interface import Limits, OperandHeader
+from ...joint.bounds import Limits
+from ...joint.header import OperandHeader
 from ...joint.public_map import MOST_BITS, PublicMap
 from .packing import DEGREE
 
 __all__ = [
+    "FRESH_NOISE",
     "MAX_RESULT",
     "MAX_ROW",
     "POINTS",
+    "PRIMES",
+    "SLOT_MODULUS",
+    "SPECIAL",
     "WIDTH",
     "SlotLayout",
-    "T",
     "Words",
     "mapped_sums",
     "slot_bits",
@@ -36,8 +40,13 @@ __all__ = [
     "uniform_words",
 ]
 
-T = (1 << 48) - 16383  # the largest prime of 48 bits that is 1 modulo 2n
-MAX_RESULT = T // 2 - T // 32  # |R|; the rest is room for the noise that party_2 may add
+# The largest primes of their size that are 1 modulo 2n: t, those of q, and SEAL's special one. 60 + 60 + 60 + 20 = 200
+# bits, where SEAL's 128-bit table allows 218.
+SLOT_MODULUS = (1 << 48) - 16383
+PRIMES = ((1 << 60) - 16383, (1 << 60) - 98303, (1 << 60) - 163839)
+SPECIAL = (1 << 20) - 16383
+FRESH_NOISE = 34  # |sum w_j e_j| / |w|_2 of SEAL's errors e, passed with probability below 2^-78 (Hoeffding)
+MAX_RESULT = SLOT_MODULUS // 2 - SLOT_MODULUS // 32  # |R|; the rest is room for the noise that party_2 may add
 MAX_ROW = 1 << MOST_BITS
 POINTS = DEGREE - 1  # of a ciphertext
 WIDTH = 48  # of words modulo t on the wire
@@ -109,7 +118,7 @@ def slot_bits(public_map: PublicMap) -> tuple[int, int]:
 def slots_of(values: NDArray[np.int64], last: int) -> NDArray[np.int64]:
     """Up to 8191 values modulo t, zeros, and `last` in the last slot: (n,)."""
     out = np.zeros(DEGREE, np.int64)
-    out[: len(values)] = np.where(values < 0, values + T, values)
+    out[: len(values)] = np.where(values < 0, values + SLOT_MODULUS, values)
     out[-1] = last
     return out
 
@@ -127,10 +136,10 @@ def mapped_sums(slots: list[Words], rows: int, layout: SlotLayout, public_map: P
     mapped = torch.zeros(rows - 1, public_map.count, dtype=torch.int64)
     for shift in range(WIDTH - bits, -1, -bits):  # the upper parts first
         for _ in range(bits // 8):
-            mapped = (mapped << 8) % T
+            mapped = (mapped << 8) % SLOT_MODULUS
         part = one.adjoint(fields >> shift & (1 << bits) - 1)  # whole numbers up to 2^53
-        mapped = (mapped + part.to(torch.int64)) % T
-    total = int(slots[-1][:POINTS].sum()) % T  # fewer than 2^13 words below 2^48
+        mapped = (mapped + part.to(torch.int64)) % SLOT_MODULUS
+    total = int(slots[-1][:POINTS].sum()) % SLOT_MODULUS  # fewer than 2^13 words below 2^48
     return torch.cat([mapped.flatten(), torch.tensor([total])])
 
 
