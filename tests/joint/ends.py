@@ -82,7 +82,7 @@ class Trio:
 
 
 Prepared = tuple[OperandHeader, Tensor] | tuple[OperandHeader, Tensor, PublicMap]
-"""What party_2 opens when party_1 asks for the next operand: header, integers, and a map where products go through one."""
+"""What party_2 opens when party_1 asks for the next operand: header, integers, and perhaps a map for its products."""
 
 
 def opened_by(fixed: FixedSide, operand: Prepared) -> FixedOperand:
@@ -130,8 +130,18 @@ class Session:
 
     @property
     def operand(self) -> MovingOperand:
-        """The one opened last."""
+        """The one opened last, of those without a map."""
         return self.operands[-1]
+
+    @property
+    def mapped_operand(self) -> MovingMappedOperand:
+        """The one opened last, of those with a map."""
+        return self.mapped[-1]
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """Bytes that party_1 has sent to party_2 and to the dealer."""
+        return self.trio.one_two.bytes_sent, self.trio.one_dealer.bytes_sent
 
     def next_operand(self) -> OperandHeader:
         """Have party_2 open the next one."""
@@ -146,12 +156,19 @@ class Session:
 
 @contextmanager
 def serving(
-    protocol: str, *operands: Prepared, device: str = "cpu", release: Release = release_all
+    protocol: str,
+    *operands: Prepared,
+    device: str = "cpu",
+    release: Release = release_all,
+    dealer: Callable[[Link, Link], None] | None = None,
 ) -> Iterator[Session]:
-    """A session of `protocol` with these operands, none of which is open yet. No party ends with an error."""
+    """A session of `protocol` with these operands, none of which is open yet. No party ends with an error.
+
+    `dealer` stands in for the protocol's own.
+    """
     trio, found = Trio(), load_protocol(protocol)
-    if found.dealer is not None:
-        trio.start(found.dealer, trio.dealer_one, trio.dealer_two)
+    if (serve := dealer or found.dealer) is not None:
+        trio.start(serve, trio.dealer_one, trio.dealer_two)
     fixed = found.fixed_side(trio.two_one, trio.two_dealer, device)
     trio.start(answer_all, trio.two_one, fixed, operands, release)
     yield Session(found.moving_side(trio.one_two, trio.one_dealer, device), trio, operands)

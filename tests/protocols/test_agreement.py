@@ -12,7 +12,7 @@ from joint.ends import Session, python_products, session
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, PeerLost, RangeError
-from ppir_torch.joint.interface import Limits, Pairs, all_pairs
+from ppir_torch.joint.bounds import Limits, Pairs, all_pairs
 from ppir_torch.protocols import PROTOCOL_NAMES, load_protocol
 from ppir_torch.wire.link import link_pair
 
@@ -89,11 +89,11 @@ def test_a_thousand_products_are_pythons(protocol: str) -> None:
     draw, done, at_the_edge = random.Random(protocol), 0, {"result": 0, "row": 0, "length": 0}
     for rows in (1, 8):
         for run, y in running(protocol, draw, OPERANDS // 2, rows):
-            limits = run.moving.limits
+            limits = run.operand.limits
             for _ in range(MULTIPLICATIONS[protocol]):
                 x = draw_rows(draw, y, limits, rows)
                 pairs = draw_pairs(draw, x.shape[0], y.shape[0])
-                result = run.moving.multiply(x, pairs)
+                result = run.operand.multiply(x, pairs)
                 assert result.dtype == torch.int64
                 assert result.tolist() == python_products(x, y, pairs)
                 size = max(map(abs, result.tolist()))
@@ -112,7 +112,7 @@ def test_a_thousand_products_are_pythons(protocol: str) -> None:
 def test_what_is_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
     draw, refused = random.Random(f"{protocol} out of range"), 0
     for run, y in running(protocol, draw, 40, 4):
-        limits, largest, points = run.moving.limits, int(y.abs().max()), y.shape[1]
+        limits, largest, points = run.operand.limits, int(y.abs().max()), y.shape[1]
         entry = largest_entry(limits, largest)
         beyond = int(limits.max_result * (1 + 2e-9)) // largest + 1
         edge, other = torch.zeros(1, points, dtype=torch.int64), draw.choice((-1, 1))
@@ -126,13 +126,13 @@ def test_what_is_out_of_range_is_refused_before_anything_is_sent(protocol: str) 
         sent = [link.bytes_sent for link in run.trio.links]
         for rows in bad:
             with pytest.raises(RangeError):
-                run.moving.multiply(rows)
+                run.operand.multiply(rows)
             refused += 1
         assert [link.bytes_sent for link in run.trio.links if link.me == "party_1"] == [
             n for n, link in zip(sent, run.trio.links, strict=True) if link.me == "party_1"
         ]
         # The session goes on, and the row at the edge is in range.
-        assert run.moving.multiply(edge).tolist() == python_products(edge, y)
+        assert run.operand.multiply(edge).tolist() == python_products(edge, y)
     assert refused > 250
 
 
@@ -141,7 +141,7 @@ def test_a_row_too_long_is_refused_before_anything_is_sent_where_there_is_a_limi
     """Its entries and its results are in range. Where there is no limit the same row is multiplied."""
     y = torch.tensor([[1, 0, -1, 0, 1, 0]])
     with session(protocol, y) as run:
-        limits, side = run.moving.limits, run.moving
+        limits, side = run.operand.limits, run.operand
         assert math.isinf(limits.max_norm) == (protocol not in LONGEST_ROW)
         entry = min(limits.max_row, 1 << 20, int(limits.max_result * MARGIN) // 8)
         within = torch.full((1, 6), largest_entry(limits, 8, 6) if protocol in LONGEST_ROW else entry)
@@ -171,9 +171,9 @@ def test_pairs_that_do_not_exist_are_refused_before_anything_is_sent(protocol: s
     with session(protocol, y) as run:
         sent = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with pytest.raises(LinkError):
-            run.moving.multiply(x, pairs)
+            run.operand.multiply(x, pairs)
         assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == sent
-        assert run.moving.multiply(x).tolist() == [3, 4, -3, 2]
+        assert run.operand.multiply(x).tolist() == [3, 4, -3, 2]
 
 
 @every_protocol
@@ -188,8 +188,8 @@ def test_rows_that_are_zero_outside_some_positions(protocol: str, used: Tensor |
     x[1] = 0
     with session(protocol, y) as run:
         for pairs in (None, [(2, 1), (1, 0)]):
-            assert run.moving.multiply(x, pairs, used).tolist() == python_products(x, y, pairs)
-        assert run.moving.multiply(torch.zeros_like(x), None, used).tolist() == [0] * 6
+            assert run.operand.multiply(x, pairs, used).tolist() == python_products(x, y, pairs)
+        assert run.operand.multiply(torch.zeros_like(x), None, used).tolist() == [0] * 6
 
 
 # --- what party_2 releases
@@ -209,7 +209,7 @@ def test_release_is_asked_once_a_product_before_anything_is_sent(protocol: str) 
     with session(protocol, y, release=release) as run:
         # Nothing was released with the operand.
         assert asked == []
-        limits, before = run.moving.limits, run.trio.two_one.bytes_sent
+        limits, before = run.operand.limits, run.trio.two_one.bytes_sent
         edge = largest_entry(limits, 1 << 21)
         assert edge == limits.max_row or edge << 21 > 0.99 * limits.max_result
         assert edge < limits.max_row or protocol not in LONGEST_ROW
@@ -219,11 +219,11 @@ def test_release_is_asked_once_a_product_before_anything_is_sent(protocol: str) 
         for values in ((most, -most, most), (-most, most, -most), (1, -1, 0)):
             noise = torch.tensor(values)
             exact = python_products(x, y, pairs)
-            assert run.moving.multiply(x, pairs).tolist() == [r + n for r, n in zip(exact, values, strict=True)]
+            assert run.operand.multiply(x, pairs).tolist() == [r + n for r, n in zip(exact, values, strict=True)]
             assert sent[-1] == before, "nothing was sent since the last product when release was asked"
             before = run.trio.two_one.bytes_sent
         noise = torch.tensor([7])
-        assert run.moving.multiply(x[:1], [(0, 1)]).tolist() == [5 * edge + 7]
+        assert run.operand.multiply(x[:1], [(0, 1)]).tolist() == [5 * edge + 7]
     assert asked == [3, 3, 3, 1]
 
 
@@ -237,7 +237,7 @@ def test_nothing_is_sent_where_release_refuses(protocol: str) -> None:
     with session(protocol, y, release=release) as run:
         before = run.trio.two_one.sent.copy()
         with pytest.raises(PeerLost, match="party_2 is gone"):
-            run.moving.multiply(x)
+            run.operand.multiply(x)
         run.trio.threads[-1].join(60)
         assert run.trio.two_one.sent == before
         assert [str(run.trio.errors.pop())] == ["not 1 values more"]
@@ -259,7 +259,7 @@ def test_sums_are_pythons(protocol: str) -> None:
     draw = random.Random(f"{protocol} sums")
     for run, y in running(protocol, draw, 8, 8):
         for _ in range(6):
-            x = draw_rows(draw, y, run.moving.limits, 8)
+            x = draw_rows(draw, y, run.operand.limits, 8)
             pairs = draw.sample(every := all_pairs(*map(len, (x, y))), draw.randint(1, len(every)))
             into = draw_into(draw, len(pairs))
             x = x.div(max(map(into.count, into)), rounding_mode="trunc")  # so many products must fit together
@@ -267,7 +267,7 @@ def test_sums_are_pythons(protocol: str) -> None:
             expected = [
                 sum(p for p, n in zip(products, into, strict=True) if n == result) for result in sorted(set(into))
             ]
-            assert run.moving.multiply(x, pairs, None, into).tolist() == expected
+            assert run.operand.multiply(x, pairs, None, into).tolist() == expected
 
 
 @every_protocol
@@ -280,7 +280,7 @@ def test_a_sum_is_one_released_value(protocol: str) -> None:
 
     y, x = torch.tensor([[3, -3], [1, 2], [0, 1]]), torch.tensor([[2, 1], [0, 1]])
     with session(protocol, y, release=release) as run:
-        result = run.moving.multiply(x, [(0, 0), (1, 1), (1, 2)], None, [1, 0, 1])
+        result = run.operand.multiply(x, [(0, 0), (1, 1), (1, 2)], None, [1, 0, 1])
     assert (result.tolist(), asked) == ([2 + 10, 3 + 1 + 11], [2])
 
 
@@ -288,16 +288,16 @@ def test_a_sum_is_one_released_value(protocol: str) -> None:
 def test_a_sum_that_may_leave_the_range_is_refused_before_anything_is_sent(protocol: str) -> None:
     y = torch.full((3, 1), 1 << 20)
     with session(protocol, y) as run:
-        limits = run.moving.limits
+        limits = run.operand.limits
         entry = min(limits.max_row, int(limits.max_result * MARGIN) >> 20)
         x = torch.tensor([[entry]])
         sent = run.trio.one_two.bytes_sent
         terms = limits.max_result // (entry << 20) + 1
         if terms <= 3:  # else the rows are bounded before the results are
             with pytest.raises(RangeError):
-                run.moving.multiply(x, [(0, c) for c in range(terms)], None, [0] * terms)
+                run.operand.multiply(x, [(0, c) for c in range(terms)], None, [0] * terms)
             assert run.trio.one_two.bytes_sent == sent
-        assert run.moving.multiply(x, [(0, 0), (0, 1)], None, [1, 0]).tolist() == [entry << 20] * 2
+        assert run.operand.multiply(x, [(0, 0), (0, 1)], None, [1, 0]).tolist() == [entry << 20] * 2
 
 
 @every_protocol
@@ -307,6 +307,6 @@ def test_sums_that_do_not_exist_are_refused_before_anything_is_sent(protocol: st
     with session(protocol, y) as run:
         sent = run.trio.one_two.bytes_sent
         with pytest.raises(LinkError):
-            run.moving.multiply(x, [(0, 0), (1, 1)], None, into)
+            run.operand.multiply(x, [(0, 0), (1, 1)], None, into)
         assert run.trio.one_two.bytes_sent == sent
-        assert run.moving.multiply(x).tolist() == [3, 4, -3, 2]
+        assert run.operand.multiply(x).tolist() == [3, 4, -3, 2]

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, private_fixed, python_products, session
+from joint.ends import (
+    OVERHEAD,
+    Session,
+    Trio,
+    answer_all,
+    header_of,
+    private_fixed,
+    python_products,
+    serving,
+    session,
+)
 from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream
@@ -18,7 +28,9 @@ from ppir_torch.arithmetic.words import WIDTHS, signed_words, unpack_words, word
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.interface import OperandHeader, Pairs, all_pairs, release_all
+from ppir_torch.joint.bounds import Pairs, all_pairs
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols import load_protocol
 from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, serve_dealer, width_of
@@ -98,14 +110,14 @@ def test_an_operand_of_2_to_18_points_takes_8_bits_and_words_of_32(height: int, 
     image.tensor[0, 0, 0] = 10  # of which the root mean square is a tenth
     with private_fixed("beaver", FixedParty(image)) as fixed:
         operand = fixed.operand(Level(1, 0.0), rows=2)
-        header, limits = operand.header, operand.side.limits
+        header, limits = operand.header, operand.remote.limits
         assert (header.points, header.max_abs) == (points, 2 ** (bits - 1) - 1)
         assert width_of(header) == width
         assert fixed.link.received[MessageKind.OPENED_OPERAND] == OVERHEAD + points * width // 8
         # Entries of the typical size that the width was chosen for are in range.
         row = (2 << row_bits_of(points)) * torch.randint(0, 2, (2, points), generator=draw) - (1 << row_bits_of(points))
         values = (image.tensor.reshape(-1) - header.offset) / header.scale
-        assert operand.side.multiply(row).tolist() == (row @ values.round().to(torch.int64)).tolist()
+        assert operand.remote.multiply(row).tolist() == (row @ values.round().to(torch.int64)).tolist()
         assert row_bits_of(points) + math.log2(points * header.energy) / 2 < math.log2(limits.max_result)
 
 
@@ -117,12 +129,12 @@ def row_bits_of(points: int) -> int:
 def test_exact_at_the_edges_of_the_ring_with_the_largest_noise(width: int, entry: int) -> None:
     noise = 0
     with session("beaver", torch.tensor([entry, 0]), release=lambda n: torch.full((n,), noise)) as run:
-        limits = run.moving.limits
+        limits = run.operand.limits
         x = min(limits.max_row, int(limits.max_result * (1 - 2e-9)) // entry)  # check_range keeps a margin
         assert x == limits.max_row or (x + 2) * entry > limits.max_result * (1 - 2e-9)
         for factor in (-1, 1):
             noise = factor * (limits.max_result // 32)  # the most that party_2 adds
-            result = run.moving.multiply(torch.tensor([[x, 0], [-x, 0]]))
+            result = run.operand.multiply(torch.tensor([[x, 0], [-x, 0]]))
             assert result.dtype == torch.int64
             assert result.tolist() == [x * entry + noise, -x * entry + noise]
     assert limits.max_result + limits.max_result // 32 < 1 << (width - 1)
@@ -132,11 +144,11 @@ def test_exact_at_the_edges_of_the_ring_with_the_largest_noise(width: int, entry
 def test_exact_at_the_largest_row(y: int) -> None:
     """In wider words the operand's entries are so large that the result is at its edge first."""
     with session("beaver", torch.tensor([y, 0])) as run:
-        largest = run.moving.limits.max_row
+        largest = run.operand.limits.max_row
         assert largest == 1 << 30
-        assert run.moving.multiply(torch.tensor([[largest, 0], [-largest, 7]])).tolist() == [y * largest, -y * largest]
+        assert run.operand.multiply(torch.tensor([[largest, 0], [-largest, 7]])).tolist() == [y * largest, -y * largest]
         with pytest.raises(RangeError, match="entry of magnitude"):
-            run.moving.multiply(torch.tensor([[largest + 1, 0]]))
+            run.operand.multiply(torch.tensor([[largest + 1, 0]]))
 
 
 # --- exactness
@@ -157,18 +169,18 @@ def test_exact_on_random_cases_with_rows_and_pairs_that_change() -> None:
                 x = random_table(draw, draw.randint(1, 12), draw.randint(1, 8), y.shape[1])
                 pairs: Pairs = all_pairs(x.shape[0], y.shape[0])
                 pairs = draw.sample(pairs, draw.randint(1, len(pairs)))
-                result = run.moving.multiply(x, pairs)
+                result = run.operand.multiply(x, pairs)
                 assert result.dtype == torch.int64
                 assert result.tolist() == python_products(x, y, pairs)
-                assert run.moving.multiply(-x).tolist() == python_products(-x, y)
+                assert run.operand.multiply(-x).tolist() == python_products(-x, y)
     assert reached == set(WIDTHS)
 
 
 def test_rows_of_other_strides() -> None:
     y, x = torch.arange(40).reshape(2, 20), torch.arange(60).reshape(20, 3).T
     with session("beaver", y) as run:
-        assert run.moving.multiply(x).tolist() == python_products(x, y)
-        assert run.moving.multiply(x[:, ::1].flip(0)).tolist() == python_products(x.flip(0), y)
+        assert run.operand.multiply(x).tolist() == python_products(x, y)
+        assert run.operand.multiply(x[:, ::1].flip(0)).tolist() == python_products(x.flip(0), y)
 
 
 OUT_OF_RANGE = ([[1 << 30, 0]], [[1 << 33, 1]], [[-(1 << 63), 0]], [[0, 0, 0]], [[0, 0]] * 9, [[0.0, 0.0]])
@@ -179,12 +191,12 @@ OUT_OF_RANGE = ([[1 << 30, 0]], [[1 << 33, 1]], [[-(1 << 63), 0]], [[0, 0, 0]], 
 def test_out_of_range_is_refused_before_anything_is_sent(rows: Tensor, products: int) -> None:
     with session("beaver", torch.tensor([3, -3])) as run:
         for _ in range(products):
-            run.moving.multiply(torch.tensor([[2, 1]]))
+            run.operand.multiply(torch.tensor([[2, 1]]))
         before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with pytest.raises(RangeError):
-            run.moving.multiply(rows)
+            run.operand.multiply(rows)
         assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
-        assert run.moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
+        assert run.operand.multiply(torch.tensor([[2, 1]])).tolist() == [3]
 
 
 @pytest.mark.parametrize("pairs", [[], [(0, 0), (0, 0)], [(1, 0)], [(0, 1)], [(-1, 0)], [(0, -1)]], ids=str)
@@ -192,7 +204,7 @@ def test_pairs_that_do_not_exist_are_refused_before_anything_is_sent(pairs: Pair
     with session("beaver", torch.tensor([3, -3])) as run:
         before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with pytest.raises(LinkError):
-            run.moving.multiply(torch.tensor([[2, 1]]), pairs)
+            run.operand.multiply(torch.tensor([[2, 1]]), pairs)
         assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
 
 
@@ -203,7 +215,7 @@ def test_pairs_that_do_not_exist_are_refused_before_anything_is_sent(pairs: Pair
 def test_operand_that_does_not_fit_its_header_is_refused(values: Tensor, match: str) -> None:
     link, _ = link_pair("party_2", "party_1")
     with pytest.raises(RangeError, match=match):
-        BeaverFixedSide(link, link).send_operand(OperandHeader(0, 3, 2, 1.0, 0.0, 5, 30), values)
+        BeaverFixedSide(link, link).open(OperandHeader(0, 3, 2, 1.0, 0.0, 5, 30), values)
     assert link.bytes_sent == 0
 
 
@@ -218,7 +230,7 @@ def test_messages_go_only_where_the_protocol_sends_them(width: int, entry: int) 
     with session("beaver", y) as run:
         assert width_of(run.headers[0]) == width
         for _ in range(2):
-            assert run.moving.multiply(x, pairs).tolist() == python_products(x, y, pairs)
+            assert run.operand.multiply(x, pairs).tolist() == python_products(x, y, pairs)
     trio, word = run.trio, width // 8
     assert set(trio.two_one.received) == {MessageKind.LEVEL, MessageKind.MASKED_ROWS, MessageKind.FINISH}
     assert set(trio.one_two.received) == {MessageKind.OPENED_OPERAND, MessageKind.RESULT_SHARE}
@@ -242,8 +254,6 @@ def test_the_shape_is_all_that_the_dealer_hears() -> None:
     heard = []
     for factor, pairs in ((1, None), (3, [(1, 0)])):
         requests: list[bytes] = []
-        trio = Trio()
-        entry = load_protocol("beaver")
 
         def listen(link_1: Link, link_2: Link, requests: list[bytes] = requests) -> None:
             receive = link_1.receive
@@ -255,14 +265,10 @@ def test_the_shape_is_all_that_the_dealer_hears() -> None:
             link_1.receive = record  # type: ignore[method-assign]
             serve_dealer(link_1, link_2)
 
-        trio.start(listen, trio.dealer_one, trio.dealer_two)
         values = factor * torch.tensor([[3, -3], [1, 2]])
-        header = header_of(values)
-        trio.start(answer_all, trio.two_one, entry.fixed_side(trio.two_one, trio.two_dealer, "cpu"), [(header, values)])
-        run = Session(entry.moving_side(trio.one_two, trio.one_dealer, "cpu"), trio, [header])
-        run.next_operand()
-        run.moving.multiply(factor * torch.tensor([[2, 1], [1, 1]]), pairs)
-        trio.stop()
+        with serving("beaver", (header_of(values), values), dealer=listen) as run:
+            run.next_operand()
+            run.operand.multiply(factor * torch.tensor([[2, 1], [1, 1]]), pairs)
         heard.append(requests)
     assert heard[0] == heard[1]
     assert len(heard[0]) == 3  # the product, the next one, FINISH
@@ -279,7 +285,7 @@ def test_no_generator_of_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.get_rng_state()
     y, x = torch.arange(50) - 25, torch.arange(150).reshape(3, 50)
     with session("beaver", y) as run:
-        assert run.moving.multiply(x).tolist() == python_products(x, y)
+        assert run.operand.multiply(x).tolist() == python_products(x, y)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -310,7 +316,7 @@ def test_equal_rows_and_operands_look_different_each_time(monkeypatch: pytest.Mo
             if number:
                 run.next_operand()
             for _ in range(3):
-                assert run.moving.multiply(x).tolist() == python_products(x, y)
+                assert run.operand.multiply(x).tolist() == python_products(x, y)
     for kind, count, times in ((MessageKind.MASKED_ROWS, 1000, 9), (MessageKind.OPENED_OPERAND, 500, 3)):
         seen = np.stack([np.frombuffer(payload[-4 * count :], np.uint32) for k, payload in heard if k is kind])
         assert seen.shape == (times, count)
@@ -340,10 +346,10 @@ def test_words_are_drawn_once_and_where_they_belong(factor: int, width: int, mon
     first, second = factor * torch.arange(10).reshape(2, 5), factor * torch.arange(7)
     with session("beaver", first, second) as run:
         assert [width_of(header) for header in run.headers] == [width, width]
-        run.moving.multiply(torch.ones(3, 5, dtype=torch.int64))
-        run.moving.multiply(torch.ones(3, 5, dtype=torch.int64), [(1, 0)])
+        run.operand.multiply(torch.ones(3, 5, dtype=torch.int64))
+        run.operand.multiply(torch.ones(3, 5, dtype=torch.int64), [(1, 0)])
         run.next_operand()
-        run.moving.multiply(torch.ones(4, 7, dtype=torch.int64))
+        run.operand.multiply(torch.ones(4, 7, dtype=torch.int64))
     rows, operands = sorted(drawn.values(), key=len, reverse=True)
     assert {purpose for purpose, *_ in rows} == {"A", "c"}
     # Three products, one made ready for the first operand that never came, one for the second.
@@ -372,8 +378,8 @@ def test_the_next_product_is_made_ready_and_given_up_when_rows_change() -> None:
 
         def multiply(rows: int, pairs: Pairs | None = None) -> None:
             x = torch.arange(12 * rows).reshape(rows, 12)
-            values = (1 + run.operand) * y
-            assert run.moving.multiply(x, pairs).tolist() == python_products(x, values, pairs)
+            values = len(run.operands) * y
+            assert run.operand.multiply(x, pairs).tolist() == python_products(x, values, pairs)
             asked.append(triples(run))
 
         for rows in (2, 2, 2, 3, 3, 1, 2):
@@ -392,7 +398,7 @@ def test_products_that_take_turns_are_made_ready_in_turn() -> None:
         asked = []
         for rows in (2, 3, 2, 3, 2, 3):
             x = torch.arange(12 * rows).reshape(rows, 12)
-            assert run.moving.multiply(x).tolist() == python_products(x, y)
+            assert run.operand.multiply(x).tolist() == python_products(x, y)
             asked.append(triples(run))
     assert asked == [2, 4, 6, 7, 8, 9]
 
@@ -411,13 +417,13 @@ class Alone:
         self.side = BeaverFixedSide(self.two, mine)
         values = torch.tensor([[3, -3, 1], [0, 2, 5]]) * (ENTRIES[width] // 8)
         assert width_of(header_of(values)) == width
-        self.side.send_operand(header_of(values), values)
+        self.operand = self.side.open(header_of(values), values)
         self.sent = self.two.bytes_sent
         self.released: list[int] = []
 
     def ask(self, payload: bytes | list[Any], kind: MessageKind = MessageKind.MASKED_ROWS) -> None:
         self.one.send(kind, payload)
-        self.side.answer(self.two.receive(), self.release)
+        self.operand.answer(self.two.receive(), self.release)
 
     def release(self, count: int) -> Tensor:
         self.released.append(count)
@@ -534,12 +540,10 @@ def test_a_correction_of_another_ring_than_the_operands_is_refused(width: int, d
 
 def test_products_before_an_operand_are_refused() -> None:
     one, two = link_pair("party_1", "party_2")
-    with pytest.raises(RuntimeError, match="before accept_operand"):
-        BeaverMovingSide(one, one).multiply(torch.tensor([[1]]))
-    assert one.bytes_sent == 0
     one.send(MessageKind.MASKED_ROWS, asking())
-    with pytest.raises(LinkError, match="not due"):
-        BeaverFixedSide(two, two).answer(two.receive(), release_all)
+    with pytest.raises(LinkError, match="before the first operand"):
+        answer_all(two, BeaverFixedSide(two, two), [])
+    assert two.bytes_sent == 0
 
 
 # --- the dealer refuses
@@ -582,12 +586,29 @@ def test_the_dealer_keeps_to_the_operands_shape(shape: dict[str, int], change: d
         serve_dealer(trio.dealer_one, trio.dealer_two)
 
 
-def test_the_dealer_never_draws_the_mask_of_an_operand_again() -> None:
+def test_the_dealer_draws_the_mask_of_an_operand_again_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operands take turns: each has the same b whenever it comes, and never one of another shape; no A comes twice."""
+    drawn: list[tuple[str, int, bytes]] = []
+    words = KeyStream.words
+
+    def record(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...], bits: int) -> Any:
+        found = words(stream, purpose, counter, shape, bits)
+        drawn.append((purpose, counter, found.tobytes()))
+        return found
+
+    monkeypatch.setattr(KeyStream, "words", record)
     trio = Trio()
-    for operand in (0, 1, 0):
+    for operand in (0, 1, 0, 1, 1):
         trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE | {"operand": operand}))
-    with pytest.raises((LinkError, ValueError), match="already used"):
+    trio.one_dealer.send(MessageKind.TRIPLE, pack(SHAPE | {"columns": 4}))
+    with pytest.raises(LinkError, match="is not the operand's shape"):
         serve_dealer(trio.dealer_one, trio.dealer_two)
+    masks = [(counter, found) for purpose, counter, found in drawn if purpose == "b"]
+    assert [counter for counter, _ in masks] == [0, 1, 0, 1]
+    assert (masks[0], masks[1]) == (masks[2], masks[3])
+    assert masks[0][1] != masks[1][1]
+    fresh = [found for purpose, _, found in drawn if purpose != "b"]
+    assert len(set(fresh)) == len(fresh) == 2 * 5
 
 
 # --- party_1 refuses
@@ -599,17 +620,17 @@ def test_keys_operands_and_shares_of_another_length_are_refused() -> None:
     for size in (0, 15, 17, 32):
         trio.two_one.send(MessageKind.OPENED_OPERAND, bytes(size))
         with pytest.raises(LinkError, match=f"{size} bytes where 4 words of 32 bits are due"):
-            moving.accept_operand(header)
+            moving.open(header)
     trio.two_one.send(MessageKind.OPENED_OPERAND, bytes(16))
-    moving.accept_operand(header)
+    operand = moving.open(header)
     trio.dealer_one.send(MessageKind.SEED, bytes(15))
     with pytest.raises(LinkError, match="SEED: 15 bytes where a key of 16 is due"):
-        moving.multiply(torch.tensor([[2, 1]]))
+        operand.multiply(torch.tensor([[2, 1]]))
     trio.dealer_one.send(MessageKind.SEED, bytes(16))
     for size in (0, 4, 7, 12, 16):
         trio.two_one.send(MessageKind.RESULT_SHARE, bytes(size))
         with pytest.raises(LinkError, match=f"{size} bytes where 2 words of 32 bits are due"):
-            moving.multiply(torch.tensor([[2, 1]]))
+            operand.multiply(torch.tensor([[2, 1]]))
 
 
 def test_without_a_dealer_it_does_not_start() -> None:
@@ -636,9 +657,9 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     trio.start(answer_all, trio.two_one, fixed, [(header_of(values), values)])
     moving = BeaverMovingSide(trio.one_two, trio.one_dealer)
     trio.one_two.send(MessageKind.LEVEL)
-    moving.accept_operand(header_of(values))
+    operand = moving.open(header_of(values))
     with pytest.raises(PeerLost, match=r"(party_2|dealer) is gone"):
-        moving.multiply(torch.tensor([[2, 1]]))
+        operand.multiply(torch.tensor([[2, 1]]))
     trio.one_two.close()
     trio.threads[1].join(60)
     assert [type(e) for e in trio.errors] == [PeerLost]
@@ -662,7 +683,7 @@ def test_a_lost_party_2_ends_party_1() -> None:
 
     def leave(link: Link, fixed: BeaverFixedSide) -> None:
         link.receive(MessageKind.LEVEL)
-        fixed.send_operand(header_of(values), values)
+        fixed.open(header_of(values), values)
         link.receive(MessageKind.MASKED_ROWS)
         link.close()
 
@@ -670,9 +691,9 @@ def test_a_lost_party_2_ends_party_1() -> None:
     trio.start(leave, trio.two_one, BeaverFixedSide(trio.two_one, trio.two_dealer))
     moving = BeaverMovingSide(trio.one_two, trio.one_dealer)
     trio.one_two.send(MessageKind.LEVEL)
-    moving.accept_operand(header_of(values))
+    operand = moving.open(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
-        moving.multiply(torch.tensor([[2, 1]]))
+        operand.multiply(torch.tensor([[2, 1]]))
     trio.one_dealer.close()
     trio.threads[0].join(60)
     assert trio.errors == []
@@ -691,6 +712,6 @@ def test_exact_on_cuda(largest: int, row_bits: int, width: int, on: Callable[[Te
     with session("beaver", y, device="cuda") as run:
         assert width_of(run.headers[0]) == width
         for pairs in (None, [(2, 1), (0, 0)]):
-            result = run.moving.multiply(on(x), pairs)
+            result = run.operand.multiply(on(x), pairs)
             assert not result.is_cuda
             assert result.tolist() == python_products(x, y, pairs)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, python_products
+from joint.ends import OVERHEAD, Prepared, Session, Trio, answer_all, header_of, python_products, serving
 from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream
 from ppir_torch.arithmetic.words import WIDTHS, word_type
 from ppir_torch.errors import LinkError, PeerLost, RangeError
 from ppir_torch.grids import Grid
-from ppir_torch.joint.interface import Limits, OperandHeader, Release, check_mapped, release_all
+from ppir_torch.joint.bounds import Limits, check_mapped
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand, Release, release_all
 from ppir_torch.joint.public_map import PublicMap
-from ppir_torch.protocols import load_protocol
-from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, mapped_width, serve_dealer, width_of
+from ppir_torch.protocols.beaver import BeaverFixedSide, mapped_width, serve_dealer, width_of
 from ppir_torch.registration.loop import map_of
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
@@ -67,50 +68,28 @@ def uniform(draw: random.Random, most: int, *shape: int) -> Tensor:
     return torch.tensor([draw.randint(-most, most) for _ in range(math.prod(shape))]).reshape(shape)
 
 
-class MappedSession(Session):
-    """party_1's end of a session whose operands have maps, or None."""
-
-    maps: Sequence[PublicMap | None]
-
-    def next_operand(self) -> OperandHeader:
-        self.operand += 1
-        self.trio.one_two.send(MessageKind.LEVEL)
-        self.moving.accept_operand(self.headers[self.operand], self.maps[self.operand])
-        return self.headers[self.operand]
-
-    @property
-    def sent(self) -> tuple[int, int]:
-        """Bytes that party_1 has sent to party_2 and to the dealer."""
-        return self.trio.one_two.bytes_sent, self.trio.one_dealer.bytes_sent
-
-
 Operand = tuple[Tensor, PublicMap | None]
 
 
 @contextmanager
 def session(
     *operands: Operand, release: Release = release_all, dealer: Callable[[Link, Link], None] = serve_dealer
-) -> Iterator[MappedSession]:
+) -> Iterator[Session]:
     """A session of these operands, the first of which is there; no party ends with an error."""
-    trio, entry = Trio(), load_protocol("beaver")
-    rows = [4 if public_map is None else len(public_map.shape) + 1 for _, public_map in operands]
-    headers = [header_of(values, count, i) for i, ((values, _), count) in enumerate(zip(operands, rows, strict=True))]
-    trio.start(dealer, trio.dealer_one, trio.dealer_two)
-    prepared: list[Any] = [(header, *operand) for header, operand in zip(headers, operands, strict=True)]
-    trio.start(answer_all, trio.two_one, entry.fixed_side(trio.two_one, trio.two_dealer, "cpu"), prepared, release)
-    running = MappedSession(entry.moving_side(trio.one_two, trio.one_dealer, "cpu"), trio, headers)
-    running.maps = [public_map for _, public_map in operands]
-    running.next_operand()
-    yield running
-    trio.stop()
-    assert trio.errors == []
+    prepared: list[Prepared] = []
+    for number, (values, public_map) in enumerate(operands):
+        header = header_of(values, 4 if public_map is None else len(public_map.shape) + 1, number)
+        prepared.append((header, values) if public_map is None else (header, values, public_map))
+    with serving("beaver", *prepared, release=release, dealer=dealer) as run:
+        run.next_operand()
+        yield run
 
 
-def edge_of(run: MappedSession) -> int:
-    """The largest entry of rows that is in range."""
-    public_map, limits = run.maps[run.operand], run.moving.limits
-    assert public_map is not None
-    return min(limits.max_row, limits.max_result // (run.headers[run.operand].max_abs * public_map.largest_sum))
+def edge_of(run: Session) -> int:
+    """The largest entry of rows that is in range, of the operand with a map that was opened last."""
+    operand = run.mapped_operand
+    largest = operand.header.max_abs * operand.public_map.largest_sum
+    return min(operand.limits.max_row, operand.limits.max_result // largest)
 
 
 # --- width
@@ -159,12 +138,12 @@ def test_exact_at_the_edges_of_the_ring_with_the_largest_noise(sign: int, shape:
     y = torch.full((public_map.points,), entry)
     noise = 0
     with session((y, public_map), release=lambda count: torch.full((count,), noise)) as run:
-        limits, x = run.moving.limits, sign * edge_of(run)
+        limits, x = run.mapped_operand.limits, sign * edge_of(run)
         assert mapped_width(run.headers[0], public_map) == width
         for factor in (-1, 1):
             noise = factor * (limits.max_result // 32)  # the most that party_2 adds
             rows = torch.full((len(shape) + 1, len(y)), x)
-            result, exact = run.moving.project(rows), python_forms(rows, y, public_map)
+            result, exact = run.mapped_operand.project(rows), python_forms(rows, y, public_map)
             assert result.dtype == torch.int64
             assert result.tolist() == [r + noise for r in exact]
         assert abs(x) == limits.max_row or max(map(abs, exact)) > 0.99 * limits.max_result
@@ -195,7 +174,7 @@ def test_exact_on_random_cases_of_every_width(shape: tuple[int, ...], sampled: b
             for most in (edge_of(run), draw.randint(0, edge_of(run)), 3):
                 x = uniform(draw, most, len(shape) + 1, len(y))
                 x[draw.randrange(len(x)), draw.randrange(len(y))] = most
-                result = run.moving.project(x)
+                result = run.mapped_operand.project(x)
                 assert result.shape == (public_map.results(len(x)),)
                 assert result.tolist() == python_forms(x, y, public_map)
     assert widths >= {48, 64}
@@ -205,8 +184,8 @@ def test_rows_of_other_strides() -> None:
     public_map = flat_map((4, 5), 3)
     y, x = torch.arange(20), torch.arange(60).reshape(20, 3).T
     with session((y, public_map)) as run:
-        assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
-        assert run.moving.project(x.flip(0)).tolist() == python_forms(x.flip(0), y, public_map)
+        assert run.mapped_operand.project(x).tolist() == python_forms(x, y, public_map)
+        assert run.mapped_operand.project(x.flip(0)).tolist() == python_forms(x.flip(0), y, public_map)
 
 
 @pytest.mark.parametrize("order", ["mapped first", "mapped second", "mapped twice"])
@@ -227,25 +206,16 @@ def test_operands_with_and_without_a_map_in_one_session(order: str) -> None:
             for _ in range(2):
                 if public_map is None:
                     x = uniform(draw, 2047, 3, y.shape[-1])
-                    assert run.moving.multiply(x).tolist() == python_products(x, y)
-                    with pytest.raises(RuntimeError, match="project before accept_operand with a map"):
-                        run.moving.project(x)
+                    assert run.operand.multiply(x).tolist() == python_products(x, y)
+                    assert not hasattr(run.operand, "project")
                 else:
                     x = uniform(draw, 2047, len(public_map.shape) + 1, len(y))
-                    assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
+                    assert run.mapped_operand.project(x).tolist() == python_forms(x, y, public_map)
 
 
 def test_multiply_is_no_product_of_an_operand_with_a_map() -> None:
-    public_map = flat_map((4, 5), 3)
-    with session((torch.arange(20), public_map)) as run:
-        sent, x = run.sent, torch.ones(3, 20, dtype=torch.int64)
-        try:
-            with pytest.raises(RuntimeError):
-                run.moving.multiply(x)
-            assert run.sent == sent
-        finally:  # what was sent is answered, so that the session can end
-            if run.sent != sent:
-                run.trio.one_two.receive(MessageKind.RESULT_SHARE)
+    with session((torch.arange(20), flat_map((4, 5), 3))) as run:
+        assert not hasattr(run.mapped_operand, "multiply")
 
 
 # --- refusals before anything is sent
@@ -261,17 +231,17 @@ def test_out_of_range_is_refused_before_anything_is_sent(width: int, products: i
         good = torch.zeros(3, 30, dtype=torch.int64)
         good[1] = -edge_of(run)  # at every point: the map's largest sum is reached
         for _ in range(products):
-            assert run.moving.project(good).tolist() == python_forms(good, y, public_map)
+            assert run.mapped_operand.project(good).tolist() == python_forms(good, y, public_map)
         bad = [good - (good < 0).long(), good * 2, good[:2], good[0], torch.cat([good, good]), good[:, :-1]]
         bad += [torch.cat([good, good[:, :1]], 1), good.double(), good.to(torch.int32)]
-        bad += [good.sign() * (run.moving.limits.max_row + 1), torch.where(good == 0, good, -(1 << 63))]
+        bad += [good.sign() * (run.mapped_operand.limits.max_row + 1), torch.where(good == 0, good, -(1 << 63))]
         before = run.sent
         for rows in bad:
             with pytest.raises(RangeError) as refused:
-                run.moving.project(rows)
+                run.mapped_operand.project(rows)
             assert "\n" not in str(refused.value)
         assert run.sent == before
-        assert run.moving.project(good).tolist() == python_forms(good, y, public_map)
+        assert run.mapped_operand.project(good).tolist() == python_forms(good, y, public_map)
 
 
 def test_what_check_mapped_lets_pass_is_in_range() -> None:
@@ -290,10 +260,11 @@ def test_what_check_mapped_lets_pass_is_in_range() -> None:
 
 
 def test_products_before_an_operand_are_refused() -> None:
-    one, _ = link_pair("party_1", "party_2")
-    with pytest.raises(RuntimeError, match="before accept_operand with a map"):
-        BeaverMovingSide(one, one).project(torch.tensor([[1]]))
-    assert one.bytes_sent == 0
+    one, two = link_pair("party_1", "party_2")
+    one.send(MessageKind.MASKED_ROWS, masked_rows(3, 360))
+    with pytest.raises(LinkError, match="before the first operand"):
+        answer_all(two, BeaverFixedSide(two, two), [])
+    assert two.bytes_sent == 0
 
 
 # --- what party_2 releases
@@ -318,7 +289,7 @@ def test_noise_is_added_once_to_each_result_and_charged_before_sending() -> None
             x = uniform(draw, 2047, 3, 30)
             before = dict(run.trio.two_one.sent)
             exact = python_forms(x, y, public_map)
-            assert run.moving.project(x).tolist() == [r + n for r, n in zip(exact, noise.tolist(), strict=True)]
+            assert run.mapped_operand.project(x).tolist() == [r + n for r, n in zip(exact, noise.tolist(), strict=True)]
             assert sent[number] == before
     assert asked == [count] * 3
 
@@ -331,7 +302,7 @@ def test_nothing_is_sent_where_release_refuses() -> None:
     with session((torch.arange(20), public_map), release=release) as run:
         before = run.trio.two_one.sent.copy()
         with pytest.raises(PeerLost, match="party_2 is gone"):
-            run.moving.project(torch.ones(3, 20, dtype=torch.int64))
+            run.mapped_operand.project(torch.ones(3, 20, dtype=torch.int64))
         run.trio.threads[-1].join(60)
         assert run.trio.two_one.sent == before
         assert [str(run.trio.errors.pop())] == [f"not {2 * 4 + 1} values more"]
@@ -347,7 +318,7 @@ def test_messages_go_only_where_the_protocol_sends_them(width: int) -> None:
     y, x = torch.full((30,), entry), torch.arange(90).reshape(3, 30)
     with session((y, public_map)) as run:
         for _ in range(2):
-            assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
+            assert run.mapped_operand.project(x).tolist() == python_forms(x, y, public_map)
     trio, word, drawn = run.trio, width // 8, 4 if width == 32 else 8
     assert set(trio.two_one.received) == {MessageKind.LEVEL, MessageKind.MASKED_ROWS, MessageKind.FINISH}
     assert trio.one_two.received == {
@@ -383,7 +354,7 @@ def test_map_and_shape_are_all_that_the_dealer_hears() -> None:
             serve_dealer(link_1, link_2)
 
         with session((factor * torch.arange(20), public_map), dealer=listen) as run:
-            run.moving.project(torch.full((3, 20), factor))
+            run.mapped_operand.project(torch.full((3, 20), factor))
         heard.append(requests)
     assert heard[0] == heard[1]
     assert [kind for kind, _ in heard[0]] == [
@@ -418,7 +389,7 @@ def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatc
             if number:
                 run.next_operand()
             for _ in range(3):
-                assert run.moving.project(x).tolist() == python_forms(x, y, public_map)
+                assert run.mapped_operand.project(x).tolist() == python_forms(x, y, public_map)
     # The low 32 bits of every word come first.
     for kind, count, times in ((MessageKind.MASKED_ROWS, 1500, 9), (MessageKind.OPENED_OPERAND, 500, 3)):
         start = [len(payload) - count * width // 8 for payload in heard[kind]]
@@ -456,11 +427,11 @@ def test_no_mask_is_drawn_twice(width: int, monkeypatch: pytest.MonkeyPatch) -> 
     with session((y, public_map), (plain, None), (y, public_map)) as run:
         assert width_of(run.headers[1]) == width
         for _ in range(3):
-            run.moving.project(torch.ones(3, 30, dtype=torch.int64))
+            run.mapped_operand.project(torch.ones(3, 30, dtype=torch.int64))
         run.next_operand()
-        run.moving.multiply(torch.ones(3, 7, dtype=torch.int64))
+        run.operand.multiply(torch.ones(3, 7, dtype=torch.int64))
         run.next_operand()
-        run.moving.project(torch.ones(3, 30, dtype=torch.int64))
+        run.mapped_operand.project(torch.ones(3, 30, dtype=torch.int64))
     rows, operands = sorted(drawn.values(), key=len, reverse=True)
     results = public_map.results(3)
     # One for each product and one that was made ready for each operand and never used.
@@ -529,15 +500,14 @@ def test_the_dealer_keeps_to_the_last_map() -> None:
     assert trio.dealer_two.sent[MessageKind.TRIPLE_CORRECTION] == OVERHEAD + 8 * public_map.results(3)
 
 
-def alone(public_map: PublicMap) -> tuple[BeaverFixedSide, Link, Link, Link]:
-    """party_2 with an operand, its own end of the link to party_1, that of party_1, and that of the dealer."""
+def alone(public_map: PublicMap) -> tuple[FixedOperand, Link, Link, Link]:
+    """party_2's operand, its own end of the link to party_1, that of party_1, and that of the dealer."""
     one, two = link_pair("party_1", "party_2")
     dealer, mine = link_pair("dealer", "party_2")
     dealer.send(MessageKind.SEED, bytes(16))
-    side = BeaverFixedSide(two, mine)
     y = torch.full((public_map.points,), 2047)
-    side.send_operand(header_of(y, len(public_map.shape) + 1), y, public_map)
-    return side, two, one, dealer
+    operand = BeaverFixedSide(two, mine).open_mapped(header_of(y, len(public_map.shape) + 1), y, public_map)
+    return operand, two, one, dealer
 
 
 def masked_rows(rows: int, words: int) -> bytes:
@@ -552,18 +522,18 @@ def masked_rows(rows: int, words: int) -> bytes:
 )
 def test_party_2_refuses_a_product_of_another_shape(rows: int, words: int, corrected: int) -> None:
     """Before it releases anything; the dealer's words are those of another map where their number differs."""
-    side, two, one, dealer = alone(flat_map((4, 5), 90))
+    operand, two, one, dealer = alone(flat_map((4, 5), 90))
     dealer.send(MessageKind.TRIPLE_CORRECTION, bytes(8 * corrected))
     before = two.bytes_sent
     one.send(MessageKind.MASKED_ROWS, masked_rows(rows, words))
     with pytest.raises(LinkError, match=r"refused"):
-        side.answer(two.receive(), lambda _: pytest.fail("released"))
+        operand.answer(two.receive(), lambda _: pytest.fail("released"))
     assert two.bytes_sent == before
 
 
 def test_the_request_that_the_others_are_made_of_is_answered() -> None:
     """Control; and z = B^T (E * Y) + c2 with E = 0."""
-    side, two, one, dealer = alone(public_map := flat_map((4, 5), 90))
+    operand, two, one, dealer = alone(public_map := flat_map((4, 5), 90))
     assert mapped_width(header_of(torch.full((20,), 2047), 3), public_map) == 48
     assert word_type(48) == torch.int64
     c2 = torch.arange(9)
@@ -575,7 +545,7 @@ def test_the_request_that_the_others_are_made_of_is_answered() -> None:
         asked.append(count)
         return release_all(count)
 
-    side.answer(two.receive(), release)
+    operand.answer(two.receive(), release)
     assert asked == [9]
     one.receive(MessageKind.OPENED_OPERAND)
     answer = np.frombuffer(one.receive(MessageKind.RESULT_SHARE).payload, np.uint32, 9)

@@ -11,7 +11,8 @@ from joint.ends import OVERHEAD, header_of, python_products
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, RangeError
-from ppir_torch.joint.interface import Pairs, Release, all_pairs, release_all
+from ppir_torch.joint.bounds import Pairs, all_pairs
+from ppir_torch.joint.interface import FixedOperand, MovingOperand, Release, release_all
 from ppir_torch.protocols import ckks_v1, load_protocol
 from ppir_torch.protocols.ckks_v1 import CkksV1FixedSide, CkksV1MovingSide
 from ppir_torch.wire.kinds import MessageKind
@@ -26,12 +27,14 @@ class Parties:
 
     def __init__(self) -> None:
         self.links = link_pair("party_1", "party_2", timeout=120.0)
-        self.moving, self.fixed = CkksV1MovingSide(self.links[0]), CkksV1FixedSide(self.links[1])
+        self.moving_side, self.fixed_side = CkksV1MovingSide(self.links[0]), CkksV1FixedSide(self.links[1])
+        self.moving: MovingOperand
+        self.fixed: FixedOperand
 
     def send(self, values: Tensor, rows: int, number: int = 0) -> None:
         header = header_of(values, rows, number)
-        self.fixed.send_operand(header, values)
-        self.moving.accept_operand(header)
+        self.fixed = self.fixed_side.open(header, values)
+        self.moving = self.moving_side.open(header)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, release: Release = release_all) -> Tensor:
         with ThreadPoolExecutor(1) as pool:
@@ -157,15 +160,15 @@ def test_malformed_answers_are_refused(parties: Parties, answer: bytes) -> None:
     parties.links[1].receive(MessageKind.NAIVE_REPLY)
 
 
-def test_malformed_keys_are_refused(parties: Parties) -> None:
-    context = parties.fixed._context
+def test_malformed_keys_are_refused() -> None:
+    context = ckks_v1.new_context()
     with_secret_key = context.serialize(True, True, False, False)
     without_rotations = context.serialize(True, False, False, False)
     for key in (b"", b"123", bytes(1 << 25), without_rotations, with_secret_key):
         party_1, party_2 = link_pair("party_1", "party_2", timeout=120.0)
         party_2.send(MessageKind.GALOIS_KEYS, key)
         with pytest.raises(LinkError, match="GALOIS_KEYS"):
-            CkksV1MovingSide(party_1).accept_operand(header_of(VALUES, 1))
+            CkksV1MovingSide(party_1).open(header_of(VALUES, 1))
 
 
 def test_malformed_vectors_are_refused(parties: Parties) -> None:

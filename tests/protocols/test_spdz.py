@@ -17,7 +17,8 @@ from joint.ends import OVERHEAD, Trio, answer_all, header_of, python_products, s
 from torch import Tensor
 
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, RangeError
-from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand, release_all
 from ppir_torch.protocols import crypten_link, spdz
 from ppir_torch.protocols.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
 from ppir_torch.wire.kinds import MessageKind
@@ -28,12 +29,10 @@ crypten = crypten_link.crypten
 EDGE = 1 << 62
 
 
-def party_2_alone(values: Tensor) -> tuple[SpdzFixedSide, Link, Link]:
-    """party_2 with an operand, its link and party_1's end of it."""
+def party_2_alone(values: Tensor) -> tuple[FixedOperand, Link, Link]:
+    """party_2's operand, its link and party_1's end of it."""
     one, two = link_pair("party_1", "party_2")
-    fixed = SpdzFixedSide(two, two)
-    fixed.send_operand(header_of(values), values)
-    return fixed, two, one
+    return SpdzFixedSide(two, two).open(header_of(values), values), two, one
 
 
 def test_exact_on_random_cases() -> None:
@@ -49,7 +48,7 @@ def test_exact_on_random_cases() -> None:
             if i:
                 run.next_operand()
             for factor in (1, -1):  # two products with one operand
-                result = run.moving.multiply(factor * x)
+                result = run.operand.multiply(factor * x)
                 assert result.dtype == torch.int64
                 assert result.tolist() == [factor * r for r in python_products(x, y)]
 
@@ -58,7 +57,7 @@ def test_exact_on_random_cases() -> None:
 def test_exact_at_the_edges_of_the_range(x: int, y: int) -> None:
     x, y = (v - v // (1 << 20) if abs(v) > 7 else v for v in (x, y))  # check_range keeps a margin for rounding
     with session("spdz", torch.tensor([y, 0])) as run:
-        assert run.moving.multiply(torch.tensor([[x, 0]])).tolist() == [x * y]
+        assert run.operand.multiply(torch.tensor([[x, 0]])).tolist() == [x * y]
 
 
 @pytest.mark.parametrize("points", [1, 3, 4, 5, 8, 9, 17])
@@ -69,7 +68,7 @@ def test_exact_at_chunk_borders(points: int, rows: int, columns: int, monkeypatc
     x = torch.arange(rows * points).reshape(rows, points) - 10
     y = torch.arange(columns * points).reshape(columns, points) * 3 - 4
     with session("spdz", y) as run:
-        assert run.moving.multiply(x).tolist() == python_products(x, y)
+        assert run.operand.multiply(x).tolist() == python_products(x, y)
         chunks = -(-points // max(1, min(8, 16 // (rows + columns))))
         corrections = chunks * (OVERHEAD + 8 * rows * columns)
         assert run.trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == corrections
@@ -77,7 +76,7 @@ def test_exact_at_chunk_borders(points: int, rows: int, columns: int, monkeypatc
 
 def test_chunks_cover_all_points_and_bound_memory() -> None:
     for rows, points in [(1, 902_629), (13, 902_629), (13, 1 << 20), (4096, 5000)]:
-        pieces = list(spdz._chunks(rows, points))
+        pieces = list(spdz.chunks(rows, points))
         assert (pieces[0][0], pieces[-1][1]) == (0, points)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
         assert all(rows * (stop - start) <= 1 << 20 for start, stop in pieces)
@@ -91,9 +90,9 @@ def test_out_of_range_is_refused_before_anything_is_sent(rows: Tensor) -> None:
     with session("spdz", torch.tensor([3, -3])) as run:
         before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with pytest.raises(RangeError):
-            run.moving.multiply(rows)
+            run.operand.multiply(rows)
         assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
-        assert run.moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
+        assert run.operand.multiply(torch.tensor([[2, 1]])).tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def test_operand_that_does_not_fit_its_header_is_refused(values: Tensor, match: 
     link, _ = link_pair("party_2", "party_1")
     fixed = SpdzFixedSide(link, link)
     with pytest.raises(RangeError, match=match):
-        fixed.send_operand(OperandHeader(0, 3, 2, 1.0, 0.0, 5, 30), values)
+        fixed.open(OperandHeader(0, 3, 2, 1.0, 0.0, 5, 30), values)
     assert link.bytes_sent == 0
 
 
@@ -120,9 +119,9 @@ def test_other_triples_than_the_dealers_are_refused(setting: dict[str, Any], mat
     with session("spdz", torch.tensor([3, -3])) as run:
         before = run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent
         with crypten.cfg.temp_override(setting), pytest.raises(ConfigError, match=match):
-            run.moving.multiply(torch.tensor([[2, 1]]))
+            run.operand.multiply(torch.tensor([[2, 1]]))
         assert (run.trio.one_two.bytes_sent, run.trio.one_dealer.bytes_sent) == before
-        assert run.moving.multiply(torch.tensor([[2, 1]])).tolist() == [3]
+        assert run.operand.multiply(torch.tensor([[2, 1]])).tolist() == [3]
 
 
 def test_a_process_that_uses_crypten_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +148,7 @@ def test_no_generator_of_torch_or_crypten_is_used(monkeypatch: pytest.MonkeyPatc
     y = torch.arange(50) - 25
     x = torch.arange(150).reshape(3, 50)
     with session("spdz", y) as run:
-        assert run.moving.multiply(x).tolist() == python_products(x, y)
+        assert run.operand.multiply(x).tolist() == python_products(x, y)
     assert all(not kept for kept in crypten.generators.values())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -158,7 +157,7 @@ def test_messages_go_only_where_the_protocol_sends_them() -> None:
     y, x = torch.arange(50) - 25, torch.arange(150).reshape(3, 50)
     with session("spdz", y) as run:
         for _ in range(2):
-            run.moving.multiply(x)
+            run.operand.multiply(x)
     opening = 2 * (OVERHEAD + 8 * (150 + 50))
     assert set(run.trio.two_one.received) == {
         MessageKind.LEVEL,
@@ -254,11 +253,9 @@ def test_the_dealer_refuses_what_is_no_shape(meta: Any) -> None:
 
 def test_products_before_an_operand_are_refused() -> None:
     one, two = link_pair("party_1", "party_2")
-    with pytest.raises(LinkError, match="before the first operand"):
-        SpdzMovingSide(one, one).multiply(torch.tensor([[1]]))
     one.send(MessageKind.PRODUCT, pack({"rows": 1, "points": 1}, [PAIR]))
     with pytest.raises(LinkError, match="before the first operand"):
-        SpdzFixedSide(two, two).answer(two.receive(), release_all)
+        answer_all(two, SpdzFixedSide(two, two), [])
 
 
 def test_keys_and_openings_of_another_length_are_refused() -> None:
@@ -267,13 +264,13 @@ def test_keys_and_openings_of_another_length_are_refused() -> None:
     header = OperandHeader(0, 2, 8, 1.0, 0.0, 3, 18)
     trio.two_one.send(MessageKind.ZERO_SEED, bytes(15))
     with pytest.raises(LinkError, match="ZERO_SEED: 15 bytes"):
-        moving.accept_operand(header)
+        moving.open(header)
     trio.two_one.send(MessageKind.ZERO_SEED, bytes(16))
-    moving.accept_operand(header)
+    operand = moving.open(header)
     trio.dealer_one.send(MessageKind.SEED, bytes(16))
     trio.two_one.send(MessageKind.OPENING, bytes(8))
-    with pytest.raises(LinkError, match="8 bytes where 4 words are due"):
-        moving.multiply(torch.tensor([[2, 1]]))
+    with pytest.raises(LinkError, match="8 bytes where 4 words of 64 bits are due"):
+        operand.multiply(torch.tensor([[2, 1]]))
     assert not crypten.communicator.is_initialized()
 
 
@@ -292,9 +289,9 @@ def test_a_lost_dealer_ends_both_parties() -> None:
     trio.start(answer_all, trio.two_one, fixed, [(header_of(values), values)])
     moving = SpdzMovingSide(trio.one_two, trio.one_dealer)
     trio.one_two.send(MessageKind.LEVEL)
-    moving.accept_operand(header_of(values))
+    operand = moving.open(header_of(values))
     with pytest.raises(PeerLost, match="party_2 is gone"):
-        moving.multiply(torch.tensor([[2, 1]]))
+        operand.multiply(torch.tensor([[2, 1]]))
     trio.threads[1].join(60)
     assert [type(e) for e in trio.errors] == [PeerLost]
 
@@ -319,13 +316,14 @@ from ppir_torch.protocols import spdz
 assert "crypten" not in sys.modules
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link
-from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
 import torch
 spdz.MAX_CHUNK_WORDS = 30
 ends = zip(sys.argv[1:], (bytes(16), bytes([1] * 16)), ("party_1", "dealer"))
 link, dealer = (Link(socket.socket(fileno=int(fd)), bytes(16), key, "party_2", peer) for fd, key, peer in ends)
 fixed = spdz.SpdzFixedSide(link, dealer)
-fixed.send_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540), torch.arange(40))
+fixed = fixed.open(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540), torch.arange(40))
 fixed.answer(link.receive(MessageKind.PRODUCT), release_all)
 from ppir_torch.protocols.crypten_link import LinkCommunicator
 all_reduce, calls = LinkCommunicator.all_reduce, []
@@ -353,13 +351,12 @@ def test_party_2_killed_in_the_middle_of_a_product(monkeypatch: pytest.MonkeyPat
     with subprocess.Popen(command, pass_fds=fds, env=environment) as party_2:
         far.close()
         far_dealer.close()
-        moving = SpdzMovingSide(link, trio.one_dealer)
-        moving.accept_operand(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540))
+        operand = SpdzMovingSide(link, trio.one_dealer).open(OperandHeader(0, 40, 3, 1.0, 0.0, 39, 20540))
         x = torch.arange(120).reshape(3, 40)
-        assert moving.multiply(x).tolist() == python_products(x, torch.arange(40))
+        assert operand.multiply(x).tolist() == python_products(x, torch.arange(40))
         # Noticed as it happens, not by the silence after it.
         with pytest.raises(PeerLost, match=r"party_2 is gone \((?!nothing arrived)"):
-            moving.multiply(x)
+            operand.multiply(x)
     assert party_2.returncode == -9
     trio.one_dealer.send(MessageKind.FINISH)
     trio.threads[0].join(60)
@@ -372,6 +369,6 @@ def test_exact_on_cuda() -> None:
     y = torch.arange(-3000, 3000)
     x = (torch.arange(18_000) * 1_000_003 % 2**30 - 2**29).reshape(3, 6000)
     with session("spdz", y, device="cuda") as run:
-        result = run.moving.multiply(x.cuda())
+        result = run.operand.multiply(x.cuda())
     assert result.is_cuda
     assert result.tolist() == python_products(x, y)
