@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import struct
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,14 +17,19 @@ from joint.ends import OVERHEAD, header_of
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, PpirError, RangeError
-from ppir_torch.joint.interface import Limits, OperandHeader, Pairs, release_all
-from ppir_torch.protocols.lattice import bfv
+from ppir_torch.joint.bounds import Limits, Pairs
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
+from ppir_torch.protocols.lattice import bfv, bfv_coefficients
 from ppir_torch.protocols.lattice.bfv import BfvFixedSide, BfvMovingSide
+from ppir_torch.protocols.lattice.coefficient_sides import FixedCoefficientOperand, MovingCoefficientOperand
+from ppir_torch.protocols.lattice.packing import Layout
+from ppir_torch.protocols.lattice.second_process import SecondProcess, SharedProducts
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
 from ppir_torch.wire.payload import pack, unpack
 
-MAX_RESULT = bfv.MAX_RESULT
+MAX_RESULT = bfv_coefficients.MAX_RESULT
 MARGIN = 1 - 2e-9  # check_range keeps 1e-9 for its own rounding
 
 
@@ -36,17 +43,24 @@ class Parties:
         self.moving, self.fixed = BfvMovingSide(self.links[0]), BfvFixedSide(self.links[1])
 
     def send(self, header: OperandHeader, values: Tensor) -> None:
-        self.fixed.send_operand(header, values)
-        self.moving.accept_operand(header)
+        """The operand of the products that follow."""
+        self.theirs: FixedCoefficientOperand = self.fixed.open(header, values)
+        self.operand: MovingCoefficientOperand = self.moving.open(header)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None) -> list[int]:
         with ThreadPoolExecutor(1) as pool:
-            answered = pool.submit(lambda: self.fixed.answer(self.links[1].receive(), release_all))
-            result = self.moving.multiply(rows, pairs)
+            answered = pool.submit(lambda: self.theirs.answer(next_product(self.links[1]), release_all))
+            result = self.operand.multiply(rows, pairs)
             answered.result()
         assert result.dtype == torch.int64
         assert result.ndim == 1
         return [int(v) for v in result]
+
+
+def next_product(link: Link) -> Received:
+    """What party_1 asks for next, whichever operand it is with."""
+    request = link.receive()
+    return link.receive() if request.kind is MessageKind.OPERAND_IN_USE else request
 
 
 def exact(rows: Tensor, values: Tensor) -> list[int]:
@@ -78,7 +92,7 @@ def test_agrees_with_python_integers(parties: Parties, points: int, rows: int) -
     values = uniform(g, 1 << 11, points)
     parties.send(header_of(values, rows), values)
     for count, bits in ((rows, 14), (1, 20), (max(1, rows // 2), 1)):
-        matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << bits), count, points)
+        matrix = uniform(g, largest_entry(parties.operand.limits, points, 1 << bits), count, points)
         assert parties.multiply(matrix) == exact(matrix, values)
 
 
@@ -90,21 +104,21 @@ def test_columns_agree_with_python_integers(parties: Parties, points: int, rows:
     g = torch.Generator().manual_seed(points + rows)
     values = uniform(g, 1 << 11, columns, points)
     parties.send(header_of(values, rows), values)
-    matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << 14), rows, points)
+    matrix = uniform(g, largest_entry(parties.operand.limits, points, 1 << 14), rows, points)
     expected = exact(matrix, values)
     assert parties.multiply(matrix) == expected
     # Some of the products, in another order: only these are sent, and only the polynomials that they lie in.
     chosen = torch.randperm(rows * columns, generator=g)[: max(1, rows * columns // 2)].tolist()
     before = parties.links[0].sent[MessageKind.REPLY_CIPHERTEXTS], parties.links[1].sent[MessageKind.MASKED_RESULT]
     assert parties.multiply(matrix, [divmod(n, columns) for n in chosen]) == [expected[n] for n in chosen]
-    polynomials = {(n // columns // parties.moving._work.layout.group, n % columns) for n in chosen}
+    polynomials = {(n // columns // parties.operand.products.layout.group, n % columns) for n in chosen}
     up, down = (
         link.sent[kind] - b
         for link, kind, b in zip(
             parties.links, (MessageKind.REPLY_CIPHERTEXTS, MessageKind.MASKED_RESULT), before, strict=True
         )
     )
-    assert up == OVERHEAD + 8 + 12 * len(chosen) + len(polynomials) * bfv.DEGREE * 60 // 8
+    assert up == OVERHEAD + 8 + 12 * len(chosen) + len(polynomials) * bfv_coefficients.DEGREE * 60 // 8
     assert down == OVERHEAD + 8 * len(chosen)
 
 
@@ -117,7 +131,7 @@ def test_many_random_sizes(parties: Parties) -> None:
         if not values.any():
             values[0] = 1
         parties.send(header_of(values, rows, number), values)
-        matrix = uniform(g, largest_entry(parties.moving.limits, points, 1 << (20 - bits)), rows, points)
+        matrix = uniform(g, largest_entry(parties.operand.limits, points, 1 << (20 - bits)), rows, points)
         assert parties.multiply(matrix) == exact(matrix, values)
 
 
@@ -129,8 +143,8 @@ def test_edges_of_the_range(parties: Parties, points: int) -> None:
     parties.send(header_of(values, 2), values)
     matrix = torch.stack([torch.ones(points, dtype=torch.int64), -torch.ones(points, dtype=torch.int64)])
     assert parties.multiply(matrix) == [points * (largest // points), -points * (largest // points)]
-    entry = largest_entry(parties.moving.limits, points)
-    assert (entry + 1) * math.sqrt(points) > parties.moving.limits.max_norm
+    entry = largest_entry(parties.operand.limits, points)
+    assert (entry + 1) * math.sqrt(points) > parties.operand.limits.max_norm
     step = largest // points // entry
     values = torch.full((points,), step)
     parties.send(header_of(values, 2), values)
@@ -138,8 +152,8 @@ def test_edges_of_the_range(parties: Parties, points: int) -> None:
     assert parties.multiply(matrix) == [points * step * entry, -points * step * entry]
     assert points * step * entry > 0.999 * MAX_RESULT
     alone = torch.zeros(2, points, dtype=torch.int64)
-    alone[0, -1], alone[1, 0] = parties.moving.limits.max_row, -parties.moving.limits.max_row
-    values = torch.full((points,), largest // parties.moving.limits.max_row // math.isqrt(points))
+    alone[0, -1], alone[1, 0] = parties.operand.limits.max_row, -parties.operand.limits.max_row
+    values = torch.full((points,), largest // parties.operand.limits.max_row // math.isqrt(points))
     parties.send(header_of(values, 2), values)
     assert parties.multiply(alone) == exact(alone, values)
 
@@ -154,9 +168,9 @@ def test_largest_operand(parties: Parties, sign: int) -> None:
     parties.send(header_of(values, 2), values)
     assert parties.multiply(torch.zeros(1, 2, dtype=torch.int64)) == [0]
     with pytest.raises(RangeError, match="product: up to"):
-        parties.moving.multiply(torch.tensor([[1, 0]]))
+        parties.operand.multiply(torch.tensor([[1, 0]]))
     with pytest.raises(RangeError, match=r"below 2\^36 are needed"):
-        parties.fixed.send_operand(header_of(values + sign, 2), values + sign)
+        parties.fixed.open(header_of(values + sign, 2), values + sign)
 
 
 def test_zero_rows_blocks_and_operands(parties: Parties) -> None:
@@ -181,11 +195,14 @@ def test_row_order_and_strides_do_not_matter(parties: Parties) -> None:
 
 
 def test_several_operands_one_key() -> None:
-    parties, g = Parties(), torch.Generator().manual_seed(5)
+    parties, g, opened = Parties(), torch.Generator().manual_seed(5), []
     for number, points in enumerate((700, 2000, 64)):
         values, matrix = uniform(g, 100, points), uniform(g, 100, 2, points)
         parties.send(header_of(values, 2, number), values)
         assert parties.multiply(matrix) == exact(matrix, values)
+        opened.append((values, matrix, parties.operand, parties.theirs))
+    for values, matrix, parties.operand, parties.theirs in opened:  # the older ones are usable, too
+        assert parties.multiply(-matrix) == exact(-matrix, values)
     assert parties.links[1].sent[MessageKind.PUBLIC_KEY] == parties.links[0].received[MessageKind.PUBLIC_KEY] < 500_000
 
 
@@ -201,22 +218,22 @@ def test_a_second_process_changes_nothing(
     points: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes columns where there is one row, and rows where there are more; each pair is its or ours."""
-    monkeypatch.setattr(bfv, "_LARGE", 2)
+    monkeypatch.setattr(bfv, "LARGE", 2)
     monkeypatch.setattr(bfv, "cores", lambda: 2)
     shared: list[int] = []
-    share_pairs = BfvMovingSide._share_pairs
+    share = SharedProducts.share
 
-    def watched(side: BfvMovingSide, pairs: Pairs) -> list[int]:
-        shared.append(len(theirs := share_pairs(side, pairs)))
+    def watched(products: SharedProducts, pairs: Pairs) -> list[int]:
+        shared.append(len(theirs := share(products, pairs)))
         return theirs
 
-    monkeypatch.setattr(BfvMovingSide, "_share_pairs", watched)
+    monkeypatch.setattr(SharedProducts, "share", watched)
     parties, g = Parties(), torch.Generator().manual_seed(points)
-    for number in range(2):  # the second operand takes the first one's place in both processes
+    for number in range(2):  # both processes hold both operands
         values, matrix = uniform(g, 1 << 9, columns, points), uniform(g, 1 << 9, rows, points)
         matrix[:, 5_000:15_000] = 0  # a block of zeros, whatever the layout
         parties.send(header_of(values, rows, number), values)
-        assert parties.moving._work.layout.group == 1
+        assert parties.operand.products.layout.group == 1
         expected = (matrix @ values.T).flatten().tolist()
         assert parties.multiply(matrix) == expected
         assert 0 < shared[-1] < rows * columns
@@ -228,27 +245,69 @@ def test_a_second_process_changes_nothing(
 
 
 def test_a_second_process_that_ended_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfv, "_LARGE", 2)
+    monkeypatch.setattr(bfv, "LARGE", 2)
     monkeypatch.setattr(bfv, "cores", lambda: 2)
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Watched(SecondProcess):
+        def __init__(self, public_key: bytes) -> None:
+            super().__init__(public_key)
+            started.append(self.process)
+
+    monkeypatch.setattr(bfv, "SecondProcess", Watched)
     parties = Parties()
     values, matrix = torch.arange(40_000).reshape(2, 20_000) % 100, torch.ones(1, 20_000, dtype=torch.int64)
     parties.send(header_of(values, 1), values)
     assert parties.multiply(matrix) == exact(matrix, values)
-    helper = parties.moving._helper
-    assert helper is not None
-    helper._process.kill()
-    helper._process.wait()
+    (process,) = started
+    process.kill()
+    process.wait()
     sent = parties.links[0].sent.copy()
     with pytest.raises(LinkError, match="the second process of party_1 has ended"):
-        parties.moving.multiply(matrix)
+        parties.operand.multiply(matrix)
     assert parties.links[0].sent == sent
+
+
+def test_several_operands_share_the_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with any of them, in any order; one that nobody holds any more is forgotten there as well."""
+    monkeypatch.setattr(bfv, "LARGE", 2)
+    monkeypatch.setattr(bfv, "cores", lambda: 2)
+    opened: list[int] = []
+    dropped: list[int] = []
+
+    class Watched(SecondProcess):
+        def open(self, layout: Layout) -> int:
+            opened.append(super().open(layout))
+            return opened[-1]
+
+        def drop(self, number: int) -> None:
+            dropped.append(number)
+            super().drop(number)
+
+    monkeypatch.setattr(bfv, "SecondProcess", Watched)
+    parties, g = Parties(), torch.Generator().manual_seed(11)
+    operands = []
+    for number in range(3):
+        values = uniform(g, 1 << 9, 2, 20_000)
+        parties.send(header_of(values, 1, number), values)
+        operands.append((values, parties.operand, parties.theirs))
+    for number in (0, 2, 1, 1, 0):
+        values, parties.operand, parties.theirs = operands[number]
+        matrix = uniform(g, 1 << 9, 1, 20_000)
+        assert parties.multiply(matrix) == exact(matrix, values)
+    assert (opened, dropped) == ([0, 1, 2], [])
+    values, parties.operand, parties.theirs = operands[1]
+    operands.clear()
+    gc.collect()
+    assert sorted(dropped) == [0, 2]
+    assert parties.multiply(matrix) == exact(matrix, values)
 
 
 def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
     g = torch.Generator().manual_seed(6)
     values = uniform(g, 1 << 11, 56_797)
     parties.send(header_of(values, 7), values)
-    matrix = uniform(g, largest_entry(parties.moving.limits, 56_797), 7, 56_797)
+    matrix = uniform(g, largest_entry(parties.operand.limits, 56_797), 7, 56_797)
     before = parties.links[0].sent.copy(), parties.links[1].sent.copy()
     assert parties.multiply(matrix) == exact(matrix, values)
     up, down = (link.sent - b for link, b in zip(parties.links, before, strict=True))
@@ -262,9 +321,9 @@ def test_reply_is_one_ciphertext_in_2d(parties: Parties) -> None:
 def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
     parties, values = Parties(), torch.full((100,), 1 << 28)
     parties.send(header_of(values, 2), values)
-    rows, limits = torch.ones(2, 100, dtype=torch.int64), parties.moving.limits
+    rows, limits = torch.ones(2, 100, dtype=torch.int64), parties.operand.limits
     if case == "released":
-        parties.moving._released = bfv.MAX_WORDS - 1
+        parties.moving.coefficients.released.used = bfv_coefficients.MAX_WORDS - 1
     bad, match = {
         "row": (rows * (limits.max_row + 1), "entry of magnitude"),
         "norm": (rows * (math.floor(limits.max_norm / 10) + 1), "a row of length"),
@@ -276,7 +335,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
     }[case]
     sent = parties.links[0].sent.copy()
     with pytest.raises(RangeError, match=match):
-        parties.moving.multiply(bad)
+        parties.operand.multiply(bad)
     assert parties.links[0].sent == sent
 
 
@@ -285,7 +344,7 @@ def test_a_row_longer_than_the_flood_covers_is_refused_before_anything_is_sent(p
     """However small its entries and results are; one of the largest length is multiplied."""
     parties, values = Parties(), torch.arange(points) % 3 - 1
     parties.send(header_of(values, 2), values)
-    limits, sent = parties.moving.limits, parties.links[0].sent.copy()
+    limits, sent = parties.operand.limits, parties.links[0].sent.copy()
     entry = largest_entry(limits, points)
     within = torch.full((2, points), entry)
     # The first entry as large as the length allows, exactly.
@@ -295,22 +354,22 @@ def test_a_row_longer_than_the_flood_covers_is_refused_before_anything_is_sent(p
     for bad in (longer, longer.flip(1), longer.flip(0), -longer, torch.full((1, points), entry + 1)):
         assert int(bad.abs().max()) <= limits.max_row
         with pytest.raises(RangeError, match=r"a row of length .*, at most .* is allowed"):
-            parties.moving.multiply(bad)
+            parties.operand.multiply(bad)
     assert parties.links[0].sent == sent
     assert parties.multiply(within) == exact(within, values)
 
 
 def test_ciphertexts_are_as_long_as_the_layout_takes_them_to_be() -> None:
     """Within a tenth: the packing is chosen by it."""
-    parties, values = Parties(), torch.arange(2 * bfv.DEGREE) - bfv.DEGREE
-    parties.fixed.send_operand(header_of(values, 1), values)
+    parties, values = Parties(), torch.arange(2 * bfv_coefficients.DEGREE) - bfv_coefficients.DEGREE
+    parties.fixed.open(header_of(values, 1), values)
     parties.links[0].receive(MessageKind.PUBLIC_KEY)
     _, files = unpack(parties.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     assert len(files) == 2
     for file in files:
         # Two primes' words of 64 bits, and a seed instead of c1.
-        assert 0 < file.size - 2 * 8 * bfv.DEGREE < 500
-        assert file.size == pytest.approx(bfv._CIPHERTEXT_BYTES, rel=0.1)
+        assert 0 < file.size - 2 * 8 * bfv_coefficients.DEGREE < 500
+        assert file.size == pytest.approx(bfv_coefficients.CIPHERTEXT_BYTES, rel=0.1)
 
 
 @pytest.mark.parametrize("case", ["shape", "max_abs", "energy", "modulus", "half of the modulus", "points"])
@@ -326,7 +385,7 @@ def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str)
         "points": (replace(header, points=1 << 42), values),
     }[case]
     with pytest.raises(RangeError):
-        parties.fixed.send_operand(header, values)
+        parties.fixed.open(header, values)
     assert not parties.links[1].sent
 
 
@@ -351,64 +410,64 @@ def largest_primes(below: int, one_modulo: int, count: int) -> list[int]:
 
 
 def test_the_primes_are_the_largest_that_are_one_modulo_t_and_2n() -> None:
-    t, n = 1 << bfv.PLAIN_BITS, bfv.DEGREE
+    t, n = 1 << bfv_coefficients.PLAIN_BITS, bfv_coefficients.DEGREE
     assert [p for p in range(100) if is_prime(p)] == [
         *(2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
     ]
     assert not is_prime(3_215_031_751)  # a strong pseudoprime to the bases 2, 3, 5 and 7
-    *data, special = bfv.PRIMES
+    *data, special = bfv_coefficients.PRIMES
     assert data == largest_primes(1 << 60, t, 2)
     assert [special] == largest_primes(1 << 20, 2 * n, 1)
-    seal = bfv._scheme().seal
-    for prime in bfv.PRIMES:
+    seal = bfv_coefficients.scheme().seal
+    for prime in bfv_coefficients.PRIMES:
         assert is_prime(prime)
         assert seal.Modulus(prime).is_prime()
         assert prime % (2 * n) == 1  # NTTs of degree n
     assert [prime % t for prime in data] == [1, 1]
     assert math.prod(data) % t == 1
-    assert [prime.bit_length() for prime in bfv.PRIMES] == [60, 60, 20]
+    assert [prime.bit_length() for prime in bfv_coefficients.PRIMES] == [60, 60, 20]
 
 
 def accepted(primes: list[int]) -> bool:
     """Whether SEAL takes these primes at 128 bits, with our degree and plaintext modulus."""
-    seal = bfv._scheme().seal
+    seal = bfv_coefficients.scheme().seal
     parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
-    parameters.set_poly_modulus_degree(bfv.DEGREE)
+    parameters.set_poly_modulus_degree(bfv_coefficients.DEGREE)
     parameters.set_coeff_modulus([seal.Modulus(prime) for prime in primes])
-    parameters.set_plain_modulus(1 << bfv.PLAIN_BITS)
+    parameters.set_plain_modulus(1 << bfv_coefficients.PLAIN_BITS)
     return bool(seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128).parameters_set())
 
 
 def test_seal_accepts_the_parameters_at_128_bits() -> None:
-    scheme = bfv._scheme()
-    limit = scheme.seal.CoeffModulus.MaxBitCount(bfv.DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
-    assert sum(prime.bit_length() for prime in bfv.PRIMES) == 140 <= limit == 218
-    assert accepted(list(bfv.PRIMES))
-    assert not accepted(largest_primes(1 << 60, 1 << bfv.PLAIN_BITS, 4))  # 240 bits
-    assert not accepted([bfv.PRIMES[0] - 2, *bfv.PRIMES[1:]])  # no prime
+    scheme = bfv_coefficients.scheme()
+    limit = scheme.seal.CoeffModulus.MaxBitCount(bfv_coefficients.DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
+    assert sum(prime.bit_length() for prime in bfv_coefficients.PRIMES) == 140 <= limit == 218
+    assert accepted(list(bfv_coefficients.PRIMES))
+    assert not accepted(largest_primes(1 << 60, 1 << bfv_coefficients.PLAIN_BITS, 4))  # 240 bits
+    assert not accepted([bfv_coefficients.PRIMES[0] - 2, *bfv_coefficients.PRIMES[1:]])  # no prime
     top = scheme.context.first_context_data()
     assert top.qualifiers().sec_level == scheme.seal.SEC_LEVEL_TYPE.TC128
     assert top.qualifiers().using_fast_plain_lift
-    assert min(scheme.primes) > 1 << bfv.PLAIN_BITS
+    assert min(scheme.primes) > 1 << bfv_coefficients.PLAIN_BITS
     assert top.total_coeff_modulus_bit_count() == 120
-    assert scheme.primes == bfv.PRIMES[:2]
+    assert scheme.primes == bfv_coefficients.PRIMES[:2]
     assert scheme.context.last_context_data().total_coeff_modulus_bit_count() == 60
 
 
 def rounding_of_fresh_ciphertexts(modulus: int, values: list[int]) -> float:
     """The largest |t round(q m / t) / q - m| q / t: what SEAL's rounding adds to a fresh error."""
-    t = 1 << bfv.PLAIN_BITS
+    t = 1 << bfv_coefficients.PLAIN_BITS
     left = [modulus * value % t for value in values]
     return max(min(r, t - r) for r in left) / t
 
 
 def test_rounding_of_a_fresh_ciphertext_is_y_over_t_and_no_more() -> None:
     """On real ciphertexts: tests/attacks/test_bfv_reply.py. SEAL's own choice of primes adds a half."""
-    scheme, t = bfv._scheme(), 1 << bfv.PLAIN_BITS
+    scheme, t = bfv_coefficients.scheme(), 1 << bfv_coefficients.PLAIN_BITS
     values = [0, 1, -1, 2047, -2048, 123_456, t // 2 - 1, 1 - t // 2]
     for value in values:
         assert rounding_of_fresh_ciphertexts(math.prod(scheme.primes), [value]) == abs(value) / t
-    usual = [m.value() for m in scheme.seal.CoeffModulus.Create(bfv.DEGREE, [60, 60, 20])[:-1]]
+    usual = [m.value() for m in scheme.seal.CoeffModulus.Create(bfv_coefficients.DEGREE, [60, 60, 20])[:-1]]
     assert rounding_of_fresh_ciphertexts(math.prod(usual), list(range(2048))) > 0.49
 
 
@@ -417,46 +476,48 @@ def test_rounding_of_a_fresh_ciphertext_is_y_over_t_and_no_more() -> None:
 def test_security_and_noise_budget(points: int, rows: int) -> None:
     """From the published constants: the flood hides every row that is in range, and decryption is right."""
     header = OperandHeader(0, points, rows, 1.0, 0.0, 1 << 12, points << 24)
-    limits, group = bfv._limits(header), bfv._layout(header).group
+    limits, group = bfv_coefficients.limits(header), bfv_coefficients.layout(header).group
     # |sum w_i e_i| <= s |w|_2 with e_i of 42 coins of a half each: Hoeffding's 2 exp(-2 s^2 / 42).
-    beyond = 2 * math.exp(-2 * bfv.FRESH_NOISE**2 / 42)
+    beyond = 2 * math.exp(-2 * bfv_coefficients.FRESH_NOISE**2 / 42)
     assert beyond < 2**-60
     together = math.sqrt(group) * limits.max_norm  # |w|_2 of `group` rows side by side
-    noise = bfv.FRESH_NOISE * together + bfv.ZERO_NOISE + 1  # SEAL's rounding adds |R| / t below 1/2
-    assert bfv.MAX_WORDS * (beyond + noise / 2**bfv.FLOOD_BITS) < 2**-40
+    noise = (
+        bfv_coefficients.FRESH_NOISE * together + bfv_coefficients.ZERO_NOISE + 1
+    )  # SEAL's rounding adds |R| / t below 1/2
+    assert bfv_coefficients.MAX_WORDS * (beyond + noise / 2**bfv_coefficients.FLOOD_BITS) < 2**-40
     # No tighter than it need be: entries of the size that J's rounding asks for, four, remain at the very least.
-    assert bfv.MAX_WORDS * (beyond + 2 * noise / 2**bfv.FLOOD_BITS) > 2**-40
+    assert bfv_coefficients.MAX_WORDS * (beyond + 2 * noise / 2**bfv_coefficients.FLOOD_BITS) > 2**-40
     assert limits.max_norm == pytest.approx(2**18 / math.sqrt(group), rel=1e-9)
     assert limits.max_row == min(1 << 20, math.floor(limits.max_norm))
     assert limits.max_norm >= 4 * math.sqrt(points)
     # Right decryption after the switch: flood, noise and rounding (Hoeffding, 2^-200) below q1 / 2t.
-    first, *rest = bfv._scheme().primes
-    before = (noise + 2 ** (bfv.FLOOD_BITS - 1)) / math.prod(rest)
-    rounding = math.sqrt((bfv.DEGREE + 1) / 2 * 201 * math.log(2)) + 1
-    assert before + rounding < first / (2 << bfv.PLAIN_BITS)
+    first, *rest = bfv_coefficients.scheme().primes
+    before = (noise + 2 ** (bfv_coefficients.FLOOD_BITS - 1)) / math.prod(rest)
+    rounding = math.sqrt((bfv_coefficients.DEGREE + 1) / 2 * 201 * math.log(2)) + 1
+    assert before + rounding < first / (2 << bfv_coefficients.PLAIN_BITS)
     # Noise of party_2 and the largest result stay within half of t.
-    assert limits.max_result + limits.max_result // 32 < 1 << bfv.PLAIN_BITS - 1
+    assert limits.max_result + limits.max_result // 32 < 1 << bfv_coefficients.PLAIN_BITS - 1
 
 
 def test_more_points_than_the_flood_covers_are_refused() -> None:
     """Rows whose typical entry is below four would be rounding more than anything else."""
     most = 1 << 32
-    assert bfv._limits(OperandHeader(0, most, 1, 1.0, 0.0, 1, most)).max_norm == 4 * math.sqrt(most)
+    assert bfv_coefficients.limits(OperandHeader(0, most, 1, 1.0, 0.0, 1, most)).max_norm == 4 * math.sqrt(most)
     with pytest.raises(RangeError, match=f"{most + 1} points are more than the noise flood can cover"):
-        bfv._limits(OperandHeader(0, most + 1, 1, 1.0, 0.0, 1, most))
+        bfv_coefficients.limits(OperandHeader(0, most + 1, 1, 1.0, 0.0, 1, most))
 
 
 def test_flood_is_centred_and_full_width() -> None:
-    half = 1 << (bfv.FLOOD_BITS - 1)
-    assert bfv._flood(0, 0) == -half
-    assert bfv._flood(-1, -1) == half - 1
-    assert bfv._flood(0, 1 << (bfv.FLOOD_BITS - 65)) == 0
+    half = 1 << (bfv_coefficients.FLOOD_BITS - 1)
+    assert bfv_coefficients.flood(0, 0) == -half
+    assert bfv_coefficients.flood(-1, -1) == half - 1
+    assert bfv_coefficients.flood(0, 1 << (bfv_coefficients.FLOOD_BITS - 65)) == 0
 
 
 def reply_of(parties: Parties, rows: Tensor) -> bytes:
     """A genuine REPLY_CIPHERTEXTS payload, of an operand of one column."""
     with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(parties.moving.multiply, rows)
+        sending = pool.submit(parties.operand.multiply, rows)
         payload = bytes(parties.links[1].receive(MessageKind.REPLY_CIPHERTEXTS).payload)
         parties.links[1].send(MessageKind.MASKED_RESULT, bytes(8 * len(rows)))
         sending.result()
@@ -469,8 +530,8 @@ def test_malformed_replies_are_refused() -> None:
     good = reply_of(parties, torch.ones(9, 100, dtype=torch.int64))
     # How many words, how many polynomials; the words; where each lies (polynomial, row in its group); the polynomials.
     places, start = 8 + 8 * 9, 8 + 12 * 9
-    assert len(good) == start + bfv.DEGREE * 60 // 8
-    assert parties.moving._work.layout.group == 16
+    assert len(good) == start + bfv_coefficients.DEGREE * 60 // 8
+    assert parties.operand.products.layout.group == 16
     bad = [
         b"",
         good[:3],
@@ -494,9 +555,9 @@ def test_malformed_replies_are_refused() -> None:
     sent = parties.links[1].sent.copy()
     for payload in bad:
         with pytest.raises(LinkError):
-            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
+            parties.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
+        parties.theirs.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
     assert parties.links[1].sent == sent
     # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
     generator = np.random.default_rng(0)
@@ -504,7 +565,7 @@ def test_malformed_replies_are_refused() -> None:
         flipped = bytearray(good)
         flipped[position] ^= 1 << int(generator.integers(8))
         try:
-            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            parties.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
         except LinkError:
             continue
 
@@ -515,7 +576,7 @@ def test_malformed_answers_are_refused(answer: bytes) -> None:
     parties.send(header_of(values, 2), values)
     parties.links[1].send(MessageKind.MASKED_RESULT, answer)
     with pytest.raises(LinkError, match="MASKED_RESULT"):
-        parties.moving.multiply(torch.ones(2, 100, dtype=torch.int64))
+        parties.operand.multiply(torch.ones(2, 100, dtype=torch.int64))
 
 
 def _truncate(batch: list[np.ndarray]) -> list[np.ndarray]:
@@ -544,15 +605,13 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
     source, target = Parties(), Parties()
     values = torch.arange(-1000, 1000)
     header = header_of(values, 8)
-    source.fixed.send_operand(header, values)
+    source.fixed.open(header, values)
     key = bytes(source.links[0].receive(MessageKind.PUBLIC_KEY).payload)
     _, batch = unpack(source.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     target.links[1].send(MessageKind.PUBLIC_KEY, key)
     target.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
     with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
-        target.moving.accept_operand(header)
-    with pytest.raises(RuntimeError, match="before accept_operand"):
-        target.moving.multiply(torch.ones(1, 2000, dtype=torch.int64))
+        target.moving.open(header)
 
 
 @pytest.mark.parametrize("key", [b"", bytes(1000), bytes(2 << 20)])
@@ -560,4 +619,4 @@ def test_malformed_keys_are_refused(key: bytes) -> None:
     parties, values = Parties(), torch.arange(10)
     parties.links[1].send(MessageKind.PUBLIC_KEY, key)
     with pytest.raises(PpirError, match="PUBLIC_KEY"):
-        parties.moving.accept_operand(header_of(values, 1))
+        parties.moving.open(header_of(values, 1))

@@ -15,10 +15,14 @@ from joint.ends import OVERHEAD, header_of, python_products
 from torch import Tensor
 
 from ppir_torch.errors import LinkError, PpirError, RangeError
-from ppir_torch.joint.interface import OperandHeader, Pairs, Release, release_all
-from ppir_torch.protocols.lattice import ckks
-from ppir_torch.protocols.lattice.ckks import DEGREE, CkksFixedSide, CkksMovingSide
-from ppir_torch.protocols.lattice.seal_format import ciphertext_file
+from ppir_torch.joint.bounds import Pairs
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import Release, release_all
+from ppir_torch.protocols.lattice import ckks_coefficients as ckks
+from ppir_torch.protocols.lattice.ckks import CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice.coefficient_sides import FixedCoefficientOperand, MovingCoefficientOperand
+from ppir_torch.protocols.lattice.packing import DEGREE
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, ciphertext_words, load_seal, save_seal
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
 from ppir_torch.wire.payload import pack, unpack
@@ -36,18 +40,25 @@ class Parties:
         self.moving, self.fixed = CkksMovingSide(self.links[0]), CkksFixedSide(self.links[1])
 
     def send(self, values: Tensor, rows: int, number: int = 0) -> None:
+        """The operand of the products that follow."""
         header = header_of(values, rows, number)
-        self.fixed.send_operand(header, values)
-        self.moving.accept_operand(header)
+        self.theirs: FixedCoefficientOperand = self.fixed.open(header, values)
+        self.operand: MovingCoefficientOperand = self.moving.open(header)
 
     def multiply(self, rows: Tensor, pairs: Pairs | None = None, release: Release = release_all) -> list[int]:
         with ThreadPoolExecutor(1) as pool:
-            answered = pool.submit(lambda: self.fixed.answer(self.links[1].receive(), release))
-            result = self.moving.multiply(rows, pairs)
+            answered = pool.submit(lambda: self.theirs.answer(next_product(self.links[1]), release))
+            result = self.operand.multiply(rows, pairs)
             answered.result()
         assert result.dtype == torch.int64
         assert result.ndim == 1
         return [int(v) for v in result]
+
+
+def next_product(link: Link) -> Received:
+    """What party_1 asks for next, whichever operand it is with."""
+    request = link.receive()
+    return link.receive() if request.kind is MessageKind.OPERAND_IN_USE else request
 
 
 def uniform(generator: torch.Generator, bound: int, *shape: int) -> Tensor:
@@ -106,7 +117,7 @@ def test_pairs_in_any_order_and_only_those(parties: Parties) -> None:
     assert (parties.links[1].sent - before).total() == OVERHEAD + 5 * 15
     for bad in ([], [(20, 0)], [(0, 3)], [(-1, 0)], [(0, 0), (0, 0)]):
         with pytest.raises(LinkError, match="refused"):
-            parties.moving.multiply(matrix, bad)
+            parties.operand.multiply(matrix, bad)
 
 
 @pytest.mark.parametrize("points", [1, 900, 2500])
@@ -115,47 +126,47 @@ def test_edges_of_the_range(parties: Parties, points: int) -> None:
     for entry in (1, ckks.MAX_ROW):
         step = min(LARGEST // points // entry, ckks.MAX_OPERAND - 1)
         parties.send(ones * step, 2)
-        assert parties.moving.limits.max_row == ckks.MAX_ROW
+        assert parties.operand.limits.max_row == ckks.MAX_ROW
         matrix = torch.stack([ones, -ones]) * entry
         assert parties.multiply(matrix) == [points * step * entry, -points * step * entry]
     assert points * step * entry > 0.9 * ckks.MAX_RESULT
 
 
 def test_entries_of_the_largest_size_are_encoded_exactly() -> None:
-    scheme, generator = ckks._scheme(), np.random.default_rng(0)
+    scheme, generator = ckks.scheme(), np.random.default_rng(0)
     for largest in (
         np.full(DEGREE, ckks.MAX_ROW),
         ckks.MAX_ROW * (-1) ** np.arange(DEGREE),
         generator.choice([-ckks.MAX_ROW, ckks.MAX_ROW], DEGREE),
         generator.integers(-ckks.MAX_ROW, ckks.MAX_ROW + 1, DEGREE),
     ):
-        plain = ckks._encode(largest)
+        plain = ckks.CkksMovingCoefficientCipher().plaintext(largest)
         assert np.array_equal(coefficients([plain.data(i) for i in range(DEGREE)]), largest)
         # The encoder's error before rounding, seen through a scale of 2^25, has 20 bits to spare.
-        slots = np.fft.ifft(largest * ckks._roots()[0], norm="forward")[ckks._roots()[1]]
+        slots = np.fft.ifft(largest * ckks.roots()[0], norm="forward")[ckks.roots()[1]]
         scheme.encoder.encode(slots.tolist(), scheme.top, 2.0**25, plain)
         finer = coefficients([plain.data(i) for i in range(DEGREE)])
         assert np.abs(finer - largest * 2**25).max() < 2**5
 
 
 def test_operands_of_the_largest_size_are_scaled_exactly() -> None:
-    scheme, prime = ckks._scheme(), ckks._scheme().primes[0]
+    scheme, prime = ckks.scheme(), ckks.scheme().primes[0]
     values = np.random.default_rng(1).integers(1 - ckks.MAX_OPERAND, ckks.MAX_OPERAND, DEGREE)
     values[:3] = 0, 1 - ckks.MAX_OPERAND, ckks.MAX_OPERAND - 1
     factor = scheme.scale * scheme.primes[2]
     assert factor % scheme.primes[1] == factor % scheme.primes[2] == 0
-    found = coefficients(ckks._scaled_ntt(values).tolist())
+    found = coefficients(ckks.scaled_ntt(values).tolist())
     assert [int(v) % prime for v in found] == [int(v) * factor % prime for v in values]
 
 
 def coefficients(words: list[int]) -> np.ndarray:
     """From NTT form modulo the first prime, centred."""
-    scheme, prime = ckks._scheme(), ckks._scheme().primes[0]
+    scheme, prime = ckks.scheme(), ckks.scheme().primes[0]
     file, ciphertext = ciphertext_file(DEGREE, 1, scheme.bottom, ntt=True), scheme.seal.Ciphertext()
     file.words[DEGREE:] = words
     file.load(ciphertext, scheme.context)
     scheme.evaluator.transform_from_ntt_inplace(ciphertext)
-    out = ckks._read(ciphertext, DEGREE, 2 * DEGREE).astype(np.int64)
+    out = ciphertext_words(ciphertext, DEGREE, 2 * DEGREE).astype(np.int64)
     return np.where(out > prime // 2, out - prime, out)
 
 
@@ -181,11 +192,14 @@ def test_row_order_and_strides_do_not_matter(parties: Parties) -> None:
 
 
 def test_several_operands_one_key() -> None:
-    parties, g = Parties(), torch.Generator().manual_seed(5)
+    parties, g, opened = Parties(), torch.Generator().manual_seed(5), []
     for number, points in enumerate((700, 2000, 64)):
         values, matrix = uniform(g, 100, points), uniform(g, 100, 2, points)
         parties.send(values, 2, number)
         assert parties.multiply(matrix) == python_products(matrix, values)
+        opened.append((values, matrix, parties.operand, parties.theirs))
+    for values, matrix, parties.operand, parties.theirs in opened:  # the older ones are usable, too
+        assert parties.multiply(-matrix) == python_products(-matrix, values)
     assert parties.links[1].sent[MessageKind.PUBLIC_KEY] == parties.links[0].received[MessageKind.PUBLIC_KEY] < 500_000
 
 
@@ -222,7 +236,7 @@ def test_what_release_refuses_is_not_sent(parties: Parties) -> None:
         raise RangeError("cap")
 
     with pytest.raises(RangeError, match="cap"):
-        parties.fixed.answer(request, refuse)
+        parties.theirs.answer(request, refuse)
     assert parties.links[1].sent == sent
 
 
@@ -245,7 +259,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
     parties.send(values, 2)
     rows = torch.ones(2, 100, dtype=torch.int64)
     if case == "released":
-        parties.moving._released = ckks.MAX_WORDS - 1
+        parties.moving.coefficients.released.used = ckks.MAX_WORDS - 1
     bad = {
         "row": rows * (ckks.MAX_ROW + 1),
         "result": rows * (1 << 13),
@@ -256,7 +270,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(case: str) -> None:
     }[case]
     sent = parties.links[0].sent.copy()
     with pytest.raises(RangeError):
-        parties.moving.multiply(bad)
+        parties.operand.multiply(bad)
     assert parties.links[0].sent == sent
 
 
@@ -264,9 +278,10 @@ def test_party_2_counts_its_words_itself() -> None:
     parties, rows = Parties(), torch.ones(2, 100, dtype=torch.int64)
     parties.send(torch.arange(-50, 50), 2)
     payload = memoryview(reply_of(parties, rows))
-    parties.fixed._released, sent = ckks.MAX_WORDS - 1, parties.links[1].sent.copy()
+    parties.fixed.coefficients.cipher.released.used = ckks.MAX_WORDS - 1
+    sent = parties.links[1].sent.copy()
     with pytest.raises(RangeError, match=f"at most {ckks.MAX_WORDS} results"):
-        parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, payload), release_all)
+        parties.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, payload), release_all)
     assert parties.links[1].sent == sent
 
 
@@ -283,12 +298,12 @@ def test_operand_that_does_not_fit_is_refused_before_anything_is_sent(case: str)
         "points": (replace(header, points=1 << 45), values),
     }[case]
     with pytest.raises(RangeError):
-        parties.fixed.send_operand(header, values)
+        parties.fixed.open(header, values)
     assert not parties.links[1].sent
 
 
 def test_security_noise_and_exactness() -> None:
-    scheme = ckks._scheme()
+    scheme = ckks.scheme()
     limit = scheme.seal.CoeffModulus.MaxBitCount(DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
     assert sum(ckks.PRIME_BITS) <= limit == 218
     half_scale, half_modulus = scheme.scale // 2, math.prod(scheme.kept) // 2
@@ -303,7 +318,7 @@ def test_security_noise_and_exactness() -> None:
     for points in (1, 1000, 56_797, 902_629, 10**7, 10**8):
         for rows in (1, 7, 13, 64, 1000):
             header = OperandHeader(0, points, rows, 1.0, 0.0, 1 << 12, points << 24)
-            limits, group = ckks._limits(header), ckks._layout(header).group
+            limits, group = ckks.limits(header), ckks.layout(header).group
             fresh = ckks.FRESH_NOISE * group * points * limits.max_row + ckks.ZERO_NOISE
             assert fresh / scheme.primes[2] + rounding <= noise
             assert limits.max_row >= 1 << 20
@@ -312,18 +327,18 @@ def test_security_noise_and_exactness() -> None:
 
 def test_flood_and_mask_have_their_full_width() -> None:
     half = 1 << (ckks.FLOOD_BITS - 1)
-    assert ckks._flood(0, 0) == -half
-    assert ckks._flood(-1, -1) == half - 1
-    assert ckks._flood(0, 1 << (ckks.FLOOD_BITS - 65)) == 0
-    modulus = math.prod(ckks._scheme().kept)
-    assert ckks._mask(np.array([-1, -1, -1])) == ((1 << 192) - 1) % modulus
-    assert ckks._mask(np.array([0, 1 << 55, 0])) == (1 << 119) < modulus
+    assert ckks.flood(0, 0) == -half
+    assert ckks.flood(-1, -1) == half - 1
+    assert ckks.flood(0, 1 << (ckks.FLOOD_BITS - 65)) == 0
+    modulus = math.prod(ckks.scheme().kept)
+    assert ckks.mask(np.array([-1, -1, -1])) == ((1 << 192) - 1) % modulus
+    assert ckks.mask(np.array([0, 1 << 55, 0])) == (1 << 119) < modulus
 
 
 def reply_of(parties: Parties, rows: Tensor) -> bytes:
     """A genuine REPLY_CIPHERTEXTS payload."""
     with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(parties.moving.multiply, rows)
+        sending = pool.submit(parties.operand.multiply, rows)
         payload = bytes(parties.links[1].receive(MessageKind.REPLY_CIPHERTEXTS).payload)
         parties.links[1].send(MessageKind.MASKED_RESULT, bytes(15 * len(rows)))
         sending.result()
@@ -356,11 +371,9 @@ def test_malformed_replies_are_refused() -> None:
     sent = parties.links[1].sent.copy()
     for payload in bad:
         with pytest.raises(LinkError):
-            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
+            parties.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(payload)), release_all)
     with pytest.raises(LinkError):
-        parties.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
-    with pytest.raises(LinkError):
-        Parties().fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(good)), release_all)
+        parties.theirs.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(good)), release_all)
     assert parties.links[1].sent == sent
     # A flipped bit inside a word cannot be told from another ciphertext, but must not crash.
     generator = np.random.default_rng(0)
@@ -368,7 +381,7 @@ def test_malformed_replies_are_refused() -> None:
         flipped = bytearray(good)
         flipped[position] ^= 1 << int(generator.integers(8))
         try:
-            parties.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            parties.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
         except LinkError:
             continue
 
@@ -379,7 +392,7 @@ def test_malformed_answers_are_refused(answer: bytes) -> None:
     parties.send(torch.arange(-50, 50), 2)
     parties.links[1].send(MessageKind.MASKED_RESULT, answer)
     with pytest.raises(LinkError, match="MASKED_RESULT"):
-        parties.moving.multiply(torch.ones(2, 100, dtype=torch.int64))
+        parties.operand.multiply(torch.ones(2, 100, dtype=torch.int64))
 
 
 def _truncate(batch: list[np.ndarray]) -> list[np.ndarray]:
@@ -393,25 +406,25 @@ def _flip_size(batch: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _of_fewer_primes(batch: list[np.ndarray]) -> list[np.ndarray]:
-    scheme, small = ckks._scheme(), ckks._scheme().seal.Ciphertext()
+    scheme, small = ckks.scheme(), ckks.scheme().seal.Ciphertext()
     whole = scheme.seal.Ciphertext()
-    ckks.load_seal(whole, scheme.context, batch[0].tobytes(), "test")
+    load_seal(whole, scheme.context, batch[0].tobytes(), "test")
     scheme.evaluator.mod_switch_to_next(whole, small)
-    return [np.frombuffer(ckks.save_seal(small), np.uint8), *batch[1:]]
+    return [np.frombuffer(save_seal(small), np.uint8), *batch[1:]]
 
 
 def _not_ntt(batch: list[np.ndarray]) -> list[np.ndarray]:
-    scheme, whole = ckks._scheme(), ckks._scheme().seal.Ciphertext()
-    ckks.load_seal(whole, scheme.context, batch[0].tobytes(), "test")
+    scheme, whole = ckks.scheme(), ckks.scheme().seal.Ciphertext()
+    load_seal(whole, scheme.context, batch[0].tobytes(), "test")
     scheme.evaluator.transform_from_ntt_inplace(whole)
-    return [np.frombuffer(ckks.save_seal(whole), np.uint8), *batch[1:]]
+    return [np.frombuffer(save_seal(whole), np.uint8), *batch[1:]]
 
 
 def _other_scale(batch: list[np.ndarray]) -> list[np.ndarray]:
-    scheme, whole = ckks._scheme(), ckks._scheme().seal.Ciphertext()
-    ckks.load_seal(whole, scheme.context, batch[0].tobytes(), "test")
+    scheme, whole = ckks.scheme(), ckks.scheme().seal.Ciphertext()
+    load_seal(whole, scheme.context, batch[0].tobytes(), "test")
     whole.scale = 2.0
-    return [np.frombuffer(ckks.save_seal(whole), np.uint8), *batch[1:]]
+    return [np.frombuffer(save_seal(whole), np.uint8), *batch[1:]]
 
 
 @pytest.mark.parametrize(
@@ -433,15 +446,13 @@ def test_malformed_operands_are_refused(damage: Callable[[list[np.ndarray]], lis
     source, target = Parties(), Parties()
     values = torch.arange(-1000, 1000)
     header = header_of(values, 8)
-    source.fixed.send_operand(header, values)
+    source.fixed.open(header, values)
     key = bytes(source.links[0].receive(MessageKind.PUBLIC_KEY).payload)
     _, batch = unpack(source.links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     target.links[1].send(MessageKind.PUBLIC_KEY, key)
     target.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, damage(batch)))
     with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
-        target.moving.accept_operand(header)
-    with pytest.raises(RuntimeError, match="before accept_operand"):
-        target.moving.multiply(torch.ones(1, 2000, dtype=torch.int64))
+        target.moving.open(header)
 
 
 @pytest.mark.parametrize("key", [b"", bytes(1000), bytes(2 << 20)])
@@ -449,4 +460,4 @@ def test_malformed_keys_are_refused(key: bytes) -> None:
     parties, values = Parties(), torch.arange(10)
     parties.links[1].send(MessageKind.PUBLIC_KEY, key)
     with pytest.raises(PpirError, match="PUBLIC_KEY"):
-        parties.moving.accept_operand(header_of(values, 1))
+        parties.moving.open(header_of(values, 1))

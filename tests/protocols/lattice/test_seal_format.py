@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ppir_torch.errors import LinkError
-from ppir_torch.protocols.lattice import seal_format
 from ppir_torch.protocols.lattice.seal_format import (
     ciphertext_file,
     ciphertext_words,
@@ -18,6 +17,7 @@ from ppir_torch.protocols.lattice.seal_format import (
     pack_pairs,
     plaintext_file,
     save_seal,
+    stored_content,
     unpack_pairs,
 )
 
@@ -156,7 +156,7 @@ def test_words_are_read_alike_whether_seals_file_is_compressed_or_not(scheme: Si
     large, count = scheme.seal.Ciphertext(), 4 * 8192
     scheme.seal.Encryptor(context, scheme.seal.KeyGenerator(context).secret_key()).encrypt_zero_symmetric(large)
     for ciphertext, words, stored in ((small, 4 * DEGREE, False), (large, count, True)):
-        content = seal_format._stored(save_seal(ciphertext)[16:])
+        content = stored_content(save_seal(ciphertext)[16:])
         assert (content is not None) is stored
         at = ciphertext.dyn_array().at
         for start, stop in ((0, words), (words // 2, words), (5, 6), (words - 300, words - 1)):
@@ -165,7 +165,7 @@ def test_words_are_read_alike_whether_seals_file_is_compressed_or_not(scheme: Si
 
 @pytest.mark.parametrize("frame", [b"", b"PK\3\4" + bytes(20), bytes.fromhex("28b52ffd2001040000")])
 def test_frames_that_are_none_or_not_raw(frame: bytes) -> None:
-    assert seal_format._stored(frame) is None
+    assert stored_content(frame) is None
 
 
 def test_compose_residues() -> None:
@@ -178,7 +178,7 @@ def test_compose_residues() -> None:
 def test_nothing_touches_the_disk_and_descriptors_are_closed(scheme: SimpleNamespace) -> None:
     before = len(os.listdir("/proc/self/fd"))
     file = plaintext_file(DEGREE)
-    assert os.readlink(file._path).startswith("/memfd:")
+    assert os.readlink(file.path).startswith("/memfd:")
     del file
     save_seal(encrypted(scheme, np.zeros(DEGREE)))
     assert len(os.listdir("/proc/self/fd")) == before
