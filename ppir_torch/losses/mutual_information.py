@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ImageError
 from ..histograms import bin_slopes, information
 from ..images import Image
-from ..joint.columns import table_of
 from ..joint.bounds import all_pairs
+from ..joint.columns import table_of
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
 from ..transforms import LinearTransform

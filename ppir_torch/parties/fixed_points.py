@@ -71,10 +71,10 @@ class FixedPoints:
             self.charge(released_values(dimension), "points")
         self._left = dimension * dimension
         PreparedPoints(header, tuple(self._centre.tolist()), self.disclose_spread).send(channel)
-        side.send_operand(header, values)
+        operand = side.open(header, values)
         message = channel.receive(*PRODUCT_KINDS)
         channel.at(message.level, message.iteration)
-        side.answer(message, self._release)
+        operand.answer(message, self._release)
         return Finish.receive(channel).shared
 
     def _release(self, count: int) -> Tensor:

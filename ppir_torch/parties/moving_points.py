@@ -69,10 +69,10 @@ class MovingPoints:
         header, wanted = prepared.header, (count, dimension, dimension)
         if (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
-        side.accept_operand(header)
-        integers, scale = quantise_moving(self._rows, header, side.limits)
+        operand = side.open(header)
+        integers, scale = quantise_moving(self._rows, header, operand.limits)
         channel.at(0, 0)
-        exact = side.multiply(integers).cpu().double().reshape(dimension, dimension)
+        exact = operand.multiply(integers).cpu().double().reshape(dimension, dimension)
         found = self._align(exact * (header.scale / scale), integers.T.double() / scale, prepared)
         Finish(SharedTransform(found.matrix.tolist(), found.offset.tolist()) if share else None).send(channel)
         return found

@@ -6,7 +6,7 @@ Whatever a peer sends, these return a value within its bounds or raise LinkError
 4
 >>> read_integer({"rows": True}, "rows", 1, 1024)
 Traceback (most recent call last):
-ppir_torch.errors.LinkError: rows: True, an integer from 1 to 1024 is due
+ppir_torch.errors.LinkError: rows: True, an integer from 1 to 1024 is due; refused
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def shown(value: object) -> str:
 def read_only(meta: Mapping[str, Any], *names: str) -> None:
     """Refuse values without one of these names, or with any other. Raises LinkError."""
     if set(meta) != set(names):
-        raise LinkError(f"values {shown(sorted(meta))}, {', '.join(names)} are due")
+        raise LinkError(f"values {shown(sorted(meta))}, {', '.join(names)} are due; refused")
 
 
 def read_integer(meta: Mapping[str, Any], name: str, least: int, most: int) -> int:
     """The integer of this name, from `least` to `most`. Raises LinkError."""
     value = meta.get(name)
     if type(value) is not int or not least <= value <= most:
-        raise LinkError(f"{name}: {shown(value)}, an integer from {least} to {most} is due")
+        raise LinkError(f"{name}: {shown(value)}, an integer from {least} to {most} is due; refused")
     return value
 
 
@@ -53,7 +53,7 @@ def read_numbers(
     """The list of this name: `count` finite numbers, each from `least` to `most`. Raises LinkError."""
     values = meta.get(name)
     if not isinstance(values, list) or len(values) != count:
-        raise LinkError(f"{name}: {shown(values)}, a list of {count} numbers is due")
+        raise LinkError(f"{name}: {shown(values)}, a list of {count} numbers is due; refused")
     return _numbers(values, name, least, most)
 
 
@@ -61,7 +61,7 @@ def read_flag(meta: Mapping[str, Any], name: str) -> bool:
     """The true or false of this name. Raises LinkError."""
     value = meta.get(name)
     if type(value) is not bool:
-        raise LinkError(f"{name}: {shown(value)}, true or false is due")
+        raise LinkError(f"{name}: {shown(value)}, true or false is due; refused")
     return value
 
 
@@ -69,7 +69,7 @@ def read_text(meta: Mapping[str, Any], name: str, longest: int) -> str:
     """The text of this name, of at most `longest` characters. Raises LinkError."""
     value = meta.get(name)
     if not isinstance(value, str) or len(value) > longest:
-        raise LinkError(f"{name}: {shown(value)}, a text of at most {longest} characters is due")
+        raise LinkError(f"{name}: {shown(value)}, a text of at most {longest} characters is due; refused")
     return value
 
 
@@ -79,6 +79,6 @@ def _numbers(values: list[Any], name: str, least: float, most: float) -> tuple[f
     for value in values:
         # An integer may be too long for a float: it is compared before it is converted.
         if type(value) not in (int, float) or not (-1.7e308 < value < 1.7e308 and least <= value <= most):
-            raise LinkError(f"{name}: {shown(value)}, a finite number{bounds} is due")
+            raise LinkError(f"{name}: {shown(value)}, a finite number{bounds} is due; refused")
         numbers.append(float(value))
     return tuple(numbers)

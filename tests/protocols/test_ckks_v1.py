@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tenseal
 import torch
 from joint.ends import OVERHEAD, header_of, python_products
 from torch import Tensor
@@ -17,7 +18,7 @@ from ppir_torch.protocols import ckks_v1, load_protocol
 from ppir_torch.protocols.ckks_v1 import CkksV1FixedSide, CkksV1MovingSide
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Received, link_pair
-from ppir_torch.wire.payload import pack
+from ppir_torch.wire.payload import pack, unpack
 
 TOLERANCE = 5e-5  # of |X|_2 |Y|_2, ten standard deviations; a rescale in between is off by 1e-3 of R
 
@@ -122,7 +123,7 @@ def test_refused_before_anything_is_sent(parties: Parties) -> None:
 def test_malformed_replies_are_refused(parties: Parties) -> None:
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(parties.moving.multiply, torch.ones(1, 200, dtype=torch.int64))
-        good = ckks_v1.unpack(parties.links[1].receive(MessageKind.NAIVE_REPLY).payload)[1]
+        good = unpack(parties.links[1].receive(MessageKind.NAIVE_REPLY).payload)[1]
         parties.links[1].send(MessageKind.NAIVE_RESULT, bytes(16))
         assert sending.result().tolist() == [0, 0]
     pairs, exponents, first, second = good
@@ -171,19 +172,19 @@ def test_malformed_keys_are_refused() -> None:
             CkksV1MovingSide(party_1).open(header_of(VALUES, 1))
 
 
-def test_malformed_vectors_are_refused(parties: Parties) -> None:
-    source = CkksV1MovingSide(parties.links[0])
-    source._context = parties.moving._context
-    vector = np.frombuffer(parties.moving._vectors[0].serialize(), np.uint8)
-    short = np.frombuffer(
-        ckks_v1._vector(source._context, vector, 128, MessageKind.OPERAND_CIPHERTEXTS).serialize(), np.uint8
-    )
-    for batch in ([vector] * 3, [vector] * 5, [short[:-100], *[vector] * 3], [vector.astype(np.int64)] * 4):
-        parties.links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, batch))
+def test_malformed_vectors_are_refused() -> None:
+    context = ckks_v1.new_context()
+    keys = context.serialize(True, False, True, False)
+    fresh = tenseal.ckks_vector(context, [0.5] * 128).serialize()
+    vector = np.frombuffer(fresh, np.uint8)
+    kind = MessageKind.OPERAND_CIPHERTEXTS
+    again = np.frombuffer(ckks_v1.read_vector(context, vector, 128, kind).serialize(), np.uint8)
+    for batch in ([vector] * 3, [vector] * 5, [again[:-100], *[vector] * 3], [vector.astype(np.int64)] * 4):
+        party_1, party_2 = link_pair("party_1", "party_2", timeout=120.0)
+        party_2.send(MessageKind.GALOIS_KEYS, keys)
+        party_2.send(kind, pack({}, batch))
         with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
-            source.accept_operand(header_of(VALUES, 4))
-    with pytest.raises(RuntimeError, match="before accept_operand"):
-        source.multiply(torch.ones(1, 200, dtype=torch.int64))
+            CkksV1MovingSide(party_1).open(header_of(VALUES, 4))
 
 
 def test_entry_says_what_leaks() -> None:
