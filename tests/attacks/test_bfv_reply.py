@@ -18,10 +18,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ppir_torch.joint.interface import OperandHeader, release_all
-from ppir_torch.protocols.lattice import bfv
-from ppir_torch.protocols.lattice.bfv import DEGREE, BfvFixedSide, BfvMovingSide
-from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
+from ppir_torch.protocols.lattice import bfv_coefficients as bfv
+from ppir_torch.protocols.lattice.bfv import BfvFixedSide, BfvMovingSide
+from ppir_torch.protocols.lattice.packing import DEGREE
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues, plaintext_file
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import link_pair
 
@@ -29,7 +31,7 @@ Floats = NDArray[np.float64]
 T = 1 << bfv.PLAIN_BITS
 TRIALS = 48
 SLOTS = list(range(8))  # of the rows in their polynomial
-LONGEST = bfv._limits(OperandHeader(0, DEGREE, 1, 1.0, 0.0, 2048, DEGREE)).max_norm  # |w|_2 of a polynomial of rows
+LONGEST = bfv.limits(OperandHeader(0, DEGREE, 1, 1.0, 0.0, 2048, DEGREE)).max_norm  # |w|_2 of a polynomial of rows
 # A guess between two rows: certain is 48 of 48; 24 +- 17 is five standard deviations of a fair coin.
 AT_CHANCE = range(TRIALS // 2 - 17, TRIALS // 2 + 18)
 
@@ -43,29 +45,38 @@ class Session:
         self.header, self.values = OperandHeader(0, points, rows, 1.0, 0.0, 2048, energy, columns, further), values
         self.ends = link_pair("party_1", "party_2")
         self.moving, self.fixed = BfvMovingSide(self.ends[0]), BfvFixedSide(self.ends[1])
-        self.fixed.send_operand(self.header, values)
-        self.moving.accept_operand(self.header)
-        assert len(self.moving._work._ciphertexts) == columns
-        self.layout = self.moving._work.layout
-        self.scheme = bfv._scheme()
+        self.theirs = self.fixed.open(self.header, values)
+        self.operand = self.moving.open(self.header)
+        self.work, self.cipher = self.operand.products, self.moving.coefficients.cipher
+        assert len(self.work._ciphertexts) == columns
+        self.layout = self.work.layout
+        self.scheme = bfv.scheme()
         self.secret = secret_key(self.fixed)
         # What party_2 sent, in coefficient form.
         self.sent = self.scheme.seal.Ciphertext()
-        self.scheme.evaluator.transform_from_ntt(self.moving._work._ciphertexts[0], self.sent)
+        self.scheme.evaluator.transform_from_ntt(self.work._ciphertexts[0], self.sent)
         self.error = noise(residues(self.sent), self.secret)
 
     def product(self, rows: NDArray[np.int64]) -> Any:
         """The product with the operand's column, as party_1 computes it; nothing is hidden yet."""
-        return self.moving._work._products_with(rows, [0], range(self.layout.blocks))[0]
+        product = self.work.uncovered(rows, [0], range(self.layout.blocks))[0]
+        self.scheme.evaluator.transform_from_ntt_inplace(product)
+        return product
 
     def naive(self, rows: NDArray[np.int64]) -> Any:
         """The product and a uniform mask on every coefficient; neither re-randomised nor flooded."""
         product, plain = self.product(rows), self.scheme.seal.Plaintext()
-        file = bfv.plaintext_file(DEGREE)
+        file = plaintext_file(DEGREE)
         file.words[:] = np.random.default_rng().integers(0, T, DEGREE)
         file.load(plain, self.scheme.context)
         self.scheme.evaluator.add_plain_inplace(product, plain)
         return product
+
+    def cover(self, product: Any, places: list[int], masks: list[int], floods: list[int]) -> list[int]:
+        """As party_1 covers a product, in place, with these masks and floods: c0 as it is before primes are dropped."""
+        modulus = math.prod(self.scheme.primes)
+        hiding = [(mask * modulus + T // 2) // T + flood for mask, flood in zip(masks, floods, strict=True)]
+        return self.cipher.covered(product, [self.layout.position(place) for place in places], hiding)
 
     def polynomial(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The plaintext polynomial of these rows, as the packing defines it."""
@@ -82,11 +93,11 @@ def residues(ciphertext: Any) -> NDArray[np.uint64]:
 
 def secret_key(fixed: BfvFixedSide) -> NDArray[np.int64]:
     """s in {-1, 0, 1}: party_2 decrypts (0, q/t), whose plaintext is s."""
-    scheme, ciphertext, plain = bfv._scheme(), bfv._scheme().seal.Ciphertext(), bfv._scheme().seal.Plaintext()
+    scheme, ciphertext, plain = bfv.scheme(), bfv.scheme().seal.Ciphertext(), bfv.scheme().seal.Plaintext()
     file = ciphertext_file(DEGREE, 1, scheme.bottom)
     file.words[DEGREE] = (scheme.primes[0] + T // 2) // T
     file.load(ciphertext, scheme.context)
-    fixed._decryptor.decrypt(ciphertext, plain)
+    fixed.coefficients.cipher._decryptor.decrypt(ciphertext, plain)
     words = np.array([plain.data(i) if i < plain.coeff_count() else 0 for i in range(DEGREE)], np.int64)
     secret = np.where(words == T - 1, -1, words)
     assert set(secret.tolist()) == {-1, 0, 1}
@@ -120,7 +131,7 @@ def noise(words: NDArray[np.uint64], secret: NDArray[np.int64], c0: dict[int, in
 
     With `c0` (integers modulo Q at some positions) only those positions are computed.
     """
-    primes = bfv._scheme().primes
+    primes = bfv.scheme().primes
     modulus = math.prod(primes)
     products = [times_secret(words[1, i], secret, p) for i, p in enumerate(primes)]
     out = np.zeros(DEGREE)
@@ -190,7 +201,7 @@ def test_noise_bound_of_the_docstring_holds(name: str, one_row: Session) -> None
     """For rows as long as the limit: sum X_i e_i at all 8192 coefficients, one of which is released."""
     rows = ROWS_OF_ONE[name]()
     length = float(np.linalg.norm(rows))
-    assert 0.85 * LONGEST < length <= LONGEST == one_row.moving.limits.max_norm
+    assert 0.85 * LONGEST < length <= LONGEST == one_row.operand.limits.max_norm
     observed = noise(residues(one_row.product(rows)), one_row.secret)
     assert np.abs(observed).max() < bfv.FRESH_NOISE * length
     # It is the noise that the bound is about: sum X_i e_i, and X_i Y_i / t of the rounding.
@@ -202,7 +213,7 @@ def test_noise_bound_of_the_docstring_holds(name: str, one_row: Session) -> None
 
 
 def test_noise_of_rows_side_by_side_is_that_of_one_row_of_their_common_length(eight_rows: Session) -> None:
-    limits, spread = eight_rows.moving.limits, []
+    limits, spread = eight_rows.operand.limits, []
     assert eight_rows.layout.group == 8
     assert math.sqrt(8) * limits.max_norm == pytest.approx(LONGEST, rel=1e-12)
     for seed in range(30, 36):
@@ -228,7 +239,7 @@ def test_noise_of_fresh_ciphertexts_has_the_deviation_of_the_derivation() -> Non
         product = session.product(rows)
         at = session.layout.position(0)
         words = residues(product)
-        primes = bfv._scheme().primes
+        primes = bfv.scheme().primes
         c0 = {at: compose_residues([int(words[0, i, at]) for i in range(len(primes))], primes)}
         found.append(noise(words, session.secret, c0)[at] / float(np.linalg.norm(rows)))
     assert np.abs(found).max() < bfv.FRESH_NOISE
@@ -239,7 +250,7 @@ def test_noise_of_fresh_ciphertexts_has_the_deviation_of_the_derivation() -> Non
 
 def test_an_encryption_of_zero_is_quieter_than_its_bound(one_row: Session) -> None:
     zero = one_row.scheme.seal.Ciphertext()
-    one_row.moving._work._encryptor.encrypt_zero(zero)
+    one_row.cipher.encryptor.encrypt_zero(zero)
     assert np.abs(noise(residues(zero), one_row.secret)).max() < bfv.ZERO_NOISE
 
 
@@ -255,7 +266,7 @@ def guesses_from_noise(session: Session, floods: Callable[[int], list[int]]) -> 
     right = 0
     for trial, secret in enumerate(np.random.default_rng(6).integers(0, 2, TRIALS)):
         product = session.product(candidates[secret])
-        covered = session.moving._work._cover(product, SLOTS, masks[trial].tolist(), floods(8))
+        covered = session.cover(product, SLOTS, masks[trial].tolist(), floods(8))
         c0 = dict(zip(positions, covered, strict=True))
         observed = noise(residues(product), session.secret, c0)[positions]
         guess = int(np.abs(observed - predicted[1]).sum() < np.abs(observed - predicted[0]).sum())
@@ -269,7 +280,7 @@ def test_mask_and_rerandomisation_without_flood_are_not_enough(eight_rows: Sessi
 
 def test_flooded_noise_tells_nothing(eight_rows: Session) -> None:
     words = np.random.default_rng().integers(-(1 << 63), 1 << 63, (TRIALS, 8, 2)).tolist()
-    assert guesses_from_noise(eight_rows, lambda _: [bfv._flood(*pair) for pair in words.pop()]) in AT_CHANCE
+    assert guesses_from_noise(eight_rows, lambda _: [bfv.flood(*pair) for pair in words.pop()]) in AT_CHANCE
 
 
 def divided_c1(session: Session, reply: Any) -> NDArray[np.int64]:
@@ -277,7 +288,7 @@ def divided_c1(session: Session, reply: Any) -> NDArray[np.int64]:
     scheme, prime = session.scheme, session.scheme.primes[0]
     ntt = scheme.seal.Ciphertext()
     scheme.evaluator.transform_to_ntt(reply, ntt)
-    known, seen = residues(session.moving._work._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
+    known, seen = residues(session.work._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
     file, quotient = ciphertext_file(DEGREE, 1, scheme.bottom, ntt=True), scheme.seal.Ciphertext()
     file.words[DEGREE:] = [int(c) * pow(int(a), -1, prime) % prime for a, c in zip(known, seen, strict=True)]
     file.load(quotient, scheme.context)
@@ -290,7 +301,7 @@ def test_c1_of_the_naive_reply_gives_every_pixel_and_ours_none(one_row: Session)
     rows = rows_at_random(1, DEGREE, 7)
     assert (divided_c1(one_row, one_row.naive(rows)) == one_row.polynomial(rows)).all()
     product = one_row.product(rows)
-    one_row.moving._work._cover(product, [0], [1], [bfv._flood(2, 3)])
+    one_row.cover(product, [0], [1], [bfv.flood(2, 3)])
     assert (divided_c1(one_row, product) == one_row.polynomial(rows)).sum() == 0
 
 
@@ -298,13 +309,13 @@ def guesses_from_c1(session: Session, sanitised: bool) -> int:
     """How often party_2 tells which of two known rows was used, from c1 as it is sent (one prime)."""
     prime = session.scheme.primes[0]
     candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (8, 9)]
-    predicted = [bfv._switch_c1(session.product(c)).astype(np.int64) for c in candidates]
+    predicted = [bfv.switched_c1(session.product(c))[0].astype(np.int64) for c in candidates]
     right = 0
     for secret in np.random.default_rng(10).integers(0, 2, TRIALS):
         product = session.product(candidates[secret])
         if sanitised:
-            session.moving._work._cover(product, SLOTS, [0] * 8, [0] * 8)
-        seen = bfv._switch_c1(product).astype(np.int64)
+            session.cover(product, SLOTS, [0] * 8, [0] * 8)
+        seen = bfv.switched_c1(product)[0].astype(np.int64)
         distance = [np.abs((seen - p + prime // 2) % prime - prime // 2).astype(np.float64).sum() for p in predicted]
         right += int(distance[1] < distance[0]) == secret
     return right
@@ -326,11 +337,12 @@ def test_what_is_sent_is_flooded_and_fresh(columns: int) -> None:
     seen, words = [], []
     for _ in range(32 // columns):
         with ThreadPoolExecutor(1) as pool:
-            result = pool.submit(session.moving.multiply, rows)
+            result = pool.submit(session.operand.multiply, rows)
             request = session.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
-            session.fixed.answer(request, release_all)
+            session.theirs.answer(request, release_all)
             result.result()
-        c0, places, c1, _ = bfv._parse_reply(request.payload, session.header, session.layout.group)
+        reply = bfv.BfvReply.decode(request.payload, session.header.rows * columns, session.layout.group)
+        c0, places, c1 = reply.c0[:, 0], reply.places, reply.c1[:, 0]
         assert sorted(places.tolist()) == [[column, slot] for column in range(columns) for slot in SLOTS]
         for column in range(columns):
             mine = c0[[places.tolist().index([column, slot]) for slot in SLOTS]]

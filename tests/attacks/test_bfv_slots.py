@@ -21,18 +21,21 @@ from attacks.test_bfv_reply import negacyclic, times_secret
 from numpy.typing import NDArray
 
 from ppir_torch.arithmetic.csprng import KeyStream
-from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.protocols.lattice import bfv_slots
-from ppir_torch.protocols.lattice.bfv_slots import DEGREE, NOISE, PRIMES, BfvFixedCipher, BfvMovingCipher
+from ppir_torch.protocols.lattice.bfv import BfvFixedSide, BfvMovingSide
+from ppir_torch.protocols.lattice.bfv_slots import NOISE
+from ppir_torch.protocols.lattice.packing import DEGREE
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues, plaintext_file, unpack_pairs
-from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
-from ppir_torch.protocols.lattice.slots import POINTS, T, slots_of
+from ppir_torch.protocols.lattice.slots import POINTS, PRIMES, slots_of
+from ppir_torch.protocols.lattice.slots import SLOT_MODULUS as T
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import link_pair
 
 Words = NDArray[np.uint64]
-DATA = PRIMES[:3]
+DATA = PRIMES
 MODULUS = math.prod(DATA)
 TRIALS = 32
 # A guess between two rows: certain is 32 of 32; a fair coin is outside of 16 +- 13 once in two million times.
@@ -47,15 +50,15 @@ class Session:
         self.values = torch.randint(-255, 256, (POINTS,), generator=torch.Generator().manual_seed(1))
         self.header = OperandHeader(0, POINTS, 3, 1.0, 0.0, 255, int(self.values.square().sum()))
         self.ends = link_pair("party_1", "party_2")
-        self.one, self.two = BfvMovingCipher(), BfvFixedCipher()
-        self.moving, self.fixed = SlotMoving(self.ends[0], self.one), SlotFixed(self.ends[1], self.two)
-        self.fixed.send_operand(self.header, self.values.numpy(), self.map)
-        self.moving.accept_operand(self.header, self.map)
-        self.scheme = bfv_slots._scheme()
+        self.moving, self.fixed = BfvMovingSide(self.ends[0]), BfvFixedSide(self.ends[1])
+        self.one, self.two = self.moving.slots.cipher, self.fixed.slots.cipher
+        self.theirs = self.fixed.open_mapped(self.header, self.values, self.map)
+        self.operand = self.moving.open_mapped(self.header, self.map)
+        self.scheme = bfv_slots.scheme()
         self.secret = self.secret_key()
         # What party_2 sent, in coefficient form.
         sent = self.scheme.seal.Ciphertext()
-        self.scheme.evaluator.transform_from_ntt(self.moving._ciphertexts[0], sent)
+        self.scheme.evaluator.transform_from_ntt(self.operand.ciphertexts[0], sent)
         self.error = np.array(self.noise(residues(sent)))
 
     def secret_key(self) -> NDArray[np.int64]:
@@ -72,7 +75,7 @@ class Session:
 
     def product(self, row: NDArray[np.int64]) -> Any:
         """The product as party_1 computes it; nothing is hidden yet."""
-        product = self.moving._sum(row, range(1))
+        product = self.operand.product(row, range(1))
         self.scheme.evaluator.transform_from_ntt_inplace(product)
         return product
 
@@ -82,13 +85,13 @@ class Session:
         self.scheme.encoder.encode(np.random.default_rng().integers(0, T, DEGREE).tolist(), plain)
         self.scheme.evaluator.add_plain_inplace(product, plain)
         if fresh:
-            self.one._encryptor.encrypt_zero(zero)
+            self.one.encryptor.encrypt_zero(zero)
             self.scheme.evaluator.add_inplace(product, zero)
         return product
 
     def covered(self, row: NDArray[np.int64]) -> tuple[Any, Words]:
         """(what party_1 sends, its mask)."""
-        _, mask = self.one.cover(product := self.moving._sum(row, range(1)))
+        _, mask = self.one.cover(product := self.operand.product(row, range(1)))
         return product, mask
 
     def polynomial(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -152,7 +155,7 @@ def test_noise_bound_of_the_docstring_holds(running: Session) -> None:
         predicted = negacyclic(running.error, running.polynomial(row).astype(np.float64))
         assert np.allclose(np.abs(predicted), noise, rtol=1e-6, atol=2**30)
     zero = running.scheme.seal.Ciphertext()
-    running.one._encryptor.encrypt_zero(zero)
+    running.one.encryptor.encrypt_zero(zero)
     assert np.abs(running.noise(residues(zero))).max() < 2**40
 
 
@@ -164,7 +167,7 @@ def quotient(session: Session, ciphertext: Any) -> list[int]:
     scheme, prime = session.scheme, DATA[0]
     ntt = scheme.seal.Ciphertext()
     scheme.evaluator.transform_to_ntt(ciphertext, ntt)
-    known, seen = residues(session.moving._ciphertexts[0])[1, 0], residues(ntt)[1, 0]
+    known, seen = residues(session.operand.ciphertexts[0])[1, 0], residues(ntt)[1, 0]
     file, result = ciphertext_file(DEGREE, 1, scheme.levels[-1], ntt=True), scheme.seal.Ciphertext()
     file.words[DEGREE:] = [int(c) * pow(int(a), -1, prime) % prime for a, c in zip(known, seen, strict=True)]
     file.load(result, scheme.context)
@@ -213,7 +216,7 @@ def test_c1_as_it_is_sent_tells_two_rows_apart_unless_it_is_fresh(running: Sessi
 def full_floods(session: Session) -> list[int]:
     """F of the next reply, as the docstring defines it, from the digits that are added."""
     session.one._replies += 1
-    low, middle, top = bfv_slots._flood(session.one._stream, session.one._replies)
+    low, middle, top = bfv_slots.flood(session.one._stream, session.one._replies)
     centred = [v - DATA[0] if v > DATA[0] // 2 else v for v in top.tolist()]
     q2, q3 = DATA[1], DATA[2]
     return [f3 + q3 * f2 + q3 * q2 * f1 for f3, f2, f1 in zip(low.tolist(), middle.tolist(), centred, strict=True)]
@@ -292,8 +295,8 @@ def test_the_digits_are_the_flood_of_the_docstring(running: Session, monkeypatch
             before.append(residues(product))
 
     scheme = replace(running.scheme, evaluator=Watched())
-    product = running.moving._sum(row_at_random(10), range(1))
-    monkeypatch.setattr(bfv_slots, "_scheme", lambda: scheme)
+    product = running.operand.product(row_at_random(10), range(1))
+    monkeypatch.setattr(bfv_slots, "scheme", lambda: scheme)
     number = running.one._replies
     running.one.cover(product)
     monkeypatch.undo()
@@ -313,7 +316,7 @@ def test_the_digits_are_the_flood_of_the_docstring(running: Session, monkeypatch
 def received(payload: memoryview) -> Words:
     """A reply (2, 1, n) as party_2 reads it."""
     packed, split = np.frombuffer(payload, np.uint8), DEGREE * bfv_slots.C0_BITS // 8
-    c0 = bfv_slots._restored(unpack_pairs(packed[:split], bfv_slots.C0_BITS))
+    c0 = bfv_slots.restored(unpack_pairs(packed[:split], bfv_slots.C0_BITS))
     return np.stack([c0, unpack_pairs(packed[split:], 60)])[:, None]
 
 
@@ -321,11 +324,11 @@ def received(payload: memoryview) -> Words:
 def test_what_is_sent_is_flooded_fresh_and_of_one_prime(running: Session) -> None:
     rows = torch.from_numpy(np.stack([row_at_random(seed) for seed in (11, 11, 12)]))
     with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(running.moving.project, rows)
+        result = pool.submit(running.operand.project, rows)
         request = running.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
-        running.fixed.answer(request, release_all)
+        running.theirs.answer(request, release_all)
         assert result.result().tolist() == running.map.forms(rows, running.values[None]).tolist()
-    size = bfv_slots._REPLY_BYTES
+    size = bfv_slots.REPLY_BYTES
     assert len(request.payload) == 3 * size
     replies = [received(request.payload[start : start + size]) for start in range(0, 3 * size, size)]
     for words in replies:

@@ -22,8 +22,9 @@ from joint.ends import header_of, python_products
 from numpy.typing import NDArray
 
 from ppir_torch.joint.interface import release_all
-from ppir_torch.protocols.lattice import ckks
-from ppir_torch.protocols.lattice.ckks import DEGREE, CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice import ckks_coefficients as ckks
+from ppir_torch.protocols.lattice.ckks import CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice.packing import DEGREE
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, compose_residues
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Received, link_pair
@@ -44,25 +45,26 @@ class Session:
         self.header = header_of(self.values, rows)
         self.ends = link_pair("party_1", "party_2")
         self.moving, self.fixed = CkksMovingSide(self.ends[0]), CkksFixedSide(self.ends[1])
-        self.fixed.send_operand(self.header, self.values)
-        self.moving.accept_operand(self.header)
-        (self.sent,) = self.moving._ciphertexts
-        self.layout, self.secret = self.moving._layout, self.fixed._secret
+        self.theirs = self.fixed.open(self.header, self.values)
+        self.operand = self.moving.open(self.header)
+        self.work, self.cipher = self.operand.products, self.moving.coefficients.cipher
+        (self.sent,) = self.work._ciphertexts.values()
+        self.layout, self.secret = self.work.layout, self.fixed.coefficients.cipher._secret
         self.positions = [self.layout.position(k) for k in range(rows)]
-        self.scheme = ckks._scheme()
+        self.scheme = ckks.scheme()
         self.full_scale = self.scheme.scale * self.scheme.primes[2]
         self.error = centred(phases(self.sent, self.secret), self.full_scale)
 
     def product(self, rows: Integers) -> Any:
         """As party_1 computes it; nothing is hidden yet."""
-        return self.moving._products_with(rows, [0], range(self.layout.blocks))[0]
+        return self.work.uncovered(rows, [0], range(self.layout.blocks))[0]
 
     def multiply(self, rows: Integers) -> tuple[list[int], Received]:
         """A product as it is run: (R, what party_1 sent)."""
         with ThreadPoolExecutor(1) as pool:
-            result = pool.submit(self.moving.multiply, torch.from_numpy(rows))
+            result = pool.submit(self.operand.multiply, torch.from_numpy(rows))
             request = self.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
-            self.fixed.answer(request, release_all)
+            self.theirs.answer(request, release_all)
             return result.result().tolist(), request
 
     def polynomial(self, rows: Integers) -> Integers:
@@ -80,7 +82,7 @@ def residues(ciphertext: Any) -> NDArray[np.uint64]:
 
 def in_coefficients(ciphertext: Any) -> NDArray[np.uint64]:
     """(2, primes, n) of a ciphertext in NTT form."""
-    scheme, out = ckks._scheme(), ckks._scheme().seal.Ciphertext()
+    scheme, out = ckks.scheme(), ckks.scheme().seal.Ciphertext()
     scheme.evaluator.transform_from_ntt(ciphertext, out)
     return residues(out)
 
@@ -110,7 +112,7 @@ def times_secret(c1: NDArray[np.uint64], secret: Integers) -> list[int]:
 def phases(ciphertext: Any, secret: Integers) -> list[int]:
     """c0 + c1 s of a ciphertext in NTT form, modulo all of its primes and centred: message and noise."""
     words = in_coefficients(ciphertext)
-    primes = ckks._scheme().primes[: words.shape[1]]
+    primes = ckks.scheme().primes[: words.shape[1]]
     modulus = math.prod(primes)
     products = [times_secret(c1, secret) for c1 in words[1]]
     out = []
@@ -128,10 +130,10 @@ def phases_at(ciphertext: Any, secret: Integers, positions: list[int]) -> list[i
 
 def joined_phases(c0: list[list[int]], c1: Any, secret: Integers, positions: list[int]) -> list[int]:
     """The same of c0 words (positions, primes) and c1 (primes, n)."""
-    primes, out = ckks._scheme().primes[: len(c1)], []
+    primes, out = ckks.scheme().primes[: len(c1)], []
     half = math.prod(primes) // 2
     for word, position in zip(c0, positions, strict=True):
-        rest = ckks._phase(c1.view(np.int64), secret, position)
+        rest = ckks.phase_at(c1.view(np.int64), secret, position)
         value = compose_residues([(a + b) % p for a, b, p in zip(word, rest, primes, strict=True)], primes)
         out.append((value + half) % (2 * half + 1) - half)
     return out
@@ -183,10 +185,10 @@ def test_noise_bound_of_the_docstring_holds(one_row: Session) -> None:
         ckks.FRESH_NOISE * DEGREE * ckks.MAX_ROW
     )
     zero = one_row.scheme.seal.Ciphertext()
-    one_row.moving._encryptor.encrypt_zero(zero)
+    one_row.cipher.encryptor.encrypt_zero(zero)
     assert np.abs(centred(phases(zero, one_row.secret), one_row.full_scale)).max() < ckks.ZERO_NOISE
     # Of what is sent: the noise of rescaling, of standard deviation sqrt(n / 18) or 21, beside this large row's.
-    one_row.moving._refresh(product)
+    one_row.cipher.refresh(product)
     small = one_row.scheme.seal.Ciphertext()
     one_row.scheme.evaluator.rescale_to_next(product, small)
     left = centred(phases(small, one_row.secret), one_row.scheme.scale)
@@ -205,7 +207,7 @@ def guesses_from_noise(session: Session, mask: Callable[[], int]) -> int:
     right = 0
     for secret in np.random.default_rng(6).integers(0, 2, TRIALS):
         product = session.product(candidates[secret])
-        session.moving._refresh(product)
+        session.cipher.refresh(product)
         observed = centred([value + mask() for value in phases_at(product, session.secret, at)], scale)
         guess = int(np.abs(observed - predicted[1]).sum() < np.abs(observed - predicted[0]).sum())
         right += guess == secret
@@ -240,13 +242,13 @@ def guesses_from_words(session: Session) -> int:
 
 def decrypted(session: Session, request: Received) -> list[int]:
     """All that party_2 can read in a reply's words: message, noise and mask modulo q1 q2, centred."""
-    c0, places, c1, _ = ckks._parse_reply(request.payload, session.header, session.layout.group)
-    assert places.tolist() == [[0, k] for k in range(len(c0))]
-    return joined_phases(c0.tolist(), c1[0], session.secret, session.positions)
+    reply = ckks.CkksReply.decode(request.payload, session.header.rows, session.layout.group)
+    assert reply.places.tolist() == [[0, k] for k in range(len(reply.c0))]
+    return joined_phases(reply.c0.tolist(), reply.c1[0], session.secret, session.positions)
 
 
 def test_words_without_mask_say_which_rows(eight_rows: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ckks, "_mask", lambda _: 0)
+    monkeypatch.setattr(ckks, "mask", lambda _: 0)
     assert guesses_from_words(eight_rows) == TRIALS
 
 
@@ -265,18 +267,18 @@ def test_c1_of_the_naive_reply_gives_every_pixel_and_ours_none(one_row: Session)
     rows = rows_at_random(1, DEGREE, 7)
     product = one_row.product(rows)
     assert (divided_c1(one_row, product) == one_row.polynomial(rows)).all()
-    one_row.moving._refresh(product)
+    one_row.cipher.refresh(product)
     assert (divided_c1(one_row, product) == one_row.polynomial(rows)).sum() == 0
 
 
 def guesses_from_c1(session: Session) -> int:
     """How often party_2 tells which of two known rows was used, from c1 as it is sent."""
     candidates = [rows_at_random(8, DEGREE // 8, seed) for seed in (8, 9)]
-    predicted = [ckks._rescaled(session.product(c), [0])[1][0].astype(np.int64) for c in candidates]
+    predicted = [ckks.rescaled(session.product(c), [0])[1][0].astype(np.int64) for c in candidates]
     prime, right = session.scheme.primes[0], 0
     for secret in np.random.default_rng(10).integers(0, 2, TRIALS):
         _, request = session.multiply(candidates[secret])
-        _, _, c1, _ = ckks._parse_reply(request.payload, session.header, session.layout.group)
+        c1 = ckks.CkksReply.decode(request.payload, session.header.rows, session.layout.group).c1.view(np.int64)
         distances = [
             np.abs((c1[0, 0] - p + prime // 2) % prime - prime // 2).astype(np.float64).sum() for p in predicted
         ]
@@ -285,7 +287,7 @@ def guesses_from_c1(session: Session) -> int:
 
 
 def test_c1_without_rerandomisation_identifies_the_rows(eight_rows: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CkksMovingSide, "_refresh", lambda *_: None)
+    monkeypatch.setattr(ckks.CkksMovingCoefficientCipher, "refresh", lambda *_: None)
     assert guesses_from_c1(eight_rows) == TRIALS
 
 
@@ -319,8 +321,8 @@ class View:
     @classmethod
     def through(cls, monkeypatch: pytest.MonkeyPatch) -> View:
         """Filled while products are run."""
-        view, rescaled, opened = cls(), ckks._rescaled, ckks._open
-        primes, half = ckks._scheme().kept, math.prod(ckks._scheme().kept) // 2
+        view, rescaled, opened = cls(), ckks.rescaled, ckks.integer_of
+        primes, half = ckks.scheme().kept, math.prod(ckks.scheme().kept) // 2
 
         def see_reply(product: Any, positions: list[int]) -> Any:
             c0, c1 = rescaled(product, positions)
@@ -333,8 +335,8 @@ class View:
             view.words.append((value + half) % (2 * half + 1) - half)
             return opened(word, mask)
 
-        monkeypatch.setattr(ckks, "_rescaled", see_reply)
-        monkeypatch.setattr(ckks, "_open", see_word)
+        monkeypatch.setattr(ckks, "rescaled", see_reply)
+        monkeypatch.setattr(ckks, "integer_of", see_word)
         return view
 
 
@@ -348,7 +350,7 @@ def left_over(session: Session, view: View, products: int) -> tuple[list[int], l
 
 
 def test_without_flood_party_1_reads_the_noise(eight_rows: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ckks, "_flood", lambda *_: 0)
+    monkeypatch.setattr(ckks, "flood", lambda *_: 0)
     read, noise = left_over(eight_rows, View.through(monkeypatch), 32)
     assert read == noise
     assert 0 < max(abs(v) for v in noise) < 1 << ckks.NOISE_BITS
@@ -369,7 +371,7 @@ def test_with_flood_party_1_reads_the_flood(eight_rows: Session, monkeypatch: py
 
 def in_ntt(*polynomials: list[int]) -> list[Words]:
     """Polynomials modulo the first prime at the roots of x^n + 1."""
-    scheme, out = ckks._scheme(), list[Words]()
+    scheme, out = ckks.scheme(), list[Words]()
     for polynomial in polynomials:
         file, ciphertext = ciphertext_file(DEGREE, 1, scheme.bottom), scheme.seal.Ciphertext()
         file.words[DEGREE:] = np.array(polynomial, np.uint64)
@@ -381,7 +383,7 @@ def in_ntt(*polynomials: list[int]) -> list[Words]:
 
 def coefficients(words: list[int]) -> Integers:
     """Inverse of `in_ntt`, centred."""
-    scheme, prime = ckks._scheme(), ckks._scheme().primes[0]
+    scheme, prime = ckks.scheme(), ckks.scheme().primes[0]
     file, ciphertext = ciphertext_file(DEGREE, 1, scheme.bottom, ntt=True), scheme.seal.Ciphertext()
     file.words[DEGREE:] = np.array(words, np.uint64)
     file.load(ciphertext, scheme.context)
@@ -395,7 +397,7 @@ def recover_key(view: View) -> Integers:
     Of c1 s the odd part is even(c1) odd(s) + odd(c1) even(s), and party_1 knows it as word - c0: two products are two
     linear equations at each root.
     """
-    prime, count = ckks._scheme().primes[0], len(view.c0[0])
+    prime, count = ckks.scheme().primes[0], len(view.c0[0])
     known = []
     for number in (0, 1):
         right = [0] * DEGREE
@@ -416,7 +418,7 @@ def test_two_products_give_the_key_unless_they_are_flooded(flooded: bool, monkey
     session = Session(2, rows)
     assert session.layout.block == 2  # every odd coefficient is released
     if not flooded:
-        monkeypatch.setattr(ckks, "_flood", lambda *_: 0)
+        monkeypatch.setattr(ckks, "flood", lambda *_: 0)
     view = View.through(monkeypatch)
     for seed in (1, 2):
         matrix = rows_at_random(rows, 2, seed)

@@ -20,13 +20,16 @@ import torch
 from attacks.test_bfv_reply import times_secret
 from numpy.typing import NDArray
 
-from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.protocols.lattice import ckks_slots
-from ppir_torch.protocols.lattice.ckks_slots import DEGREE, LAST_SLOT, PHASE, PRIMES, CkksFixedCipher, CkksMovingCipher
-from ppir_torch.protocols.lattice.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack60
-from ppir_torch.protocols.lattice.slot_sides import SlotFixed, SlotMoving
-from ppir_torch.protocols.lattice.slots import POINTS, T
+from ppir_torch.protocols.lattice.ckks import CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice.ckks_slots import LAST_SLOT, PHASE
+from ppir_torch.protocols.lattice.packing import DEGREE
+from ppir_torch.protocols.lattice.seal_format import ciphertext_file, ciphertext_words, compose_residues, unpack_pairs
+from ppir_torch.protocols.lattice.slots import POINTS, PRIMES
+from ppir_torch.protocols.lattice.slots import SLOT_MODULUS as T
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import link_pair
 
@@ -45,27 +48,27 @@ class Session:
         self.values = torch.randint(-255, 256, (POINTS,), generator=torch.Generator().manual_seed(1))
         self.header = OperandHeader(0, POINTS, 3, 1.0, 0.0, 255, int(self.values.square().sum()))
         self.ends = link_pair("party_1", "party_2")
-        self.one, self.two = CkksMovingCipher(), CkksFixedCipher()
-        self.moving, self.fixed = SlotMoving(self.ends[0], self.one), SlotFixed(self.ends[1], self.two)
-        self.fixed.send_operand(self.header, self.values.numpy(), self.map)
-        self.moving.accept_operand(self.header, self.map)
-        self.scheme = ckks_slots._scheme()
+        self.moving, self.fixed = CkksMovingSide(self.ends[0]), CkksFixedSide(self.ends[1])
+        self.one, self.two = self.moving.slots.cipher, self.fixed.slots.cipher
+        self.theirs = self.fixed.open_mapped(self.header, self.values, self.map)
+        self.operand = self.moving.open_mapped(self.header, self.map)
+        self.scheme = ckks_slots.scheme()
 
     def product(self, row: NDArray[np.int64], fresh: bool) -> Words:
         """The product (2, primes, n) as party_1 computes it, without a mask; with `fresh` re-randomised."""
-        product = self.moving._sum(row, range(1))
+        product = self.operand.product(row, range(1))
         if fresh:
-            self.one._refresh(product)
-        return ckks_slots._coefficients(product, range(2))
+            self.one.refresh(product)
+        return ckks_slots.coefficients(product, range(2))
 
     def sent(self, row: NDArray[np.int64]) -> tuple[Words, Words]:
         """(what party_1 sends (2, primes, n), its mask's slots)."""
-        reply, mask = self.one.cover(self.moving._sum(row, range(1)))
-        return unpack60(np.frombuffer(reply, np.uint8)).reshape(2, -1, DEGREE), mask
+        reply, mask = self.one.cover(self.operand.product(row, range(1)))
+        return unpack_pairs(np.frombuffer(reply, np.uint8), 60).reshape(2, -1, DEGREE), mask
 
     def phase(self, words: Words, count: int = DEGREE) -> list[int]:
         """What party_2 decrypts, in [0, q): the first coefficients of it."""
-        residues = self.two._phase(words)[:, :count].T
+        residues = self.two.phase(words)[:, :count].T
         return [compose_residues(r, PRIMES) for r in residues.tolist()]
 
     def ntt(self, words: Words) -> Words:
@@ -76,7 +79,7 @@ class Session:
 
 
 def loaded(words: Words, ntt: bool) -> Any:
-    scheme = ckks_slots._scheme()
+    scheme = ckks_slots.scheme()
     file, ciphertext = ciphertext_file(DEGREE, len(PRIMES), scheme.top, ntt=ntt), scheme.seal.Ciphertext()
     file.words[:] = words.reshape(-1)
     file.load(ciphertext, scheme.context)
@@ -90,7 +93,7 @@ def centred(values: list[int], modulus: int) -> list[int]:
 def slots(polynomial: list[int]) -> NDArray[np.int64]:
     """The centred slots of a polynomial modulo t."""
     residues = np.array([[v % T % prime for v in polynomial] for prime in PRIMES], np.uint64)
-    found = ckks_slots._slots(residues).astype(np.int64)
+    found = ckks_slots.slots_modulo_t(residues).astype(np.int64)
     return np.where(found > T // 2, found - T, found)
 
 
@@ -109,9 +112,9 @@ def running() -> Session:
 def test_phase_of_the_docstring_holds(running: Session) -> None:
     """Noise of 21 coins each way, a multiple of t; products of any rows, all of whose polynomials are long."""
     operand = loaded(
-        ciphertext_words(running.moving._ciphertexts[0], 0, 2 * len(PRIMES) * DEGREE).reshape(2, -1, DEGREE), ntt=True
+        ciphertext_words(running.operand.ciphertexts[0], 0, 2 * len(PRIMES) * DEGREE).reshape(2, -1, DEGREE), ntt=True
     )
-    words = ckks_slots._coefficients(operand, range(2))
+    words = ckks_slots.coefficients(operand, range(2))
     phase = centred(running.phase(words), Q)
     message = np.append(running.values.numpy(), LAST_SLOT)
     assert (slots(phase) == message).all()
@@ -127,11 +130,11 @@ def test_phase_of_the_docstring_holds(running: Session) -> None:
 def test_party_2_decrypts_as_the_definition_says(running: Session) -> None:
     """c0 + c1 s, with s in {-1, 0, 1} and c1 s computed in numpy."""
     form = ciphertext_words(running.two._secret, 0, len(PRIMES) * DEGREE).reshape(-1, DEGREE)
-    secret = ckks_slots._coefficients(loaded(np.stack([form, form]), ntt=True), range(1))[0, 0].astype(np.int64)
+    secret = ckks_slots.coefficients(loaded(np.stack([form, form]), ntt=True), range(1))[0, 0].astype(np.int64)
     secret[secret > 1] -= PRIMES[0]
     assert set(secret.tolist()) == {-1, 0, 1}
     words = running.sent(row_at_random(2))[0]
-    found = running.two._phase(words)
+    found = running.two.phase(words)
     for i, prime in enumerate(PRIMES):
         c1 = times_secret(words[1, i], secret, prime)
         assert found[i].tolist() == [(int(a) + b) % prime for a, b in zip(words[0, i], c1, strict=True)]
@@ -142,12 +145,12 @@ def test_party_2_decrypts_as_the_definition_says(running: Session) -> None:
 
 def quotient(session: Session, words: Words) -> list[int]:
     """c1 / a modulo the first prime, centred: w where c1 is a w."""
-    known = ciphertext_words(session.moving._ciphertexts[0], 0, 2 * len(PRIMES) * DEGREE).reshape(2, -1, DEGREE)
+    known = ciphertext_words(session.operand.ciphertexts[0], 0, 2 * len(PRIMES) * DEGREE).reshape(2, -1, DEGREE)
     seen, result = session.ntt(words), np.ones_like(known)
     result[1, 0] = [
         int(c) * pow(int(a), -1, PRIMES[0]) % PRIMES[0] for a, c in zip(known[1, 0], seen[1, 0], strict=True)
     ]
-    return centred(ckks_slots._coefficients(loaded(result, ntt=True), range(1, 2))[0, 0].tolist(), PRIMES[0])
+    return centred(ckks_slots.coefficients(loaded(result, ntt=True), range(1, 2))[0, 0].tolist(), PRIMES[0])
 
 
 def test_c1_gives_every_pixel_and_with_a_fresh_zero_none(running: Session) -> None:
@@ -253,11 +256,11 @@ def test_equal_products_share_no_word_on_the_wire(running: Session) -> None:
     heard: list[Words] = []
     for _ in range(2):
         with ThreadPoolExecutor(1) as pool:
-            result = pool.submit(running.moving.project, rows)
+            result = pool.submit(running.operand.project, rows)
             request = running.ends[1].receive(MessageKind.REPLY_CIPHERTEXTS)
-            running.fixed.answer(request, release_all)
+            running.theirs.answer(request, release_all)
             assert result.result().tolist() == [total] * 3
-        heard.append(unpack60(np.frombuffer(request.payload, np.uint8)).reshape(3, 2, -1, DEGREE))
+        heard.append(unpack_pairs(np.frombuffer(request.payload, np.uint8), 60).reshape(3, 2, -1, DEGREE))
     replies = np.concatenate(heard)
     for i, prime in enumerate(PRIMES):
         words = replies[:, :, i]
