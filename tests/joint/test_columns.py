@@ -14,9 +14,10 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.bounds import all_pairs
 from ppir_torch.joint.columns import IMAGE, Columns, FixedColumns, columns_of, functionals, homogeneous
-from ppir_torch.joint.interface import all_pairs
-from ppir_torch.joint.operands import ClearOperand, quantise_columns
+from ppir_torch.joint.operands import ClearOperand
+from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
 from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform

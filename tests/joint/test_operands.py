@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.interface import Limits, OperandHeader, check_mapped
-from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_mapped_rows
+from ppir_torch.joint.bounds import Limits, check_mapped
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand
 from ppir_torch.joint.public_map import FEW_BITS, PublicMap
+from ppir_torch.joint.quantise import quantise_mapped_rows
 from ppir_torch.losses import Measure, Mind, SquaredDifference
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols.lattice.slots import MAX_RESULT, MAX_ROW

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire.decoding import damaged, decodes_or_refuses, joined, round_trips
 
-from ppir_torch.joint.interface import OperandHeader
+from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.prepared import LARGEST_MM, PreparedOperand, PreparedPoints
 from ppir_torch.wire.messages import Message
 

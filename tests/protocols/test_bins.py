@@ -21,25 +21,13 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, ImageError, LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint import operands as operands_module
+from ppir_torch.joint import opened
+from ppir_torch.joint.bounds import Limits, all_pairs, check_range, check_sum_index, check_sums, largest_sum
 from ppir_torch.joint.columns import BIN_PEAK, Columns, columns_of, functionals, table_of
-from ppir_torch.joint.interface import (
-    Limits,
-    OperandHeader,
-    all_pairs,
-    check_into,
-    check_range,
-    check_sums,
-    largest_sum,
-)
-from ppir_torch.joint.operands import (
-    Operand,
-    PrivateOperand,
-    dithered,
-    quantise_columns,
-    quantise_together,
-    row_norm,
-)
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand
+from ppir_torch.joint.operands import Operand, PrivateOperand
+from ppir_torch.joint.quantise import SUMMED_ROW_BITS, dithered, quantise_columns, quantise_summed_rows, row_norm
 from ppir_torch.losses import MutualInformation
 from ppir_torch.optimizers import LBFGS
 from ppir_torch.parties.fixed import FixedParty
@@ -128,7 +116,7 @@ def test_no_run_takes_them_for_equations(sampler: Any, pair: Make, monkeypatch: 
     def wrong(*_: Any) -> Tensor:
         raise AssertionError("functionals of bins")
 
-    monkeypatch.setattr(operands_module, "functionals", wrong)
+    monkeypatch.setattr(opened, "functionals", wrong)
     images = pair("rigid", 2)
     plan = Plan("rigid", (Level(4, 2.0),), sampler, LBFGS(), loss=MutualInformation())
     with private_fixed("beaver", FixedParty(images.fixed, measure=MutualInformation())) as source:
@@ -181,34 +169,34 @@ def test_rows_and_factors_are_rounded_by_numbers_of_their_own() -> None:
 
 
 def sums_of(draw: random.Random, rows: int, columns: int, most: int = 12) -> tuple[list[tuple[int, int]], list[int]]:
-    """(pairs, into): every row is in some pair, every result has a pair, and no column is twice in one."""
+    """(pairs, sum_index): every row is in some pair, every result has a pair, and no column is twice in one."""
     every = all_pairs(rows, columns)
     pairs = [(row, draw.randrange(columns)) for row in range(rows)]
     pairs += draw.sample([p for p in every if p not in pairs], min(draw.randint(0, most), len(every) - rows))
     draw.shuffle(pairs)
-    into: list[int] = []
+    sum_index: list[int] = []
     taken: list[set[int]] = []
     for _, column in pairs:
         free = [n for n, columns_of_it in enumerate(taken) if column not in columns_of_it]
         if not free or draw.random() < 0.3:
             taken.append(set())
             free = [len(taken) - 1]
-        into.append(draw.choice(free))
-        taken[into[-1]].add(column)
-    return pairs, into
+        sum_index.append(draw.choice(free))
+        taken[sum_index[-1]].add(column)
+    return pairs, sum_index
 
 
-def python_sums(x: Tensor, y: Tensor, pairs: list[tuple[int, int]], into: list[int]) -> list[int]:
-    sums = [0] * (max(into) + 1)
-    for number, product in zip(into, python_products(x, y, pairs), strict=True):
+def python_sums(x: Tensor, y: Tensor, pairs: list[tuple[int, int]], sum_index: list[int]) -> list[int]:
+    sums = [0] * (max(sum_index) + 1)
+    for number, product in zip(sum_index, python_products(x, y, pairs), strict=True):
         sums[number] += product
     return sums
 
 
-def together_of(y: Tensor, pairs: list[tuple[int, int]], into: list[int]) -> int:
+def together_of(y: Tensor, pairs: list[tuple[int, int]], sum_index: list[int]) -> int:
     """The largest sum of Y^2 over the columns of one result, in Python's integers."""
     squares = [sum(v * v for v in column) for column in y.tolist()]
-    return max(sum(squares[c] for (_, c), n in zip(pairs, into, strict=True) if n == k) for k in set(into))
+    return max(sum(squares[c] for (_, c), n in zip(pairs, sum_index, strict=True) if n == k) for k in set(sum_index))
 
 
 def aligned(draw: random.Random, count: int, points: int, largest: int) -> Tensor:
@@ -222,14 +210,14 @@ def test_largest_sum_bounds_every_sum(seed: int, knows_together: bool) -> None:
     draw = random.Random(seed)
     points, rows, columns = draw.randint(1, 12), draw.randint(1, 5), draw.randint(1, 6)
     x, y = (aligned(draw, n, points, draw.choice([1, 100, 2**20])) for n in (rows, columns))
-    pairs, into = sums_of(draw, rows, columns)
+    pairs, sum_index = sums_of(draw, rows, columns)
     header = header_of(y)
     if knows_together:
-        header = replace(header, together=together_of(y, pairs, into))
+        header = replace(header, group_energy=together_of(y, pairs, sum_index))
     norms = torch.linalg.vector_norm(x.double(), dim=1)
-    bound = largest_sum(norms, header, pairs, into)
-    assert max(abs(s) for s in python_sums(x, y, pairs, into)) <= bound
-    without = largest_sum(norms, replace(header, together=0), pairs, into)
+    bound = largest_sum(norms, header, pairs, sum_index)
+    assert max(abs(s) for s in python_sums(x, y, pairs, sum_index)) <= bound
+    without = largest_sum(norms, replace(header, group_energy=0), pairs, sum_index)
     assert bound <= without * (1 + 1e-12)
 
 
@@ -238,7 +226,7 @@ def test_largest_sum_is_reached() -> None:
     y = torch.tensor([[3, 4], [5, 12]])
     one = largest_sum(torch.tensor([5.0]), header_of(y[:1]), [(0, 0)], [0])
     assert one == pytest.approx(25)
-    header = replace(header_of(y), together=25 + 169)
+    header = replace(header_of(y), group_energy=25 + 169)
     assert largest_sum(torch.tensor([5.0, 13.0]), header, [(0, 0), (1, 1)], [0, 0]) == pytest.approx(25 + 169)
 
 
@@ -260,19 +248,19 @@ def test_rows_that_are_quantised_together_use_the_range_and_stay_in_it(
     x = x.float() if single else x
     y = aligned(draw, columns, points, 2047)
     assume(bool(y.any()))
-    pairs, into = sums_of(draw, rows, columns)
-    header = replace(header_of(y), together=together_of(y, pairs, into) if knows_together else 0)
+    pairs, sum_index = sums_of(draw, rows, columns)
+    header = replace(header_of(y), group_energy=together_of(y, pairs, sum_index) if knows_together else 0)
     norm = draw.choice([math.inf, 1e4 * math.sqrt(points)])
     limits = Limits(1 << row_bits, (1 << result_bits) - (1 << result_bits - 4), norm)
-    integers, scale = quantise_together(x, header, limits, pairs, into)
-    check_sums(integers, check_range(integers, header, limits), header, limits, pairs, into)
-    assert max(abs(s) for s in python_sums(integers, y, pairs, into)) <= limits.max_result
+    integers, scale = quantise_summed_rows(x, header, limits, pairs, sum_index)
+    check_sums(integers, check_range(integers, header, limits), header, limits, pairs, sum_index)
+    assert max(abs(s) for s in python_sums(integers, y, pairs, sum_index)) <= limits.max_result
     assert float((integers / scale - x.double()).abs().max()) <= (1 + 1e-6) / scale + 1e-6 * float(x.abs().max())
     # One of the limits is more than half used.
     norms = torch.linalg.vector_norm(x.double(), dim=1) * scale
-    longest = min(2.0**operands_module.SUMMED_ROW_BITS * math.sqrt(points), limits.max_norm)
+    longest = min(2.0**SUMMED_ROW_BITS * math.sqrt(points), limits.max_norm)
     used = (
-        largest_sum(norms, header, pairs, into) / limits.max_result,
+        largest_sum(norms, header, pairs, sum_index) / limits.max_result,
         float(norms.max()) / longest,
         float(x.abs().max()) * scale / limits.max_row,
     )
@@ -286,21 +274,21 @@ def test_rows_that_are_quantised_together_use_the_range_and_stay_in_it(
 def test_rows_without_room_are_refused() -> None:
     y = torch.full((2, 100), 2047)
     with pytest.raises(RangeError, match="100 points leave no room in sums of at most 100000"):
-        quantise_together(torch.ones(1, 100), header_of(y), Limits(1 << 20, 100_000), [(0, 0), (0, 1)], [0, 0])
+        quantise_summed_rows(torch.ones(1, 100), header_of(y), Limits(1 << 20, 100_000), [(0, 0), (0, 1)], [0, 0])
     with pytest.raises(RangeError, match="not finite"):
-        quantise_together(torch.full((1, 100), math.nan), header_of(y), Limits(1 << 20, 1 << 40), [(0, 0)], [0])
-    integers, _ = quantise_together(torch.zeros(1, 100), header_of(y), Limits(1 << 20, 1 << 40), [(0, 0)], [0])
+        quantise_summed_rows(torch.full((1, 100), math.nan), header_of(y), Limits(1 << 20, 1 << 40), [(0, 0)], [0])
+    integers, _ = quantise_summed_rows(torch.zeros(1, 100), header_of(y), Limits(1 << 20, 1 << 40), [(0, 0)], [0])
     assert not integers.any()
 
 
 def test_a_sum_for_each_pair() -> None:
-    assert check_into(None, 3) == [0, 1, 2]
-    assert check_into([1, 0, 1], 3) == [1, 0, 1]
-    for into, count in [([], 0), ([], 1), ([0], 2), ([0, 1], 1), ([1, 2], 2), ([-1, 0], 2), ([0, 2], 2)]:
-        if (into, count) == ([], 0):
+    assert check_sum_index(None, 3) == [0, 1, 2]
+    assert check_sum_index([1, 0, 1], 3) == [1, 0, 1]
+    for sum_index, count in [([], 0), ([], 1), ([0], 2), ([0, 1], 1), ([1, 2], 2), ([-1, 0], 2), ([0, 2], 2)]:
+        if (sum_index, count) == ([], 0):
             continue  # no product at all is refused by its pairs
         with pytest.raises(LinkError, match=r"a number for each is due; refused$"):
-            check_into(into, count)
+            check_sum_index(sum_index, count)
 
 
 # --- what party_2 says of bins
@@ -312,13 +300,20 @@ def header(**fields: Any) -> OperandHeader:
 
 
 def test_header_of_bins_is_read_as_it_was_written() -> None:
-    for written in (header(), header(row_bits=6, together=300), header(row_bits=1, together=0)):
+    for written in (header(), header(row_bits=6, group_energy=300), header(row_bits=1, group_energy=0)):
         assert OperandHeader.from_meta(json.loads(json.dumps(written.to_meta()))) == written
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"row_bits": 0}, {"row_bits": -1}, {"row_bits": 17}, {"together": -1}, {"together": 301}, {"together": 10**30}],
+    [
+        {"row_bits": 0},
+        {"row_bits": -1},
+        {"row_bits": 17},
+        {"group_energy": -1},
+        {"group_energy": 301},
+        {"group_energy": 10**30},
+    ],
     ids=str,
 )
 def test_header_out_of_range_is_refused(wrong: dict[str, int]) -> None:
@@ -326,7 +321,7 @@ def test_header_out_of_range_is_refused(wrong: dict[str, int]) -> None:
         OperandHeader.from_meta(header(**wrong).to_meta())
 
 
-@pytest.mark.parametrize("field", ["row_bits", "together"])
+@pytest.mark.parametrize("field", ["row_bits", "group_energy"])
 @pytest.mark.parametrize("value", [None, "many", float("nan"), float("inf"), [1]], ids=str)
 def test_header_that_is_no_number_is_refused(field: str, value: Any) -> None:
     with pytest.raises(LinkError, match="operand header"):
@@ -359,13 +354,13 @@ def test_bounds_of_bins_hold_for_every_image(bits: int, seed: int, bins: int) ->
 def test_party_2_keeps_its_word(dimension: int, pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it says of the operand, and the operand."""
     sent: list[tuple[OperandHeader, Tensor]] = []
-    send = BeaverFixedSide.send_operand
+    opens = BeaverFixedSide.open
 
-    def recorded(side: Any, header: OperandHeader, values: Tensor, public_map: Any = None) -> None:
+    def recorded(side: BeaverFixedSide, header: OperandHeader, values: Tensor) -> FixedOperand:
         sent.append((header, values))
-        send(side, header, values, public_map)
+        return opens(side, header, values)
 
-    monkeypatch.setattr(BeaverFixedSide, "send_operand", recorded)
+    monkeypatch.setattr(BeaverFixedSide, "open", recorded)
     image, measure = pair("affine", dimension).fixed, MutualInformation(16, 8)
     with private_fixed("beaver", FixedParty(image, measure=measure)) as source:
         for level in (Level(2, 1.0), LEVEL):
@@ -375,8 +370,8 @@ def test_party_2_keeps_its_word(dimension: int, pair: Make, monkeypatch: pytest.
         assert int(values.abs().max()) <= said.max_abs
         assert int(values.square().sum(1).max()) <= said.energy
         for columns in values.split(8):
-            assert int(columns.square().sum()) <= said.together
-        assert said.together < 2 * said.energy, "or nothing is gained"
+            assert int(columns.square().sum()) <= said.group_energy
+        assert said.group_energy < 2 * said.energy, "or nothing is gained"
         assert values[:8].sum(0).double().numpy() * said.scale == pytest.approx(
             np.ones(said.points), abs=8 * said.scale
         )
@@ -421,17 +416,17 @@ def test_private_sums_are_the_clear_ones_up_to_rounding(protocol: str, sampler: 
     with private_fixed(protocol, FixedParty(image, measure=measure)) as source:
         private = operand_of(source, sampler, measure, dimension * bins)
         assert isinstance(private, PrivateOperand)
-        for rows, pairs, into in (
+        for rows, pairs, sum_index in (
             (table, histogram, list(range(len(histogram)))),
             (slopes, [pair for pair, _ in asked], [result for _, result in asked]),
         ):
-            expected, found = (operand.combine(rows, pairs, into) for operand in (clear, private))
-            assert found.shape == expected.shape == (max(into) + 1,)
+            expected, found = (operand.sums(rows, pairs, sum_index) for operand in (clear, private))
+            assert found.shape == expected.shape == (max(sum_index) + 1,)
             # Rounding of the columns (half a step), eight deviations; that of the rows is less.
-            terms = max(map(into.count, into))
+            terms = max(map(sum_index.count, sum_index))
             deviation = math.sqrt(terms) * float(rows.norm(dim=1).max()) * private.header.scale / 2
             assert 0 < float((found - expected).abs().max()) < 8 * 1.5 * deviation
-            assert torch.equal(found, private.combine(rows, pairs, into)), "the same rounding each time"
+            assert torch.equal(found, private.sums(rows, pairs, sum_index)), "the same rounding each time"
 
 
 # --- the ledger
