@@ -15,30 +15,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from joint.ends import OVERHEAD, Session, Trio, answer_all, header_of, python_products
+from joint.ends import OVERHEAD, Prepared, Session, Trio, answer_all, header_of, python_products, serving
 from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream, new_key
 from ppir_torch.errors import BudgetExceeded, LinkError, PeerLost, RangeError
-from ppir_torch.joint.interface import MovingSide, OperandHeader, Release, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import Release, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.protocols import load_protocol, spdz
 from ppir_torch.protocols.lattice import bfv_slots, ckks_slots
 from ppir_torch.protocols.lattice.bfv import BfvFixedSide, BfvMovingSide
-from ppir_torch.protocols.lattice.bfv_slots import DEGREE, NOISE, PRIMES
+from ppir_torch.protocols.lattice.bfv_slots import NOISE
+from ppir_torch.protocols.lattice.ciphers import Allowance
 from ppir_torch.protocols.lattice.ckks import CkksFixedSide, CkksMovingSide
+from ppir_torch.protocols.lattice.packing import DEGREE
 from ppir_torch.protocols.lattice.seal_format import ciphertext_file, save_seal
-from ppir_torch.protocols.lattice.slot_sides import SlotMoving
 from ppir_torch.protocols.lattice.slots import (
+    FRESH_NOISE,
     MAX_RESULT,
     MAX_ROW,
     POINTS,
+    PRIMES,
+    SPECIAL,
     SlotLayout,
-    T,
     mapped_sums,
     slot_limits,
     uniform_words,
 )
+from ppir_torch.protocols.lattice.slots import SLOT_MODULUS as T
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
 from ppir_torch.wire.payload import pack, unpack
@@ -95,37 +100,18 @@ def python_sums(rows: Tensor, y: Tensor, public_map: PublicMap) -> list[int]:
 Mapped = tuple[Tensor, PublicMap]
 
 
-class MappedSession(Session):
-    """party_1's end of a session whose operands have maps."""
-
-    maps: Sequence[PublicMap | None]
-
-    def next_operand(self) -> OperandHeader:
-        self.operand += 1
-        self.trio.one_two.send(MessageKind.LEVEL)
-        self.moving.accept_operand(self.headers[self.operand], self.maps[self.operand])
-        return self.headers[self.operand]
-
-
 @contextmanager
 def session(
     protocol: str, *operands: tuple[Tensor, PublicMap | None], device: str = "cpu", release: Release = release_all
-) -> Iterator[MappedSession]:
+) -> Iterator[Session]:
     """A session with these operands, the first of which is there; rows of a map's are its dimension and one."""
-    trio, entry = Trio(), load_protocol(protocol)
-    counts = [3 if m is None else len(m.shape) + 1 for _, m in operands]
-    headers = [header_of(y, count, i) for i, ((y, _), count) in enumerate(zip(operands, counts, strict=True))]
-    if entry.dealer is not None:
-        trio.start(entry.dealer, trio.dealer_one, trio.dealer_two)
-    fixed = entry.fixed_side(trio.two_one, trio.two_dealer, device)
-    triples: list[Any] = [(h, *operand) for h, operand in zip(headers, operands, strict=True)]
-    trio.start(answer_all, trio.two_one, fixed, triples, release)
-    running = MappedSession(entry.moving_side(trio.one_two, trio.one_dealer, device), trio, headers)
-    running.maps = [public_map for _, public_map in operands]
-    running.next_operand()
-    yield running
-    trio.stop()
-    assert trio.errors == []
+    prepared: list[Prepared] = []
+    for number, (y, public_map) in enumerate(operands):
+        header = header_of(y, 3 if public_map is None else len(public_map.shape) + 1, number)
+        prepared.append((header, y) if public_map is None else (header, y, public_map))
+    with serving(protocol, *prepared, device=device, release=release) as run:
+        run.next_operand()
+        yield run
 
 
 def uniform(draw: random.Random, most: int, *shape: int) -> Tensor:
@@ -155,13 +141,13 @@ def test_sums_are_pythons(protocol: str) -> None:
         for number, (y, public_map) in enumerate(operands):
             if number:
                 run.next_operand()
-            limits, rows = run.moving.limits, len(public_map.shape) + 1
+            limits, rows = run.mapped_operand.limits, len(public_map.shape) + 1
             edge = min(limits.max_row, limits.max_result // (int(y.abs().max()) * public_map.largest_sum))
             for _ in range(2):
                 most = edge if draw.random() < 1 / 3 else draw.randint(0, min(edge, 1 << draw.randint(0, 20)))
                 x = uniform(draw, most, rows, len(y))
                 x[draw.randrange(rows)] = draw.choice((-1, 1)) * most * y.sign()
-                result = run.moving.project(x)
+                result = run.mapped_operand.project(x)
                 assert result.dtype == torch.int64
                 assert result.tolist() == python_sums(x, y, public_map)
                 done += len(result)
@@ -176,16 +162,16 @@ def test_exact_at_the_edge_of_the_range(protocol: str, sign: int) -> None:
     assert public_map.largest_sum == 12 * 35
     y = torch.full((20,), 2000)
     with session(protocol, (y, public_map)) as run:
-        limits = run.moving.limits
+        limits = run.mapped_operand.limits
         most = min(limits.max_row, limits.max_result // (2000 * 420))
         x = torch.full((3, 20), sign * most)
-        assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
+        assert run.mapped_operand.project(x).tolist() == python_sums(x, y, public_map)
     largest = MAX_RESULT // (420 * MAX_ROW)  # in slots: both at their edge
     with session(protocol, (y.sign() * largest, public_map)) as run:
-        limits = run.moving.limits
+        limits = run.mapped_operand.limits
         most = min(limits.max_row, limits.max_result // (largest * 420))
         x = torch.full((3, 20), sign * most)
-        result = run.moving.project(x)
+        result = run.mapped_operand.project(x)
         assert result.tolist() == python_sums(x, largest * y.sign(), public_map)
         if most < limits.max_row or protocol in SLOTS:
             assert int(result.abs().max()) > 0.99 * limits.max_result
@@ -206,9 +192,9 @@ def test_protocols_agree_over_many_blocks(
     found = []
     for protocol in MAPPED:
         with session(protocol, (y, public_map)) as run:
-            most = min(64, run.moving.limits.max_row)
+            most = min(64, run.mapped_operand.limits.max_row)
             x = torch.randint(-most, most + 1, (len(shape) + 1, len(y)), generator=g.manual_seed(1))
-            found.append(run.moving.project(x))
+            found.append(run.mapped_operand.project(x))
     fields = (x * y).reshape(len(x), channels, -1).sum(1)
     volume = torch.zeros(len(x), points, dtype=torch.int64)
     volume[:, slice(None) if index is None else index] = fields
@@ -225,20 +211,20 @@ def test_operands_with_and_without_a_map_in_one_session(protocol: str) -> None:
     public_map = splines((7, 6), 2)
     y, x = uniform(draw, 100, 42), uniform(draw, 15, 3, 42)
     with session(protocol, (y, None), (y, public_map), (y + 1, None), (y + 2, public_map)) as run:
-        assert run.moving.multiply(x).tolist() == python_products(x, y)
-        with pytest.raises(RuntimeError, match="with a map"):
-            run.moving.project(x)
+        assert run.operand.multiply(x).tolist() == python_products(x, y)
+        assert not hasattr(run.operand, "project")
         run.next_operand()
-        assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
-        with pytest.raises(RuntimeError, match="multiply"):
-            run.moving.multiply(x)
+        assert run.mapped_operand.project(x).tolist() == python_sums(x, y, public_map)
+        assert not hasattr(run.mapped_operand, "multiply")
         keys = run.trio.one_two.received[MessageKind.PUBLIC_KEY]  # encrypted: one for each kind of product
         run.next_operand()
-        assert run.moving.multiply(x).tolist() == python_products(x, y + 1)
-        with pytest.raises(RuntimeError, match="with a map"):
-            run.moving.project(x)
+        assert run.operand.multiply(x).tolist() == python_products(x, y + 1)
+        assert not hasattr(run.operand, "project")
         run.next_operand()
-        assert run.moving.project(x).tolist() == python_sums(x, y + 2, public_map)
+        assert run.mapped_operand.project(x).tolist() == python_sums(x, y + 2, public_map)
+        for number in (1, 0, 0, 1):  # the older ones are usable, too
+            assert run.operands[number].multiply(-x).tolist() == python_products(-x, y + number)
+            assert run.mapped[number].project(-x).tolist() == python_sums(-x, y + 2 * number, public_map)
         assert run.trio.one_two.received[MessageKind.PUBLIC_KEY] == keys
         assert (keys > 0) == (protocol in SLOTS)
 
@@ -250,7 +236,7 @@ def test_exact_at_the_chunk_borders_of_spdz(monkeypatch: pytest.MonkeyPatch) -> 
         points = public_map.points
         y, x = torch.arange(points) * 3 - 4, torch.arange(rows * points).reshape(rows, points) - 10
         with session("spdz", (y, public_map)) as run:
-            assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
+            assert run.mapped_operand.project(x).tolist() == python_sums(x, y, public_map)
             chunks = -(-points // (16 // (rows + 1)))
             assert run.trio.two_dealer.received[MessageKind.TRIPLE_CORRECTION] == OVERHEAD * chunks + 8 * rows * points
 
@@ -266,7 +252,7 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
         rows, points = len(public_map.shape) + 1, public_map.points
         y = torch.full((points,), 63 if protocol in SLOTS else (1 << 20))
         with session(protocol, (y, public_map)) as run:
-            limits = run.moving.limits
+            limits = run.mapped_operand.limits
             edge = min(limits.max_row, limits.max_result // (int(y[0]) * public_map.largest_sum))
             x = torch.full((rows, points), draw.choice((-1, 1)) * edge)  # the map's largest sum is reached
             bad = [(x.sign() * (edge + 1)), x[:-1], x[:, 1:], x.double(), x[0], torch.cat([x, x])]
@@ -274,10 +260,10 @@ def test_out_of_range_is_refused_before_anything_is_sent(protocol: str) -> None:
             before = sent_by_party_1(run.trio)
             for wrong in bad:
                 with pytest.raises(RangeError):
-                    run.moving.project(wrong)
+                    run.mapped_operand.project(wrong)
                 refused += 1
             assert sent_by_party_1(run.trio) == before
-            assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
+            assert run.mapped_operand.project(x).tolist() == python_sums(x, y, public_map)
     assert refused == 84
 
 
@@ -290,8 +276,8 @@ def test_a_sparse_row_may_have_larger_entries(protocol: str) -> None:
         x = torch.zeros(3, 2000, dtype=torch.int64)
         x[0, 777], x[2, 3] = 1 << 15, -(1 << 15)
         if protocol in SLOTS:
-            assert (1 << 15) * 1000 * public_map.largest_sum > run.moving.limits.max_result
-        assert run.moving.project(x).tolist() == python_sums(x, y, public_map)
+            assert (1 << 15) * 1000 * public_map.largest_sum > run.mapped_operand.limits.max_result
+        assert run.mapped_operand.project(x).tolist() == python_sums(x, y, public_map)
 
 
 @encrypted
@@ -299,16 +285,16 @@ def test_more_products_than_a_session_has_are_refused_before_anything_is_sent(pr
     public_map = splines((100, 100), 9)  # two ciphertexts
     y, x = torch.ones(10_000, dtype=torch.int64), torch.ones(3, 10_000, dtype=torch.int64)
     with session(protocol, (y, public_map)) as run:
-        slots = slots_of(run.moving)
-        run.moving.project(x)
-        assert slots._products == 6
-        slots._products = SLOTS[protocol].MAX_PRODUCTS - 5
+        products = multiplications(run)
+        run.mapped_operand.project(x)
+        assert products.used == 6
+        products.used = SLOTS[protocol].MAX_PRODUCTS - 5
         before = sent_by_party_1(run.trio)
         with pytest.raises(RangeError, match="products per session"):
-            run.moving.project(x)
+            run.mapped_operand.project(x)
         assert sent_by_party_1(run.trio) == before
-        slots._products -= 1
-        run.moving.project(x)
+        products.used -= 1
+        run.mapped_operand.project(x)
 
 
 @ours
@@ -324,7 +310,7 @@ def test_operands_that_do_not_go_with_their_map_are_refused_before_anything_is_s
     trio = Trio()
     fixed = load_protocol(protocol).fixed_side(trio.two_one, trio.two_dealer, "cpu")
     with pytest.raises(RangeError):
-        fixed.send_operand(header, values, public_map)
+        fixed.open_mapped(header, values, public_map)
     assert trio.two_one.bytes_sent == 0
 
 
@@ -333,7 +319,7 @@ def test_operands_and_maps_without_room_are_refused(protocol: str) -> None:
     link, _ = link_pair("party_2", "party_1")
     y, public_map = torch.tensor([1 << 40, 0, 0, 0]), PublicMap((2, 2), (np.full((2, 1), 40),) * 2, 1.0)
     with pytest.raises(RangeError, match="leave no room"):
-        SIDES[protocol][1](link).send_operand(header_of(y, 3), y, public_map)
+        SIDES[protocol][1](link).open_mapped(header_of(y, 3), y, public_map)
     wide = PublicMap((2, 2), (np.full((2, 1), 1 << 16), np.full((2, 1), 1 << 20)), 1.0)
     assert wide.largest_sum == 1 << 38
     with pytest.raises(RangeError, match="leave no room"):
@@ -362,7 +348,7 @@ def test_noise_is_added_once_to_each_value_and_charged_before_it_is_sent(protoco
 
     with session(protocol, (y, public_map), release=release) as run:
         links.append(run.trio.two_one)
-        result = run.moving.project(x)
+        result = run.mapped_operand.project(x)
         assert (result - noise).tolist() == python_sums(x, y, public_map)
     assert calls == [count]
     assert sent_at == [0]
@@ -384,9 +370,9 @@ def test_what_the_cap_does_not_allow_is_not_sent(protocol: str) -> None:
     trio.start(answer_all, trio.two_one, fixed, operands, refuse)
     moving = entry.moving_side(trio.one_two, trio.one_dealer, "cpu")
     trio.one_two.send(MessageKind.LEVEL)
-    moving.accept_operand(header, public_map)
+    operand = moving.open_mapped(header, public_map)
     with pytest.raises(PeerLost):
-        moving.project(torch.ones(3, 30, dtype=torch.int64))
+        operand.project(torch.ones(3, 30, dtype=torch.int64))
     assert not {MessageKind.RESULT_SHARE, MessageKind.MASKED_RESULT} & set(trio.two_one.sent)
     with contextlib.suppress(PeerLost):
         trio.one_dealer.send(MessageKind.FINISH)
@@ -399,7 +385,7 @@ def test_messages_of_spdz_go_only_where_the_protocol_sends_them() -> None:
     y, x = torch.arange(50) - 25, torch.arange(150).reshape(3, 50)
     with session("spdz", (y, public_map)) as run:
         for _ in range(2):
-            run.moving.project(x)
+            run.mapped_operand.project(x)
     trio = run.trio
     assert set(trio.two_one.received) == {
         MessageKind.LEVEL,
@@ -436,7 +422,7 @@ def test_equal_rows_and_operands_of_spdz_look_different_each_time(monkeypatch: p
         for number in range(4):
             if number == 2:
                 run.next_operand()
-            assert run.moving.project(x).tolist() == [0] * public_map.results(3)
+            assert run.mapped_operand.project(x).tolist() == [0] * public_map.results(3)
     assert [len(v) for v in heard.values()] == [8, 4]
     for words in map(np.concatenate, heard.values()):
         assert len(np.unique(words)) == len(words)
@@ -449,11 +435,11 @@ def test_bytes_of_encrypted_products(protocol: str) -> None:
     public_map = splines((130, 131), 5)  # three ciphertexts
     y, x = torch.ones(17_030, dtype=torch.int64), torch.ones(3, 17_030, dtype=torch.int64)
     with session(protocol, (y, public_map)) as run:
-        run.moving.project(x)
+        run.mapped_operand.project(x)
         up, down = run.trio.one_two.sent, run.trio.two_one.sent
     assert set(up) == {MessageKind.LEVEL, MessageKind.REPLY_CIPHERTEXTS, MessageKind.FINISH}
     assert set(down) == {MessageKind.PUBLIC_KEY, MessageKind.OPERAND_CIPHERTEXTS, MessageKind.MASKED_RESULT}
-    assert up[MessageKind.REPLY_CIPHERTEXTS] == 2 * OVERHEAD + 7 * SLOTS[protocol]._REPLY_BYTES
+    assert up[MessageKind.REPLY_CIPHERTEXTS] == 2 * OVERHEAD + 7 * SLOTS[protocol].REPLY_BYTES
     assert down[MessageKind.MASKED_RESULT] == OVERHEAD + 6 * public_map.results(3)
     assert down[MessageKind.OPERAND_CIPHERTEXTS] <= 3 * (3 * 8 * DEGREE + 500)
 
@@ -472,7 +458,7 @@ def test_background_takes_the_same_work_and_bytes(protocol: str, monkeypatch: py
             calls: Counter[str] = Counter()
             watch(monkeypatch, SLOTS[protocol], calls)
             before = run.trio.one_two.sent.copy()
-            assert torch.equal(run.moving.project(x), public_map.forms(x, y[None]))
+            assert torch.equal(run.mapped_operand.project(x), public_map.forms(x, y[None]))
             monkeypatch.undo()
             up = run.trio.one_two.sent - before
             seen.append((dict(calls), up.total()))
@@ -482,7 +468,7 @@ def test_background_takes_the_same_work_and_bytes(protocol: str, monkeypatch: py
 
 def watch(monkeypatch: pytest.MonkeyPatch, module: Any, calls: Counter[str]) -> None:
     """Count what is asked of SEAL."""
-    scheme = module._scheme()
+    scheme = module.scheme()
 
     class Watched:
         def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -491,7 +477,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, module: Any, calls: Counter[str]) -> 
             return found
 
     watched = replace(scheme, evaluator=Watched())
-    monkeypatch.setattr(module, "_scheme", lambda: watched)
+    monkeypatch.setattr(module, "scheme", lambda: watched)
 
 
 # --- malformed messages
@@ -511,13 +497,13 @@ class Pair:
         self.map, self.y = splines((90, 100), 9), torch.arange(9_000) % 50
         moving, fixed = SIDES[self.protocol]
         self.moving, self.fixed = moving(self.links[0]), fixed(self.links[1])
-        self.fixed.send_operand(header_of(self.y, 3), self.y, self.map)
-        self.moving.accept_operand(header_of(self.y, 3), self.map)
+        self.theirs = self.fixed.open_mapped(header_of(self.y, 3), self.y, self.map)
+        self.operand = self.moving.open_mapped(header_of(self.y, 3), self.map)
 
     def replies(self) -> list[bytes]:
         """The messages of a genuine product; party_1 is told zeros."""
         with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(self.moving.project, torch.ones(3, 9_000, dtype=torch.int64))
+            sending = pool.submit(self.operand.project, torch.ones(3, 9_000, dtype=torch.int64))
             messages = [self.links[1].receive(MessageKind.REPLY_CIPHERTEXTS) for _ in range(2)]
             self.links[1].send(MessageKind.MASKED_RESULT, bytes(6 * self.map.results(3)))
             sending.result()
@@ -527,12 +513,12 @@ class Pair:
         for payload in messages[1:]:
             self.links[0].send(MessageKind.REPLY_CIPHERTEXTS, payload)
         first = Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(messages[0]))
-        self.fixed.answer(first, lambda _: pytest.fail("released"))
+        self.theirs.answer(first, lambda _: pytest.fail("released"))
 
 
 @encrypted
 def test_malformed_replies_are_refused(protocol: str) -> None:
-    pair, size = Pair(protocol), SLOTS[protocol]._REPLY_BYTES
+    pair, size = Pair(protocol), SLOTS[protocol].REPLY_BYTES
     first, second = pair.replies()
     assert (len(first), len(second)) == (4 * size, size)
     above = bytes(size - DEGREE * 60 // 8) + b"\xff" * (DEGREE * 60 // 8)  # c1
@@ -553,7 +539,7 @@ def test_malformed_replies_are_refused(protocol: str) -> None:
         with pytest.raises(LinkError, match="REPLY_CIPHERTEXTS"):
             pair.answer(messages)
     with pytest.raises(LinkError, match="not due"):
-        pair.fixed.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(first)), release_all)
+        pair.theirs.answer(Received(MessageKind.PRODUCT, 0, 0, memoryview(first)), release_all)
     assert pair.links[1].sent == sent
     # A flipped bit is another ciphertext or none, but no crash.
     for position in np.random.default_rng(0).integers(0, size, 20).tolist():
@@ -561,14 +547,14 @@ def test_malformed_replies_are_refused(protocol: str) -> None:
         flipped[position] ^= 1
         pair.links[0].send(MessageKind.REPLY_CIPHERTEXTS, second)
         with contextlib.suppress(LinkError):
-            pair.fixed.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
+            pair.theirs.answer(Received(MessageKind.REPLY_CIPHERTEXTS, 0, 0, memoryview(flipped)), release_all)
             continue
         pair.links[1].receive(MessageKind.REPLY_CIPHERTEXTS)
 
 
-def slots_of(moving: MovingSide) -> SlotMoving:
-    assert isinstance(moving, BfvMovingSide | CkksMovingSide)
-    return moving._slots
+def multiplications(run: Session) -> Allowance:
+    assert isinstance(run.moving, BfvMovingSide | CkksMovingSide)
+    return run.moving.slots.products
 
 
 @encrypted
@@ -580,7 +566,7 @@ def test_malformed_answers_are_refused(case: str, protocol: str) -> None:
         MessageKind.MASKED_RESULT, {"short": bytes(size - 6), "long": bytes(size + 1), "above t": b"\xff" * size}[case]
     )
     with pytest.raises(LinkError):
-        pair.moving.project(torch.ones(3, 9_000, dtype=torch.int64))
+        pair.operand.project(torch.ones(3, 9_000, dtype=torch.int64))
 
 
 @encrypted
@@ -588,7 +574,7 @@ def test_malformed_operands_are_refused(protocol: str) -> None:
     source, (moving, fixed) = Pair(protocol), SIDES[protocol]
     y, header = source.y, header_of(source.y, 3)
     links = link_pair("party_1", "party_2")
-    fixed(links[1]).send_operand(header, y, source.map)
+    fixed(links[1]).open_mapped(header, y, source.map)
     key = bytes(links[0].receive(MessageKind.PUBLIC_KEY).payload)
     _, files = unpack(links[0].receive(MessageKind.OPERAND_CIPHERTEXTS).payload)
     no_random_part, other_form = (
@@ -602,18 +588,16 @@ def test_malformed_operands_are_refused(protocol: str) -> None:
         links[1].send(MessageKind.PUBLIC_KEY, key)
         links[1].send(MessageKind.OPERAND_CIPHERTEXTS, pack({}, wrong))
         with pytest.raises(LinkError, match="OPERAND_CIPHERTEXTS"):
-            target.accept_operand(header, source.map)
-        with pytest.raises(RuntimeError, match="before accept_operand"):
-            target.project(torch.ones(3, 9_000, dtype=torch.int64))
+            target.open_mapped(header, source.map)
     links = link_pair("party_1", "party_2")
     links[1].send(MessageKind.PUBLIC_KEY, bytes(1000))
     with pytest.raises(LinkError, match="PUBLIC_KEY"):
-        moving(links[0]).accept_operand(header, source.map)
+        moving(links[0]).open_mapped(header, source.map)
 
 
 def malformed_ciphertexts(module: Any) -> list[Any]:
     """One of the form that is due (NTT in ckks) without c1, and one of the other form."""
-    scheme = module._scheme()
+    scheme = module.scheme()
     top, due, made = scheme.context.first_parms_id(), module is ckks_slots, []
     for ntt, c1 in ((due, 0), (not due, 1)):
         file, ciphertext = ciphertext_file(DEGREE, 3, top, ntt=ntt), scheme.seal.Ciphertext()
@@ -642,23 +626,23 @@ PAIR = np.zeros((1, 2), np.uint16)
 def test_party_2_of_spdz_refuses_another_product(meta: Any, arrays: list[Any]) -> None:
     trio, public_map, y = Trio(), splines((4, 5), 2), torch.arange(20)
     fixed = load_protocol("spdz").fixed_side(trio.two_one, trio.two_dealer, "cpu")
-    fixed.send_operand(header_of(y, 3), y, public_map)
+    operand = fixed.open_mapped(header_of(y, 3), y, public_map)
     sent = trio.two_one.bytes_sent
     message = Received(MessageKind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack(meta, arrays))))
     with pytest.raises(LinkError):
-        fixed.answer(message, lambda _: pytest.fail("released"))
+        operand.answer(message, lambda _: pytest.fail("released"))
     assert trio.two_one.bytes_sent == sent
 
 
 def test_party_2_of_spdz_refuses_a_product_without_pairs_where_there_is_no_map() -> None:
     trio, y = Trio(), torch.arange(20)
     fixed = load_protocol("spdz").fixed_side(trio.two_one, trio.two_dealer, "cpu")
-    fixed.send_operand(header_of(y, 3), y)
+    operand = fixed.open(header_of(y, 3), y)
     message = Received(
         MessageKind.PRODUCT, 0, 0, memoryview(b"".join(bytes(p) for p in pack({"rows": 3, "points": 20})))
     )
     with pytest.raises(LinkError, match="pairs"):
-        fixed.answer(message, lambda _: pytest.fail("released"))
+        operand.answer(message, lambda _: pytest.fail("released"))
 
 
 @pytest.mark.parametrize("wrong", [{"columns": 2}, {"mapped": 1}, {"mapped": None}, {"rows": 0}], ids=str)
@@ -674,7 +658,7 @@ def test_the_dealer_of_spdz_refuses_what_is_no_shape(wrong: dict[str, Any]) -> N
 
 
 def is_prime(number: int) -> bool:
-    return bool(bfv_slots._scheme().seal.Modulus(number).is_prime())
+    return bool(bfv_slots.scheme().seal.Modulus(number).is_prime())
 
 
 def largest_primes(bits: int, count: int) -> list[int]:
@@ -684,13 +668,12 @@ def largest_primes(bits: int, count: int) -> list[int]:
 
 
 def test_primes_and_plain_modulus() -> None:
-    *data, special = PRIMES
-    assert data == largest_primes(60, 3)
-    assert [special] == largest_primes(20, 1)
+    assert list(PRIMES) == largest_primes(60, 3)
+    assert largest_primes(20, 1) == [SPECIAL]
     assert largest_primes(48, 1) == [T]
-    scheme = bfv_slots._scheme()
-    assert all(p % (2 * DEGREE) == 1 for p in (*PRIMES, T))
-    assert sum(p.bit_length() for p in PRIMES) == 200
+    scheme = bfv_slots.scheme()
+    assert all(p % (2 * DEGREE) == 1 for p in (*PRIMES, SPECIAL, T))
+    assert sum(p.bit_length() for p in (*PRIMES, SPECIAL)) == 200
     limit = scheme.seal.CoeffModulus.MaxBitCount(DEGREE, scheme.seal.SEC_LEVEL_TYPE.TC128)
     assert limit == 218
     top = scheme.context.first_context_data().qualifiers()
@@ -703,11 +686,11 @@ def test_primes_and_plain_modulus() -> None:
 
 def test_security_and_noise_budget() -> None:
     """From the published constants: the flood hides every product of a session, and decryption is right."""
-    first, second, third, _ = PRIMES
+    first, second, third = PRIMES
     # 42 coins of a half each: Hoeffding's 2 exp(-2 s^2 / 42); the rounding of q y / t in the worst case, of the mask.
-    beyond = 2 * math.exp(-2 * bfv_slots.FRESH_NOISE**2 / 42)
+    beyond = 2 * math.exp(-2 * FRESH_NOISE**2 / 42)
     assert beyond < 2**-78
-    assert math.sqrt(DEGREE) * (T / 2) * bfv_slots.FRESH_NOISE + DEGREE * (T / 2) / 2 + 1 / 2 < NOISE < 2**59.9
+    assert math.sqrt(DEGREE) * (T / 2) * FRESH_NOISE + DEGREE * (T / 2) / 2 + 1 / 2 < NOISE < 2**59.9
     flood = second * third << bfv_slots.TOP_FLOOD_BITS
     assert 2**130.99 < flood < 2**131
     distance = bfv_slots.MAX_PRODUCTS * DEGREE * (NOISE / flood + beyond)
@@ -744,12 +727,13 @@ def test_rows_and_columns_that_a_map_leaves_room_for(shape: tuple[int, ...], spa
 
 # --- the numbers of ckks_slots
 
-Q = math.prod(ckks_slots.PRIMES)
+Q = math.prod(PRIMES)
 
 
 def test_primes_of_ckks() -> None:
-    assert (*ckks_slots.PRIMES, ckks_slots.SPECIAL) == PRIMES  # tested above
-    scheme = ckks_slots._scheme()
+    scheme = ckks_slots.scheme()
+    of_key = scheme.context.key_context_data().parms().coeff_modulus()
+    assert tuple(modulus.value() for modulus in of_key) == (*PRIMES, SPECIAL)  # tested above
     assert scheme.context.first_context_data().parms().scheme() == scheme.seal.SCHEME_TYPE.CKKS
     assert scheme.context.first_context_data().qualifiers().sec_level == scheme.seal.SEC_LEVEL_TYPE.TC128
     assert scheme.slots.context.first_context_data().qualifiers().using_fast_plain_lift
@@ -760,17 +744,17 @@ def test_primes_of_ckks() -> None:
 
 def test_phases_stay_within_the_modulus() -> None:
     """From the published constants: all shares of a session add up, but for 2^-41."""
-    beyond = 2 * math.exp(-2 * ckks_slots.FRESH_NOISE**2 / 42)  # 42 coins of a half each: Hoeffding
+    beyond = 2 * math.exp(-2 * FRESH_NOISE**2 / 42)  # 42 coins of a half each: Hoeffding
     assert beyond < 2**-78
     half = (T - 1) / 2
-    one = DEGREE * half**2 + T * ckks_slots.FRESH_NOISE * math.sqrt(DEGREE) * half
+    one = DEGREE * half**2 + T * FRESH_NOISE * math.sqrt(DEGREE) * half
     assert 0.999999 * ckks_slots.PHASE < one <= ckks_slots.PHASE < 2**107.9
     assert 2**179.99 < Q < 2**180
     replies = ckks_slots.MAX_PRODUCTS  # at most one for each multiplication
     failing = DEGREE * (ckks_slots.MAX_PRODUCTS * (ckks_slots.PHASE / Q + beyond) + replies * T * 2**19 / Q)
     assert 2**-41.5 < failing < 2**-41
     # A public-key encryption of zero: e0 + e1 s + e u, divided by the special prime, and two roundings.
-    assert (21 + 2 * 21 * DEGREE) / ckks_slots.SPECIAL + 1 / 2 + DEGREE / 2 < ckks_slots.ZERO_NOISE == 2**19
+    assert (21 + 2 * 21 * DEGREE) / SPECIAL + 1 / 2 + DEGREE / 2 < ckks_slots.ZERO_NOISE == 2**19
 
 
 class SlowStream:
@@ -813,7 +797,7 @@ def test_words_above_the_bound_are_drawn_again() -> None:
 def test_floods_have_their_full_width_and_are_centred() -> None:
     # One flood of 8192 leaves an end of the top digit's 2048 values out with a chance of 4 %; eight do with 3e-14.
     stream = KeyStream(new_key())
-    low, middle, top = map(np.concatenate, zip(*(bfv_slots._flood(stream, n) for n in range(8)), strict=True))
+    low, middle, top = map(np.concatenate, zip(*(bfv_slots.flood(stream, n) for n in range(8)), strict=True))
     assert int(low.max()) < PRIMES[2]
     assert int(middle.max()) < PRIMES[1]
     assert min(int(low.max()), int(middle.max())) > 0.99 * 2**60
@@ -828,6 +812,6 @@ def test_sums_of_spdz_are_exact_on_cuda() -> None:
     y = torch.arange(9_000) * 7919 % 4095 - 2047
     x = (torch.arange(27_000) * 1_000_003 % 4095 - 2047).reshape(3, 9_000)
     with session("spdz", (y, public_map), device="cuda") as run:
-        result = run.moving.project(x.cuda())
+        result = run.mapped_operand.project(x.cuda())
     assert result.is_cuda
     assert torch.equal(result.cpu(), public_map.forms(x, y[None]))
