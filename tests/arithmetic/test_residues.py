@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppir_torch.arithmetic.residues import reduced, times_modulo
-from ppir_torch.protocols.lattice.ckks_slots import PRIMES
-from ppir_torch.protocols.lattice.slots import T
+from ppir_torch.protocols.lattice.slots import PRIMES
+from ppir_torch.protocols.lattice.slots import SLOT_MODULUS as T
 
 Q = math.prod(PRIMES)
 EDGE = (1 << 61) - 1
