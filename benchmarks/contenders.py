@@ -26,10 +26,13 @@ import torch
 from torch import Tensor
 
 from ppir_torch.grids import Grid
+from ppir_torch.joint.bounds import Pairs, all_pairs
 from ppir_torch.joint.columns import IMAGE, FixedColumns
-from ppir_torch.joint.interface import ROW_BITS, OperandHeader, Pairs, all_pairs, release_all
-from ppir_torch.joint.operands import PrivateOperand, quantise_columns
+from ppir_torch.joint.header import ROW_BITS, OperandHeader
+from ppir_torch.joint.interface import release_all
+from ppir_torch.joint.operands import PrivateOperand
 from ppir_torch.joint.public_map import PublicMap
+from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.protocols import load_protocol
 from ppir_torch.registration.loop import map_of
 from ppir_torch.runs.open_private import link_keys
@@ -158,18 +161,15 @@ def private(name: str, work: Work, threads: int) -> Iterator[Contender]:
         about_map = None if public_map is None else public_map.to_message()
         pipes["party_2"][0].send((work.columns.numpy(), work.rows.shape[0], about_map))
         header = OperandHeader.from_meta(unpack(link.receive(MessageKind.OPERAND).payload)[0])
-        side.accept_operand(header, public_map)
+        remote = side.open(header) if public_map is None else side.open_mapped(header, public_map)
         operand = PrivateOperand(
             grid=Grid((header.points, 1)),
             sample=Sample(None, None),
             columns=IMAGE,
-            header=header,
+            remote=remote,
+            channel=link,
             sample_mean_square=0.0,
             level_mean_square=0.0,
-            gram=None,
-            side=side,
-            link=link,
-            public_map=public_map,
         )
         count = 0
 
@@ -252,9 +252,9 @@ def _serve(
         row_bits=row_bits,
     )
     link.send(MessageKind.OPERAND, pack(header.to_meta()))
-    side.send_operand(header, columns, public_map)
+    operand = side.open(header, columns) if public_map is None else side.open_mapped(header, columns, public_map)
     while (request := link.receive()).kind is not MessageKind.FINISH:
-        side.answer(request, release_all)
+        operand.answer(request, release_all)
 
 
 def _count(pipe: Connection, links: list[Link]) -> None:

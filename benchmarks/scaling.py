@@ -54,7 +54,7 @@ def _dense(points: int, rows: int) -> Any:
     import torch
     from contenders import Work
 
-    from ppir_torch.joint.interface import all_pairs
+    from ppir_torch.joint.bounds import all_pairs
 
     generator = torch.Generator().manual_seed(1)
     matrix, fixed = (torch.randn(n, points, generator=generator) for n in (rows, 1))

@@ -95,6 +95,8 @@ class FixedParty:
             if message.kind is MessageKind.LEVEL:
                 kept.add(number, self._prepare(link, side, message, number))
                 number += 1
+            elif number == 0:
+                raise LinkError(f"{message.kind.name} before the first level; refused")
             elif message.kind is MessageKind.OPERAND_IN_USE:
                 kept.use(OperandInUse.decode(message.payload).number)
             else:

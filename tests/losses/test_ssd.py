@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.bounds import Limits, Pairs, SumIndex, all_pairs, check_range
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
-from ppir_torch.joint.interface import Limits, MovingSide, OperandHeader, Pairs, all_pairs, check_range
-from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand, quantise_columns, quantise_rows, row_norm
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import MovingOperand, Product
+from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand
+from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
 from ppir_torch.losses import SSD
 from ppir_torch.registration.loop import ClearFixed
 from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
@@ -63,22 +66,29 @@ class Counting:
         return self.inner.multiply(rows, pairs)
 
 
-class LocalExact(MovingSide):
+class LocalExact(MovingOperand):
     """The products themselves, in Python integers; refuses nothing, so that the caller's checks are what is tested."""
 
-    def __init__(self, values: Tensor, limits: Limits) -> None:
-        self.values, self.limits = values.reshape(-1, values.shape[-1]), limits
+    def __init__(self, header: OperandHeader, values: Tensor, limits: Limits) -> None:
+        self.header, self.values, self.limits = header, values.reshape(-1, values.shape[-1]), limits
 
-    def accept_operand(self, header: OperandHeader) -> None:
-        raise NotImplementedError
-
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
+    def multiply(
+        self,
+        rows: Tensor,
+        pairs: Pairs | None = None,
+        nonzero_positions: Tensor | None = None,
+        sum_index: SumIndex | None = None,
+    ) -> Tensor:
         assert pairs is not None
-        if used is not None:
+        assert sum_index is None
+        if nonzero_positions is not None:
             others = torch.ones(rows.shape[1], dtype=torch.bool)
-            others[used] = False
+            others[nonzero_positions] = False
             assert not rows[:, others].any()
         return torch.tensor(python_products(rows, self.values, pairs))
+
+    def compute(self, product: Product) -> Tensor:
+        raise NotImplementedError
 
 
 def header_of(values: Tensor, rows: int = 16, scales: tuple[float, ...] = (1.0,), offset: float = 0.0) -> OperandHeader:
@@ -309,8 +319,7 @@ def private_and_clear(
     header = header_of(integers, 4, scales, exact.offset)
     means = float(stands_for.values[0].square().mean()), exact.level_mean_square
     link, _ = link_pair("party_1", "party_2")
-    side = LocalExact(integers, LIMITS)
-    private = PrivateOperand(fixed.grid, sample, columns, header, *means, None, side, link)
+    private = PrivateOperand(fixed.grid, sample, columns, LocalExact(header, integers, LIMITS), link, *means)
     return private, ClearOperand(fixed.grid, sample, columns, stands_for)
 
 
@@ -348,11 +357,12 @@ def test_a_part_is_the_same_operand_with_rows_that_are_zero_elsewhere(
     seen = []
 
     class Watched(LocalExact):
-        def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
+        def multiply(self, rows: Tensor, *more: Any) -> Tensor:
             seen.append(rows)
-            return super().multiply(rows, pairs, used)
+            return super().multiply(rows, *more)
 
-    watched = replace(private, side=Watched(private.side.values, LIMITS))  # type: ignore[attr-defined]
+    assert isinstance(private.remote, LocalExact)
+    watched = replace(private, remote=Watched(private.header, private.remote.values, LIMITS))
     part, clear_part = watched.part(positions, None), clear.part(positions, None)
     carried, products = part.multiply(rows, all_pairs(3, 1 + dimension))
     torch.testing.assert_close(products, clear_part.multiply(carried, all_pairs(3, 1 + dimension))[1])
@@ -475,12 +485,10 @@ def test_limits_that_leave_no_room_are_refused() -> None:
         Grid((8, 8)),
         Sample(None, None),
         IMAGE,
-        header_of(column),
-        1.0,
-        1.0,
-        None,
-        LocalExact(column, Limits(2**20, 2**10)),
+        LocalExact(header_of(column), column, Limits(2**20, 2**10)),
         link_pair("party_1", "party_2")[0],
+        1.0,
+        1.0,
     )
     with pytest.raises(RangeError):
         private.multiply(torch.ones(1, 64), [(0, 0)])

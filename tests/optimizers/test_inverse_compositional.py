@@ -19,7 +19,7 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, LinkError, PeerLost
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.interface import Pairs
+from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.operands import Operand
 from ppir_torch.losses import Linearisation
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points

@@ -19,10 +19,13 @@ from torch import Tensor
 from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost
 from ppir_torch.images import Image, Level, load_image
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.metrics.registration import displacement_rmse, folding_share, foreground_points, jacobian_determinant
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
+from ppir_torch.protocols.beaver import BeaverFixedSide
 from ppir_torch.registration.loop import map_of
 from ppir_torch.runs.images import run
 from ppir_torch.sampling import Full, Sample, Uniform
@@ -384,16 +387,22 @@ def test_party_1_cannot_smuggle_another_map(name: str, image: Image) -> None:
     assert charged == []
 
 
-def test_the_points_of_a_map_are_those_that_party_2_draws(image: Image) -> None:
+def test_the_points_of_a_map_are_those_that_party_2_draws(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample that is smuggled in with the map (one voxel, of which each sum would tell) is not used."""
-    party = FixedParty(image)
-    with private_fixed("beaver", party) as source:
+    maps: list[PublicMap] = []
+    opens = BeaverFixedSide.open_mapped
+
+    def recorded(side: BeaverFixedSide, header: OperandHeader, values: Tensor, public_map: PublicMap) -> FixedOperand:
+        maps.append(public_map)
+        return opens(side, header, values, public_map)
+
+    monkeypatch.setattr(BeaverFixedSide, "open_mapped", recorded)
+    with private_fixed("beaver", FixedParty(image)) as source:
         ask(source, replace(good_map(image), index=torch.tensor([777])))
         meta, _ = unpack(source.link.receive(MessageKind.OPERAND).payload)
         assert meta["points"] == image.grid.count
         source.link.receive(MessageKind.OPENED_OPERAND)
-    assert party._map is not None
-    assert party._map.index is None
+    assert [public_map.index for public_map in maps] == [None]
 
 
 @pytest.mark.parametrize("choice", [Full(), Uniform(0.4, 3)], ids=["all", "URS"])

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from ppir_torch.config.images import fixed_party
 from ppir_torch.images import Image, Level, load_image
+from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
-from ppir_torch.joint.interface import Pairs
-from ppir_torch.joint.operands import quantise_columns
+from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
 from ppir_torch.metrics.registration import displacement_rmse
 from ppir_torch.registration.loop import ClearFixed

@@ -16,9 +16,10 @@ from torch import Tensor
 from ppir_torch.arithmetic.csprng import KeyStream, gaussian_words, new_key
 from ppir_torch.errors import ConfigError, PeerLost
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.bounds import all_pairs
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
-from ppir_torch.joint.interface import all_pairs
-from ppir_torch.joint.operands import PrivateOperand, quantise_columns, quantise_rows, row_norm
+from ppir_torch.joint.operands import PrivateOperand
+from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
 from ppir_torch.parties.fixed import NOISE_REACH, FixedParty
 from ppir_torch.registration.loop import ClearFixed, register_images
 from ppir_torch.transforms import Affine
@@ -40,14 +41,14 @@ def errors_of(operand: PrivateOperand, image: Image, products: int, columns: Col
     generator = torch.Generator().manual_seed(5)
     rows = torch.randint(-50, 51, (8, image.grid.count), generator=generator)
     exact = rows @ integers.T
-    opened = torch.stack([operand.side.multiply(rows).reshape(exact.shape) for _ in range(products)])
+    opened = torch.stack([operand.remote.multiply(rows).reshape(exact.shape) for _ in range(products)])
     return opened.flatten(1), (opened - exact).flatten(1)
 
 
 def deviation_of(operand: PrivateOperand, share: float) -> float:
     """The standard deviation in integer steps: `share` of a voxel's size, over a row of the agreed norm."""
     header = operand.header
-    return share * row_norm(header, operand.side.limits) * math.sqrt(header.energy / header.points)
+    return share * row_norm(header, operand.remote.limits) * math.sqrt(header.energy / header.points)
 
 
 def deviation_is_one(draws: Tensor, freedom: int) -> bool:
@@ -109,8 +110,8 @@ def test_noise_is_as_if_every_voxel_of_j_had_its_share_of_noise(protocol: str, d
     with private_fixed(protocol, FixedParty(image, noise=SHARE)) as fixed:
         operand = fixed.operand(FULL, rows=16)
         # A row as long as the agreed norm gets this share, a shorter one more.
-        integers, _ = quantise_rows(rows, operand.header, operand.side.limits)
-        shares = row_norm(operand.header, operand.side.limits) / integers.double().norm(dim=1)
+        integers, _ = quantise_rows(rows, operand.header, operand.remote.limits)
+        shares = row_norm(operand.header, operand.remote.limits) / integers.double().norm(dim=1)
         for _ in range(draws):
             carried, products = operand.multiply(rows, all_pairs(len(rows), 1))
             # |X|_2 times the noise of a voxel, which is a share of J's root mean square.
@@ -134,10 +135,10 @@ def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
     def ask(noise: float) -> None:
         with private_fixed("beaver", FixedParty(image, noise=noise)) as fixed:
             operand = fixed.operand(FULL, rows=8)
-            room.append(operand.side.limits.max_result / 32 / NOISE_REACH / deviation_of(operand, 1.0))
+            room.append(operand.remote.limits.max_result / 32 / NOISE_REACH / deviation_of(operand, 1.0))
             before = fixed.link.received.copy()
             with contextlib.suppress(PeerLost):
-                operand.side.multiply(rows)
+                operand.remote.multiply(rows)
             heard.append(set(fixed.link.received - before))
 
     ask(0.01)

@@ -23,7 +23,9 @@ from torch import Tensor
 from ppir_torch.config.points import PointsConfig, load_points_config
 from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost, PpirError, RangeError
 from ppir_torch.grids import Grid
-from ppir_torch.joint.interface import FixedSide, Limits, MovingSide, OperandHeader, Pairs, Release
+from ppir_torch.joint.bounds import Limits
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Release
 from ppir_torch.joint.quantise_points import quantise_fixed, quantise_moving
 from ppir_torch.parties.budget import open_ledger_rows
 from ppir_torch.parties.fixed_points import LEAST_RESULT_BITS, RESULT_BITS, FixedPoints, point_set_identity
@@ -33,8 +35,9 @@ from ppir_torch.parties.points import UnequalSets, released_values
 from ppir_torch.protocols import load_protocol
 from ppir_torch.runs.points import align_points, run_points
 from ppir_torch.transforms import load_transform
+from ppir_torch.wire.channel import Channel, Received
 from ppir_torch.wire.kinds import MessageKind
-from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.link import Link, link_pair
 from ppir_torch.wire.payload import pack, unpack
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
@@ -174,21 +177,24 @@ def test_no_residual_is_disclosed_and_the_transform_is_shared_where_said(started
 
 
 class RecordedSide(MovingSide):
-    """A protocol's side that keeps what went in and came out."""
+    """A protocol's side whose last operand keeps what went in and came out."""
 
     def __init__(self, side: MovingSide) -> None:
+        super().__init__(side.channel)
         self._side = side
 
-    @property
-    def limits(self) -> Limits:  # type: ignore[override]
-        return self._side.limits
+    def open(self, header: OperandHeader) -> MovingOperand:
+        self.operand = RecordedOperand(self, self._side.open(header))
+        return self.operand
 
-    def accept_operand(self, header: OperandHeader, *more: Any) -> None:
-        self.header = header
-        self._side.accept_operand(header, *more)
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:
-        self.rows, self.result = rows, self._side.multiply(rows, pairs, used)
+class RecordedOperand(MovingOperand):
+    def __init__(self, side: MovingSide, operand: MovingOperand) -> None:
+        super().__init__(side, operand.header, operand.limits)
+        self._operand = operand
+
+    def compute(self, product: Product) -> Tensor:
+        self.rows, self.result = product.rows, self._operand.multiply(product.rows, product.pairs)
         return self.result
 
 
@@ -211,43 +217,48 @@ def test_the_moments_are_exact_integers(backend: str, dimension: int) -> None:
     assert trio.errors == []
     assert charged == [(released_values(dimension), "points")]
     values = quantise_fixed(fixed - fixed.mean(0), result_bits(backend), True)[1]
-    assert side.result.tolist() == python_products(side.rows, values)
+    assert side.operand.result.tolist() == python_products(side.operand.rows, values)
     # Both as fine as hundredths of a millimetre, at the least.
-    assert int(side.rows.abs().max()) > 4000
+    assert int(side.operand.rows.abs().max()) > 4000
     assert int(values.abs().max()) > 4000
-    bound = float(side.rows.double().norm(dim=1).max() * values.double().norm())
-    assert bound <= side.limits.max_result
+    bound = float(side.operand.rows.double().norm(dim=1).max() * values.double().norm())
+    assert bound <= side.operand.limits.max_result
+
+
+PLAIN_LIMITS = Limits(1 << 40, 1 << 60)
 
 
 class PlainFixedSide(FixedSide):
     """A protocol without secrets, to see the parties work without one."""
 
-    limits = Limits(1 << 40, 1 << 60)
+    def open(self, header: OperandHeader, values: Tensor) -> FixedOperand:
+        return PlainFixedOperand(header, values, self.channel)
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
 
-    def send_operand(self, header: OperandHeader, values: Tensor, public_map: Any = None) -> None:  # noqa: ARG002
-        self.values = values
+class PlainFixedOperand(FixedOperand):
+    def __init__(self, header: OperandHeader, values: Tensor, channel: Channel) -> None:
+        super().__init__(header, PLAIN_LIMITS)
+        self._values, self._channel = values, channel
 
     def answer(self, request: Received, release: Release) -> None:
         rows = torch.from_numpy(unpack(request.payload)[1][0].copy())
-        products = (rows @ self.values.T).flatten()
-        self._link.send(MessageKind.RESULT_SHARE, pack({}, [(products + release(len(products))).numpy()]))
+        products = (rows @ self._values.T).flatten()
+        self._channel.send(MessageKind.RESULT_SHARE, pack({}, [(products + release(len(products))).numpy()]))
 
 
 class PlainMovingSide(MovingSide):
-    limits = Limits(1 << 40, 1 << 60)
+    def open(self, header: OperandHeader) -> MovingOperand:
+        return PlainMovingOperand(self, header)
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
 
-    def accept_operand(self, header: OperandHeader, public_map: Any = None) -> None:
-        pass
+class PlainMovingOperand(MovingOperand):
+    def __init__(self, side: MovingSide, header: OperandHeader) -> None:
+        super().__init__(side, header, PLAIN_LIMITS)
+        self._channel = side.channel
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        self._link.send(MessageKind.PRODUCT, pack({}, [rows.numpy()]))
-        return torch.from_numpy(unpack(self._link.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
+    def compute(self, product: Product) -> Tensor:
+        self._channel.send(MessageKind.PRODUCT, pack({}, [product.rows.numpy()]))
+        return torch.from_numpy(unpack(self._channel.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
 @contextmanager

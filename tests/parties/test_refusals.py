@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,20 @@ from ppir_torch import __version__
 from ppir_torch.errors import ConfigError, LinkError, PeerLost, PpirError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.bounds import Limits, all_pairs, check_operand
 from ppir_torch.joint.columns import IMAGE as JUST_J
 from ppir_torch.joint.columns import Columns, columns_of
-from ppir_torch.joint.interface import (
-    FixedSide,
-    Limits,
-    MovingSide,
-    OperandHeader,
-    Pairs,
-    Release,
-    all_pairs,
-    check_operand,
-)
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Release
 from ppir_torch.joint.operands import PrivateOperand
-from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.sampling import Full, Permuted, Sample, Uniform
+from ppir_torch.wire.channel import Channel, Received
 from ppir_torch.wire.kinds import MessageKind
-from ppir_torch.wire.link import Link, Received, link_pair
+from ppir_torch.wire.link import Link, link_pair
 from ppir_torch.wire.payload import pack, unpack
 
 GRID = Grid((12, 10), (1.5, 2.0), (3.0, -4.0))
@@ -47,39 +40,51 @@ IMAGE = Image(torch.arange(120, dtype=torch.float32).square().reshape(1, 10, 12)
 HELLO = {"version": __version__, "protocol": "plain"}
 
 
-@dataclass
+PLAIN_LIMITS = Limits(1 << 40, 1 << 60)
+
+
 class PlainFixedSide(FixedSide):
     """A protocol without secrets, to see the parties work without one."""
 
-    link: Link
-    operands: list[tuple[OperandHeader, Tensor]] = field(default_factory=list)
-    limits = Limits(1 << 40, 1 << 60)
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self.operands: list[tuple[OperandHeader, Tensor]] = []
 
-    def send_operand(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None = None) -> None:
-        assert public_map is None
+    def open(self, header: OperandHeader, values: Tensor) -> FixedOperand:
         self.operands.append((header, check_operand(values, header)))
+        return PlainFixedOperand(*self.operands[-1], self.channel)
+
+
+class PlainFixedOperand(FixedOperand):
+    def __init__(self, header: OperandHeader, values: Tensor, channel: Channel) -> None:
+        super().__init__(header, PLAIN_LIMITS)
+        self._values, self._channel = values, channel
 
     def answer(self, request: Received, release: Release) -> None:
         rows, pairs = (torch.from_numpy(array.copy()) for array in unpack(request.payload)[1])
         noise = release(len(pairs))
-        products = (rows @ self.operands[-1][1].T)[pairs[:, 0], pairs[:, 1]] + noise
-        self.link.send(MessageKind.RESULT_SHARE, pack({}, [products.numpy()]))
+        products = (rows @ self._values.T)[pairs[:, 0], pairs[:, 1]] + noise
+        self._channel.send(MessageKind.RESULT_SHARE, pack({}, [products.numpy()]))
 
 
 class PlainMovingSide(MovingSide):
-    limits = Limits(1 << 40, 1 << 60)
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self.headers = list[OperandHeader]()
 
-    def __init__(self, link: Link) -> None:
-        self.link, self.headers = link, list[OperandHeader]()
-
-    def accept_operand(self, header: OperandHeader, public_map: PublicMap | None = None) -> None:
-        assert public_map is None
+    def open(self, header: OperandHeader) -> MovingOperand:
         self.headers.append(header)
+        return PlainMovingOperand(self, header)
 
-    def multiply(self, rows: Tensor, pairs: Pairs | None = None, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        pairs = all_pairs(len(rows), self.headers[-1].columns) if pairs is None else pairs
-        self.link.send(MessageKind.PRODUCT, pack({}, [rows.numpy(), np.array(pairs)]))
-        return torch.from_numpy(unpack(self.link.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
+
+class PlainMovingOperand(MovingOperand):
+    def __init__(self, side: MovingSide, header: OperandHeader) -> None:
+        super().__init__(side, header, PLAIN_LIMITS)
+        self._channel = side.channel
+
+    def compute(self, product: Product) -> Tensor:
+        self._channel.send(MessageKind.PRODUCT, pack({}, [product.rows.numpy(), np.array(product.pairs)]))
+        return torch.from_numpy(unpack(self._channel.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
 @dataclass
@@ -235,7 +240,7 @@ def test_another_version_or_protocol_is_refused_before_anything_is_told(theirs: 
         assert "both must be the same" in line
         assert len(line) < 400
         run.link.receive(MessageKind.HELLO)
-        assert run.side.link.sent.keys() == {MessageKind.HELLO}
+        assert run.side.channel.sent.keys() == {MessageKind.HELLO}
 
 
 @pytest.mark.parametrize("kind", fixed_module.PRODUCT_KINDS)
@@ -350,7 +355,7 @@ def test_the_sums_of_steepest_descent_images_need_consent() -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.send(MessageKind.LEVEL, request(columns=columns))
         assert "does not disclose S^T S" in run.error()
-        assert MessageKind.OPERAND not in run.side.link.sent
+        assert MessageKind.OPERAND not in run.side.channel.sent
     assert run.side.operands == []
     with served(FixedParty(IMAGE, disclose_gram=True)) as run:
         greeted(run).link.send(MessageKind.LEVEL, request(columns=columns))
@@ -376,12 +381,12 @@ def test_what_is_released_is_charged_before_it_is_sent() -> None:
         assert charged[1:] == [(4 + 10 + 3, "operand")]
         operand.multiply(torch.rand(2, 120), [(0, 0), (1, 0), (1, 3)])
         assert charged[2:] == [(3, "products")]
-        before = run.side.link.sent.copy()
+        before = run.side.channel.sent.copy()
         with pytest.raises(PeerLost):
             operand.multiply(torch.rand(3, 120), [(row, column) for row in range(3) for column in range(4)])
         assert charged[3:] == [(12, "products")]
         assert run.error() == "the cap"
-        assert run.side.link.sent == before
+        assert run.side.channel.sent == before
 
 
 def test_a_lost_party_1_ends_party_2() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, ImageError, PeerLost, PpirError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.interface import Pairs
+from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.operands import Operand
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.optimizers import Adam, GaussNewton, Stopping

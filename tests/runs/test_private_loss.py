@@ -16,7 +16,7 @@ from ppir_torch import SSD, ClearFixed, ConfigError, Image, Level, PeerLost, ope
 from ppir_torch.errors import PpirError
 from ppir_torch.images import load_image
 from ppir_torch.joint.columns import IMAGE, columns_of
-from ppir_torch.joint.operands import quantise_columns
+from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.metrics.registration import displacement_rmse
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, load_transform
