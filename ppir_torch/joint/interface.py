@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,7 +86,12 @@ class MovingSide(ABC):
 
     Args:
         channel: to party_2.
+
+    Attributes:
+        name: of the protocol, for error lines.
     """
+
+    name: ClassVar[str] = "of this kind"
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -101,7 +107,7 @@ class MovingSide(ABC):
         Raises:
             ConfigError: the protocol has no such products.
         """
-        raise ConfigError(f"{type(self).__name__}: no deformable transforms, for it has no products through a map")
+        raise ConfigError(f"backend {self.name}: no deformable transforms, for it has no products through a map")
 
     def carried(self, public_map: PublicMap) -> PublicMap:
         """The map that this protocol's products go through in the place of a lattice's own, where it has little room.
@@ -215,7 +221,12 @@ class FixedSide(ABC):
 
     Args:
         channel: to party_1.
+
+    Attributes:
+        name: of the protocol, for error lines.
     """
+
+    name: ClassVar[str] = "of this kind"
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -242,7 +253,7 @@ class FixedSide(ABC):
         Raises:
             ConfigError: the protocol has no such products.
         """
-        raise ConfigError(f"{type(self).__name__}: no deformable transforms, for it has no products through a map")
+        raise ConfigError(f"backend {self.name}: no deformable transforms, for it has no products through a map")
 
 
 class FixedOperand(ABC):

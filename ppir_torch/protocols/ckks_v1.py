@@ -149,6 +149,8 @@ class CkksV1MovingSide(MovingSide):
         channel: to party_2.
     """
 
+    name = "ckks-v1"
+
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         self._context: Any = None
@@ -216,6 +218,8 @@ class CkksV1FixedSide(FixedSide):
     Args:
         channel: to party_1.
     """
+
+    name = "ckks-v1"
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)

@@ -163,7 +163,7 @@ class SpdzFixedSide(FixedSide):
 
     def __init__(self, channel: Channel, dealer: Channel, device: str | torch.device = "cpu") -> None:
         super().__init__(channel)
-        self._party = Party(1, channel, dealer, device)
+        self.party = Party(1, channel, dealer, device)
 
     def open(self, header: OperandHeader, values: Tensor) -> SpdzFixedOperand:
         """Send the key of the operand's sharings of zero; values int64 (columns, points) stay here.
@@ -181,7 +181,7 @@ class SpdzFixedSide(FixedSide):
     def _open(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None) -> SpdzFixedOperand:
         table, key = check_operand(values, header), new_key()
         ZeroKey(key).send(self.channel)
-        return SpdzFixedOperand(header, public_map, Shares(self._party, header, key, table))
+        return SpdzFixedOperand(header, public_map, Shares(self.party, header, key, table))
 
 
 class SpdzFixedOperand(FixedOperand):

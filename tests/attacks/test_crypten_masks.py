@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream, new_key
-from ppir_torch.joint.interface import OperandHeader, release_all
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import release_all
 from ppir_torch.protocols import crypten_link
 from ppir_torch.protocols.spdz import SpdzFixedSide, SpdzMovingSide, serve_dealer
 from ppir_torch.wire.kinds import MessageKind
@@ -84,9 +85,9 @@ def our_products(rows: list[Tensor], y: Tensor, between: Callable[..., None] | N
     def party_1() -> None:
         try:
             side = SpdzMovingSide(one_two, one_dealer)
-            side.accept_operand(header)
+            operand = side.open(header)
             for x in rows:
-                result = side.multiply(x)
+                result = operand.multiply(x)
                 if between is None:
                     assert torch.equal(result, x @ y)
                 else:
@@ -97,9 +98,9 @@ def our_products(rows: list[Tensor], y: Tensor, between: Callable[..., None] | N
 
     def party_2() -> None:
         side = SpdzFixedSide(two_one, two_dealer)
-        side.send_operand(header, y)
+        operand = side.open(header, y)
         for _ in rows:
-            side.answer(two_one.receive(MessageKind.PRODUCT), release_all)
+            operand.answer(two_one.receive(MessageKind.PRODUCT), release_all)
             if between is not None:
                 between(side)
 
@@ -269,7 +270,7 @@ def test_neither_party_of_ours_reads_behind_the_background(monkeypatch: pytest.M
 
 
 def rewind(side: Any) -> None:
-    side._party._triples = 0
+    side.party._triples = 0
 
 
 def test_a_reused_triple_opens_differences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,7 +298,7 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
             "energy",
         }
         | {"sample_mean_square", "level_mean_square"}
-        | {"row_bits", "together"},  # of the columns' kind and the number of points, whatever J is
+        | {"row_bits", "group_energy"},  # of the columns' kind and the number of points, whatever J is
         MessageKind.FINISH: {"transform"},
         MessageKind.PRODUCT: {"rows", "points"},
         MessageKind.MASKED_ROWS: {"product", "rows"},
@@ -325,7 +325,7 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
     assert seen[MessageKind.LEVEL]["choice"] == {"kind": "full"}
     assert (seen[MessageKind.LEVEL]["measure"], seen[MessageKind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
     assert set(seen[MessageKind.LEVEL]["columns"]) == {"kind", "transform", "bins"}
-    assert (seen[MessageKind.OPERAND]["row_bits"], seen[MessageKind.OPERAND]["together"]) == (14, 0)
+    assert (seen[MessageKind.OPERAND]["row_bits"], seen[MessageKind.OPERAND]["group_energy"]) == (14, 0)
     assert len(seen[MessageKind.OPERAND]["further_scales"]) == seen[MessageKind.OPERAND]["columns"] - 1
 
 

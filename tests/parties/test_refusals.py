@@ -433,7 +433,7 @@ def test_a_malformed_geometry_is_refused(name: str) -> None:
 
 
 HEADER = {"number": 0, "points": 120, "rows": 4, "scale": 1.0, "offset": 0.0, "max_abs": 9, "energy": 100}
-HEADER |= {"row_bits": 14, "together": 0, "columns": 4, "further_scales": [1.0] * 3}
+HEADER |= {"row_bits": 14, "group_energy": 0, "columns": 4, "further_scales": [1.0] * 3}
 HEADER |= {"sample_mean_square": 1.0, "level_mean_square": 1.0}
 GRAM = np.eye(4)
 
@@ -461,8 +461,8 @@ def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
         {"columns": 5, "further_scales": [1.0] * 4},
         {"row_bits": 0},
         {"row_bits": 17},
-        {"together": -1},
-        {"together": 401},
+        {"group_energy": -1},
+        {"group_energy": 401},
         {"sample_mean_square": None},
         {"sample_mean_square": float("nan")},
         {"sample_mean_square": -1.0},
