@@ -46,7 +46,9 @@ from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream, new_key
 from ppir_torch.arithmetic.words import pack_words, unpack_words
-from ppir_torch.joint.interface import OperandHeader, Pairs
+from ppir_torch.joint.bounds import Pairs
+from ppir_torch.joint.header import OperandHeader
+from ppir_torch.joint.interface import MovingOperand
 from ppir_torch.protocols import beaver, load_protocol, spdz
 from ppir_torch.protocols.lattice import bfv, ckks
 from ppir_torch.protocols.lattice.seal_format import compose_residues, load_seal, pack60, plaintext_file, save_seal
@@ -87,7 +89,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Level:
-    """One operand and the products with it; its header is public, its values (columns, points) are party_2's."""
+    """Products with one operand; its header is public, its values (columns, points) are party_2's.
+
+    An operand is opened at its first level; a later level of the same number goes on with it.
+    """
 
     header: OperandHeader
     products: list[Product]
@@ -105,6 +110,20 @@ class Own:
 
     def products(self) -> Iterator[tuple[OperandHeader, Product]]:
         return ((level.header, product) for level in self.levels for product in level.products)
+
+    def opened(self) -> list[OperandHeader]:
+        """Of each operand, in the order in which they were opened."""
+        return list({level.header.number: level.header for level in self.levels}.values())
+
+    def switches(self) -> Iterator[Messages]:
+        """What party_1 says before each product: which earlier operand it is with, where that changes."""
+        opened = set[int]()
+        for level in self.levels:
+            again = level.header.number in opened
+            opened.add(level.header.number)
+            for number in range(len(level.products)):
+                said = b"".join(pack({"number": level.header.number}))
+                yield [(MessageKind.OPERAND_IN_USE, said)] if again and number == 0 else []
 
 
 @dataclass(frozen=True)
@@ -145,18 +164,23 @@ def recorded_masks(into: list[Words]) -> Iterator[None]:
 def play(protocol: str, levels: Sequence[Level]) -> Transcript:
     """A session of the real parties over real links, with every message recorded that each of the three receives."""
     trio, entry, out, masks = Trio(), load_protocol(protocol), Transcript(), list[Words]()
+    operands: dict[int, MovingOperand] = {}
+    prepared = {level.header.number: (level.header, level.operand) for level in levels}
     for link in trio.links:
         record(link, out.views[link.me].setdefault(link.peer, []))
     if entry.dealer is not None:
         trio.start(entry.dealer, trio.dealer_one, trio.dealer_two)
     fixed = entry.fixed_side(trio.two_one, trio.two_dealer, "cpu")
-    trio.start(answer_all, trio.two_one, fixed, [(level.header, level.operand) for level in levels])
+    trio.start(answer_all, trio.two_one, fixed, list(prepared.values()))
     moving = entry.moving_side(trio.one_two, trio.one_dealer, "cpu")
     for level in levels:
-        trio.one_two.send(MessageKind.LEVEL)
-        moving.accept_operand(level.header)
+        number = level.header.number
+        if number not in operands:
+            trio.one_two.send(MessageKind.LEVEL)
+            operands[number] = moving.open(level.header)
         with recorded_masks(masks):
-            products = [replace(p, result=moving.multiply(p.rows, p.pairs, None, p.into)) for p in level.products]
+            multiply = operands[number].multiply
+            products = [replace(p, result=multiply(p.rows, p.pairs, None, p.into)) for p in level.products]
         out.played.append(replace(level, products=products))
         for p in products:
             exact = np.array([int(p.rows[row] @ level.operand[column]) for row, column in p.pairs])
@@ -321,19 +345,20 @@ class BeaverOne(Simulator):
 
     def explain(self, view: View) -> Tape:
         parts = []
-        for level, payload in zip(self.own.levels, payloads(view[TWO], MessageKind.OPENED_OPERAND), strict=True):
-            shape, bits = (level.header.columns, level.header.points), beaver.width_of(level.header)
+        for header, payload in zip(self.own.opened(), payloads(view[TWO], MessageKind.OPENED_OPERAND), strict=True):
+            shape, bits = (header.columns, header.points), beaver.width_of(header)
             d = in_ring(unpack_words(payload, math.prod(shape), bits).numpy().reshape(shape), bits)
             parts.append({"Y - b": Part(d, bits)})
         return Tape(seeds_of(view[DEALER]), parts)
 
     def rebuild(self, tape: Tape) -> View:
-        stream, messages, last = KeyStream(tape.seeds[0]), Messages(), None
+        stream, messages, opened_before = KeyStream(tape.seeds[0]), Messages(), dict[int, Part]()
         opening = iter(tape.parts)
         for prepared, header, product in beaver_products(self.own):
-            if header is not last:
-                (d, bits), last = next(opening)["Y - b"], header
-                messages.append((MessageKind.OPENED_OPERAND, packed(d, bits)))
+            if header.number not in opened_before:
+                opened_before[header.number] = next(opening)["Y - b"]
+                messages.append((MessageKind.OPENED_OPERAND, packed(*opened_before[header.number])))
+            d, bits = opened_before[header.number]
             number = prepared[-1][0]
             a = ring_words(stream, "A", number, (product.count, header.points), bits)
             known = a @ d.T + ring_words(stream, "c", number, (product.count, header.columns), bits)
@@ -358,7 +383,9 @@ class BeaverTwo(Simulator):
 
     def rebuild(self, tape: Tape) -> View:
         from_one, from_dealer = Messages(), [(MessageKind.SEED, tape.seeds[0])]
-        for parts, (prepared, _, product) in zip(tape.parts, beaver_products(self.own), strict=True):
+        steps = zip(tape.parts, beaver_products(self.own), self.own.switches(), strict=True)
+        for parts, (prepared, _, product), switch in steps:
+            from_one += switch
             head = requested(product, product=prepared[-1][0], rows=product.count)
             from_one.append((MessageKind.MASKED_ROWS, len(head).to_bytes(4, "little") + head + packed(*parts["X - A"])))
             ends = np.cumsum([words for _, words in prepared])[:-1]
@@ -373,11 +400,12 @@ class BeaverTwo(Simulator):
 
     def minus_c1(self, tape: Tape, guess: list[Words]) -> list[Words]:
         """(X - guess) b - c1: where the guess of X is right, c1 alone."""
-        stream, last, out = KeyStream(tape.seeds[0]), None, []
+        stream, masks, out = KeyStream(tape.seeds[0]), dict[int, Words](), list[Words]()
         for parts, rows, (_, header, product) in zip(tape.parts, guess, beaver_products(self.own), strict=True):
-            if header is not last:
+            if header.number not in masks:
                 shape, width = (header.columns, header.points), beaver.width_of(header)
-                b, last = ring_words(stream, "b", header.number, shape, width), header
+                masks[header.number] = ring_words(stream, "b", header.number, shape, width)
+            b = masks[header.number]
             e, bits = parts["X - A"]
             c2 = parts["c2"].words[-product.count * header.columns :].reshape(product.count, -1)
             out.append(ring((e - rows) @ b.T + c2, bits))
@@ -402,16 +430,16 @@ class SpdzChunk(NamedTuple):
 
 def spdz_products(own: Own, zero_keys: list[bytes]) -> Iterator[tuple[OperandHeader, Product, list[SpdzChunk]]]:
     triple = 0
-    for level, key in zip(own.levels, zero_keys, strict=True):
-        zeros, header, chunk = KeyStream(key), level.header, 0
-        y = zeros.words("Y", 0, (header.columns, header.points))
-        for product in level.products:
-            chunks = []
-            for start, stop in spdz._chunks(product.count + header.columns, header.points):
-                x = zeros.words("X", chunk, (product.count, stop - start))
-                chunks.append(SpdzChunk(triple, slice(start, stop), x, y[:, start:stop]))
-                triple, chunk = triple + 1, chunk + 1
-            yield header, product, chunks
+    streams = {header.number: KeyStream(key) for header, key in zip(own.opened(), zero_keys, strict=True)}
+    shares = {h.number: streams[h.number].words("Y", 0, (h.columns, h.points)) for h in own.opened()}
+    done = dict.fromkeys(streams, 0)  # chunks of each operand
+    for header, product in own.products():
+        zeros, y, chunks = streams[header.number], shares[header.number], []
+        for start, stop in spdz.chunks(product.count + header.columns, header.points):
+            x = zeros.words("X", done[header.number], (product.count, stop - start))
+            chunks.append(SpdzChunk(triple, slice(start, stop), x, y[:, start:stop]))
+            triple, done[header.number] = triple + 1, done[header.number] + 1
+        yield header, product, chunks
 
 
 def opening(e: Words, d: Words) -> tuple[MessageKind, bytes]:
@@ -442,12 +470,12 @@ class SpdzOne(Simulator):
         return Tape(seeds_of(view[DEALER]) + zero_keys, parts)
 
     def rebuild(self, tape: Tape) -> View:
-        (seed, *zero_keys), messages, last = tape.seeds, Messages(), None
+        (seed, *zero_keys), messages, opened_before = tape.seeds, Messages(), set[int]()
         stream, keys = KeyStream(seed), iter(zero_keys)
         for parts, (header, product, chunks) in zip(tape.parts, spdz_products(self.own, zero_keys), strict=True):
-            if header is not last:
+            if header.number not in opened_before:
                 messages.append((MessageKind.ZERO_SEED, next(keys)))
-                last = header
+                opened_before.add(header.number)
             share = np.zeros((product.count, header.columns), np.int64)
             for chunk in chunks:
                 e2 = chunk.x - parts["a2"].words[:, chunk.part]
@@ -484,7 +512,9 @@ class SpdzTwo(Simulator):
 
     def rebuild(self, tape: Tape) -> View:
         from_one, from_dealer = Messages(), [(MessageKind.SEED, tape.seeds[0])]
-        for parts, (header, product, chunks) in zip(tape.parts, self._products(), strict=True):
+        steps = zip(tape.parts, self._products(), self.own.switches(), strict=True)
+        for parts, (header, product, chunks), switch in steps:
+            from_one += switch
             from_one.append((MessageKind.PRODUCT, requested(product, rows=product.count, points=header.points)))
             for chunk, c2 in zip(chunks, np.split(parts["c2"].words, len(chunks)), strict=True):
                 e1 = parts["X - a1"].words[:, chunk.part] - chunk.x
@@ -532,9 +562,12 @@ class EncryptedOne(Simulator):
 
     def rebuild(self, tape: Tape) -> View:
         uploads, answers = iter(tape.seeds), zip(tape.parts, self.own.products(), self.own.masks, strict=True)
-        messages = [(MessageKind.PUBLIC_KEY, next(uploads))]
+        messages, opened_before = [(MessageKind.PUBLIC_KEY, next(uploads))], set[int]()
         for level in self.own.levels:
-            ciphertexts = self.module._layout(level.header).ciphertexts
+            ciphertexts = (
+                self.module._layout(level.header).ciphertexts if level.header.number not in opened_before else 0
+            )
+            opened_before.add(level.header.number)
             messages += [(MessageKind.OPERAND_CIPHERTEXTS, next(uploads)) for _ in range(-(-ciphertexts // 16))]
             for _ in level.products:
                 parts, (_, product), masks = next(answers)
@@ -543,7 +576,7 @@ class EncryptedOne(Simulator):
         return {TWO: messages}
 
     def draw(self, like: Tape) -> Tape:
-        headers = [level.header for level in self.own.levels]
+        headers = self.own.opened()
         zeros = [torch.zeros(header.columns, header.points, dtype=torch.int64) for header in headers]
         uploads = [payload for _, payload in upload(self.module, headers, zeros)]
         return Tape(uploads, super().draw(like).parts)
@@ -593,9 +626,9 @@ def upload(module: Any, headers: list[OperandHeader], operands: list[Tensor]) ->
     """The messages of a fresh party_2 that encrypts these operands."""
     ends, messages = link_pair(ONE, TWO, timeout=120), Messages()
     record(ends[0], messages)
-    fixed = module.ENTRY.fixed_side(ends[1], None, "cpu")
+    fixed = module.PROTOCOL.fixed_side(ends[1], None, "cpu")
     for header, values in zip(headers, operands, strict=True):
-        fixed.send_operand(header, values)
+        fixed.open(header, values)
     for number, header in enumerate(headers):
         for _ in range((number == 0) - (-module._layout(header).ciphertexts // 16)):
             ends[0].receive()
@@ -635,7 +668,8 @@ class EncryptedTwo(Simulator):
 
     def rebuild(self, tape: Tape) -> View:
         messages = Messages()
-        for parts, (header, product) in zip(tape.parts, self.own.products(), strict=True):
+        for parts, (header, product), switch in zip(tape.parts, self.own.products(), self.own.switches(), strict=True):
+            messages += switch
             c1 = parts["c1"].words
             c0 = self.written(parts) - self.phases(header, product, c1)
             messages.append((MessageKind.REPLY_CIPHERTEXTS, self.reply(header, product, c0, c1)))
@@ -1102,6 +1136,31 @@ def test_view_is_own_input_output_and_tape_and_nothing_else(protocol: str, party
         assert rebuilt.get(peer, []) == messages
 
 
+def in_turn(levels: list[Level]) -> list[Level]:
+    """Both operands are opened first, then their products take turns; party_1 says which operand each is with."""
+    first, second = levels
+    turns = [replace(first, products=first.products[:1]), replace(second, products=second.products[:1])]
+    for number in (1, 2):
+        turns += [replace(level, products=level.products[number : number + 1]) for level in (first, second)]
+    return [level for level in turns if level.products]
+
+
+@pytest.mark.parametrize(("protocol", "party"), EVERY_VIEW)
+def test_view_of_operands_in_turn_is_own_input_output_and_tape_and_nothing_else(protocol: str, party: str) -> None:
+    """No mask of one operand's products is another's, and party_2 hears which operand a product is with, no more."""
+    transcript = play(protocol, in_turn(mixed_levels("noise", "blob")))
+    simulator = SIMULATORS[protocol][party](transcript.owns[party])
+    view = transcript.views[party]
+    tape = simulator.explain(view)
+    rebuilt = simulator.rebuild(tape)
+    for peer, messages in view.items():
+        assert rebuilt.get(peer, []) == messages
+    named = [payload for kind, payload in view.get(ONE, []) if kind is MessageKind.OPERAND_IN_USE]
+    assert named == [b"".join(pack({"number": number})) for number in (0, 1, 0)] * (party == TWO)
+    drawn = simulator.draw(tape)
+    assert simulator.explain(simulator.rebuild(drawn)).same_as(drawn)
+
+
 @pytest.mark.parametrize(("protocol", "party"), EVERY_VIEW)
 def test_simulated_view_has_the_form_of_a_real_one(protocol: str, party: str) -> None:
     transcript = mixed(protocol, "noise", "noise")
@@ -1177,7 +1236,7 @@ def test_sizes_of_ciphertexts_do_not_vary_with_the_image_compressed_or_not(modul
     found = [len(p) for p in payloads(upload(module, headers, operands), MessageKind.OPERAND_CIPHERTEXTS)]
     blobs, noises = ([{"size": np.array([size])} for size in found[k::2]] for k in (0, 1))
     # One image, many sizes; without compression one size for every image.
-    assert (len(set(found)) > 1) == (MessageKind.OPERAND_CIPHERTEXTS in COMPRESSED[module.ENTRY.name])
+    assert (len(set(found)) > 1) == (MessageKind.OPERAND_CIPHERTEXTS in COMPRESSED[module.PROTOCOL.name])
     assert by_values(blobs, noises) < SIGMAS
     # what a compressed image would say: its plaintext
     file, plain, packed_sizes = plaintext_file(bfv.DEGREE), seal.Plaintext(), []
@@ -1216,7 +1275,7 @@ def test_work_under_encryption_does_not_tell_how_many_blocks_of_rows_are_black(m
         black = torch.where(torch.arange(4 * 2048) < 2048 * shown, rows, 0)
         with monkeypatch.context() as patch:
             patch.setattr(module, "_scheme", lambda scheme=scheme: scheme)
-            transcript = play(module.ENTRY.name, [Level(header, [Product(3, [(0, 0), (2, 0)], black)], operand)])
+            transcript = play(module.PROTOCOL.name, [Level(header, [Product(3, [(0, 0), (2, 0)], black)], operand)])
         work.append(counting.products)
         shapes.append(sizes(transcript.views[TWO][ONE]))
     assert len(set(work)) == 1
