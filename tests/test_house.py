@@ -54,12 +54,6 @@ KNOWN: dict[str, set[str]] = {
         "tests/reporting/test_figures.py",
         "tests/runs/test_run.py",
     },
-    "references": {
-        "README.md",
-        "docs/architecture.md",
-        "docs/threat-model.md",
-    },
-    "modules": {"README.md", "docs/architecture.md", "docs/threat-model.md"},
 }
 
 
