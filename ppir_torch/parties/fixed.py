@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.csprng import KeyStream, gaussian_words, new_key
-from ..config.groups import LARGEST_SEED
+from ..config.base import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..grids import Grid
 from ..images import Image, Level, level_grid

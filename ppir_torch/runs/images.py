@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ..config.groups import AutoConfig
 from ..config.images import RunConfig, fixed_party, load_config, moving_party
+from ..config.protocols import AutoConfig
 from ..errors import ConfigError, PeerLost, PpirError
 from ..grids import Grid
 from ..images import Image, image_size, load_image, load_mask, save_image
