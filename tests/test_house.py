@@ -31,9 +31,6 @@ KNOWN: dict[str, set[str]] = {
     "body lines": {"ppir_torch/parties/fixed.py:FixedParty._prepare"},
     "parameters": {"ppir_torch/registration/loop.py:_sampled"},
     "prints": {
-        "ppir_torch/reporting/audit.py",
-        "ppir_torch/reporting/progress.py",
-        "ppir_torch/reporting/tables.py",
         "ppir_torch/runs/images.py",
     },
     "private members": {
@@ -51,7 +48,6 @@ KNOWN: dict[str, set[str]] = {
         "tests/protocols/test_ckks_v1.py",
         "tests/protocols/test_mapped_products.py",
         "tests/protocols/test_spdz.py",
-        "tests/reporting/test_figures.py",
         "tests/runs/test_run.py",
     },
 }
