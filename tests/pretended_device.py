@@ -19,16 +19,18 @@ RuntimeError: aten.add.Tensor: tensors on the pretended device and on the CPU; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-__all__ = ["PRETENDED", "PretendedTensor"]
+__all__ = ["PRETENDED", "PretendedTensor", "copies_between_devices"]
 
 # CUDA tensors have a numbered device, and autograd asks for the number.
 PRETENDED = "pretended:0"
@@ -52,6 +54,26 @@ _INTEGER_PRODUCTS = {
     _aten.addmv.default,
     _aten.baddbmm.default,
 }
+
+
+_WATCHING: list[list[int]] = []
+
+
+@contextmanager
+def copies_between_devices() -> Iterator[list[int]]:
+    """The number of values of every copy from one device to the other, in the order of the copies.
+
+    >>> with copies_between_devices() as copies:
+    ...     _ = torch.ones(3).to(PRETENDED)[1:].cpu()
+    >>> copies
+    [3, 2]
+    """
+    copies: list[int] = []
+    _WATCHING.append(copies)
+    try:
+        yield copies
+    finally:
+        _WATCHING.remove(copies)
 
 
 class PretendedTensor(Tensor):
@@ -95,53 +117,91 @@ class PretendedTensor(Tensor):
         return f"{self.inner!r} on the pretended device"
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """What is known of an operation, worked out once."""
+
+    any_device: bool
+    indexed: bool
+    pointwise: bool
+    integer_product: bool
+    written: tuple[tuple[int, str], ...]  # arguments that it writes to: place and name
+
+    @classmethod
+    @functools.cache
+    def of(cls, func: Any) -> _Rule:
+        arguments = enumerate(func._schema.arguments)
+        written = tuple((place, a.name) for place, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+        pointwise = torch.Tag.pointwise in func.tags or func in _ALSO_POINTWISE
+        return cls(func in _COPIES, func in _INDEXED, pointwise, func in _INTEGER_PRODUCTS, written)
+
+    def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The arguments that are written to."""
+        return [args[place] if place < len(args) else kwargs[name] for place, name in self.written]
+
+
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation: refused, or run on the values."""
-    _check(func, args, kwargs)
+    rule = _Rule.of(func)
+    _check(func, rule, args, kwargs)
     device = kwargs.get("device")
-    plain_args, plain = _pytree.tree_map_only(PretendedTensor, lambda tensor: tensor.inner, (args, kwargs))
-    result = func(*plain_args, **(plain if device is None else plain | {"device": "cpu"}))
-    if device is not None and torch.device(device).type == "cpu":
+    plain = {name: _inner(value) for name, value in kwargs.items()} | ({} if device is None else {"device": "cpu"})
+    result = func(*map(_inner, args), **plain)
+    leaves = device is not None and torch.device(device).type == "cpu"
+    if _WATCHING and rule.any_device and (leaves or len({isinstance(t, PretendedTensor) for t in _tensors(args)}) > 1):
+        for copies in _WATCHING:
+            copies.append(result.numel())
+    if leaves:
         return result
-    if not func._schema.is_mutable:
-        return _pytree.tree_map_only(Tensor, PretendedTensor, result)
+    if not rule.written:
+        return _wrapped(result)
     # The very tensors that were written to, as autograd expects; they keep the shape that they have.
-    written = list(_written(func, args, kwargs))
-    for tensor in written:
+    outputs = rule.outputs(args, kwargs)
+    for tensor in outputs:
         if isinstance(tensor, PretendedTensor) and tensor.shape != tensor.inner.shape:
             raise RuntimeError(f"{func}: changes a tensor's shape, which the pretended device cannot")
-    return written[0] if len(written) == 1 and len(func._schema.returns) <= 1 else tuple(written)
+    return outputs[0] if len(outputs) == 1 and len(func._schema.returns) <= 1 else tuple(outputs)
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield args[place] if place < len(args) else kwargs[argument.name]
+def _inner(value: Any) -> Any:
+    if isinstance(value, PretendedTensor):
+        return value.inner
+    return type(value)(map(_inner, value)) if type(value) in (list, tuple) else value
 
 
-def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return PretendedTensor(value)
+    return type(value)(map(_wrapped, value)) if type(value) in (list, tuple) else value
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif type(value) in (list, tuple):
+            yield from _tensors(value)
+
+
+def _check(func: Any, rule: _Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse what CUDA refuses."""
     if kwargs.get("generator") is not None:
         raise RuntimeError(f"{func}: a generator of the CPU for numbers on the pretended device")
-    tensors = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if func in _INTEGER_PRODUCTS and not any(t.is_floating_point() or t.is_complex() for t in tensors):
-        raise RuntimeError(f"{func}: not of integers on the pretended device, as on CUDA")
-    if func in _COPIES:
+    if rule.any_device:
         return
-    if func in _INDEXED:
+    tensors = [*_tensors(args), *_tensors(kwargs.values())]
+    if rule.integer_product and not any(t.is_floating_point() or t.is_complex() for t in tensors):
+        raise RuntimeError(f"{func}: not of integers on the pretended device, as on CUDA")
+    here = tensors
+    if rule.indexed:
         subject, indices, *values = args[:3]
+        # An index may lie on the CPU, and so may a single value.
         here = [subject, *(value for value in values if value.ndim > 0)]
-        if not isinstance(subject, PretendedTensor):
-            here += [index for index in indices if index is not None]
-    elif torch.Tag.pointwise in func.tags or func in _ALSO_POINTWISE:
-        written = [id(tensor) for tensor in _written(func, args, kwargs)] if func._schema.is_mutable else []
-        here = [tensor for tensor in tensors if tensor.ndim > 0 or id(tensor) in written]
-        if any(isinstance(t, PretendedTensor) for t in tensors) and all(t.ndim == 0 for t in tensors) and not written:
-            return
-        if here and not any(isinstance(tensor, PretendedTensor) for tensor in here):
-            here = tensors  # a scalar on the device among tensors of the CPU
-    else:
-        here = tensors
+        here += [] if isinstance(subject, PretendedTensor) else [index for index in indices if index is not None]
+    elif rule.pointwise:
+        # An operand without dimensions may lie on the CPU; what is written to, and one on the device, count.
+        outputs = [id(tensor) for tensor in rule.outputs(args, kwargs)]
+        here = [t for t in tensors if t.ndim > 0 or id(t) in outputs or isinstance(t, PretendedTensor)]
     if len({isinstance(tensor, PretendedTensor) for tensor in here}) > 1:
         raise RuntimeError(f"{func}: tensors on the pretended device and on the CPU; all on one device are needed")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pretended_device import PRETENDED, PretendedTensor
+from pretended_device import PRETENDED, PretendedTensor, copies_between_devices
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import jvp, vmap
@@ -231,3 +231,17 @@ def test_it_works_in_threads() -> None:
     thread.join()
     assert found[0] == [2, 4, 6, 8]
     assert isinstance(found[1], RuntimeError)
+
+
+def test_copies_between_devices_are_counted() -> None:
+    on_device, on_cpu = on(torch.ones(2, 3)), torch.ones(7)
+    with copies_between_devices() as copies:
+        on_device.double()
+        on_device[0].cpu()
+        on_device.new_zeros(7).copy_(on_cpu)
+        on_cpu.copy_(on_cpu + 1)
+        on_cpu[:2].copy_(on_device[1, :2])
+        on_cpu.to(on_device)
+        on_device.sum().item()
+    on_device.cpu()
+    assert copies == [3, 7, 2, 7]
