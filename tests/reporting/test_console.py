@@ -26,8 +26,9 @@ def test_brackets_in_a_table_are_no_markup(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_result_says_what_ran_what_it_cost_and_what_was_learned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "result.json").write_text("{}")
     party = {"seconds": 1.25, "bytes_sent": 2_500_000, "set_up_bytes": 1000, "peak_memory_mb": 512.0}
     result = {
