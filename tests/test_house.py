@@ -290,6 +290,8 @@ def imported(folder: Path) -> set[str]:
                 name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "."
                 tops.add(name.split(".")[0])
     homes = packages_distributions()
+    # pydantic pins its core, which is a part of it.
+    tops = {"pydantic" if top == "pydantic_core" else top for top in tops}
     return {homes.get(top, [top])[0].lower() for top in tops - own - set(sys.stdlib_module_names) - {""}}
 
 
