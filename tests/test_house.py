@@ -231,7 +231,9 @@ def private_uses(source: str) -> list[str]:
 
 def test_tests_touch_no_private_members() -> None:
     """But those of the joint products and the attacks, which show what a party could see."""
-    paths = [p for p in files_of(TESTS) if p.relative_to(TESTS).parts[0] not in ("joint", "attacks")]
+    # torch's dispatcher, which the pretended device answers, has underscored names only.
+    free = ("joint", "attacks", "pretended_device.py")
+    paths = [p for p in files_of(TESTS) if p.relative_to(TESTS).parts[0] not in free]
     found = [f"{named(path)} {use}" for path in paths for use in private_uses(path.read_text(encoding="utf-8"))]
     assert unknown("private members", found) == []
 
