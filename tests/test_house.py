@@ -26,10 +26,9 @@ KNOWN: dict[str, set[str]] = {
         "ppir_torch/joint/operands.py",
         "ppir_torch/protocols/lattice/bfv.py",
         "ppir_torch/protocols/lattice/ckks.py",
-        "ppir_torch/registration/loop.py",
     },
     "body lines": {"ppir_torch/parties/fixed.py:FixedParty._prepare"},
-    "parameters": {"ppir_torch/registration/loop.py:_sampled"},
+    "parameters": set(),
     "prints": {
         "ppir_torch/runs/images.py",
     },

@@ -26,7 +26,7 @@ from ..losses import Measure
 from ..optimizers import Stopping
 from ..sampling import Sampler
 from ..transforms import Affine
-from .loop import Deformable, Plan
+from .plan import Deformable, Plan
 
 __all__ = ["build_measure", "build_plan", "build_sampler", "preprocessed"]
 

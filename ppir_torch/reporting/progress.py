@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from ..registration.loop import LevelIteration
+from ..registration.result import LevelIteration
 from .console import say_meanwhile
 
 __all__ = ["Progress"]

@@ -29,8 +29,8 @@ from ..optimizers import Iteration
 from ..parties.accounting import peak_memory_mb, write_json
 from ..protocols import load_protocol
 from ..protocols.chooser import choose
+from ..registration import ClearFixed, LevelIteration, Result, register_images
 from ..registration.build import build_measure, build_plan, build_sampler, preprocessed
-from ..registration.loop import ClearFixed, LevelIteration, Result, register_images
 from ..reporting.files import save_result, summary
 from ..reporting.progress import Progress
 from ..transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
