@@ -34,7 +34,7 @@ from ppir_torch.joint.operands import PrivateOperand
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.protocols import load_protocol
-from ppir_torch.registration.loop import map_of
+from ppir_torch.registration.request import map_of
 from ppir_torch.runs.open_private import link_keys
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice

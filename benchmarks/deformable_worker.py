@@ -25,8 +25,8 @@ def ours(fixed: str, moving: str, output: Path, kind: str) -> float:
     from ppir_torch.config.compose import compose
     from ppir_torch.config.images import load_config
     from ppir_torch.images import load_image
+    from ppir_torch.registration import ClearFixed, register_images
     from ppir_torch.registration.build import build_plan
-    from ppir_torch.registration.loop import ClearFixed, register_images
     from ppir_torch.transforms import save_displacement
 
     torch.set_num_threads(THREADS)

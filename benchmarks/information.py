@@ -21,6 +21,7 @@ from typing import Any
 import timing
 
 from ppir_torch import Affine, ClearFixed, Level, MutualInformation, load_image, open_private
+from ppir_torch.registration import OperandRequest
 from ppir_torch.sampling import Uniform
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/09_templates3d_multimodal"
@@ -44,7 +45,7 @@ def measure_one(
             fixed = stack.enter_context(private)
         dimension = fixed.grid.dimension
         operand = fixed.operand(
-            FULL, Uniform(fraction), 0, measure.most_rows(dimension), measure.columns(), measure=measure
+            OperandRequest(FULL, Uniform(fraction), 0, measure.most_rows(dimension), measure.columns(), measure=measure)
         )
         loss, transform = measure.loss(operand), Affine(fixed.grid)
         once = _party_1_bytes(fixed)

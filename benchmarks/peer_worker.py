@@ -22,7 +22,7 @@ def ours(fixed: str, moving: str, output: Path, threads: int) -> list[float]:
     import torch
 
     from ppir_torch.images import load_image, save_image
-    from ppir_torch.registration.loop import ClearFixed, register_images
+    from ppir_torch.registration import ClearFixed, register_images
     from ppir_torch.transforms import save_transform
 
     torch.set_num_threads(threads)

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from ppir_torch import Image, PpirError, affine_from_map, load_image, register, save_image, save_transform
+from ppir_torch.config.protocols import PROTOCOLS
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.parties.accounting import write_json
 from ppir_torch.phantoms import brain_pair, save_pair
-from ppir_torch.protocols import PROTOCOL_NAMES
 from ppir_torch.reporting.tables import markdown
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/01_itk2d_brain_known"
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--optimizer", default="gauss_newton", choices=("gauss_newton", "inverse_compositional"))
     parser.add_argument("--fraction", type=float, default=0.1, help="of the points, for URS and GMS")
     parser.add_argument("--transform", default="affine")
-    parser.add_argument("--protocols", nargs="+", default=["clear", *PROTOCOL_NAMES])
+    parser.add_argument("--protocols", nargs="+", default=["clear", *PROTOCOLS.names()])
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/affine_table"))
     arguments = parser.parse_args()
     moving, fixed, truth, what = public_pair(arguments.output / "data")

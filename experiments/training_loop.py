@@ -16,7 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppir_torch import SSD, ClearFixed, Grid, Image, Level, PpirError, load_image, open_private, save_image
+from ppir_torch import (
+    SSD,
+    ClearFixed,
+    Grid,
+    Image,
+    Level,
+    OperandRequest,
+    PpirError,
+    load_image,
+    open_private,
+    save_image,
+)
 
 
 class Bumps(nn.Module):
@@ -63,14 +74,14 @@ def main() -> int:
 
         fixed = ClearFixed(load_image(fixed_file))
         clear = Bumps(fixed.grid)
-        clear_values = fit(SSD(fixed.operand(level)), clear, moving.at_level(level), arguments.steps)
+        clear_values = fit(SSD(fixed.operand(OperandRequest(level))), clear, moving.at_level(level), arguments.steps)
 
         # 19 values a step are far more than the default cap of so small an image allows: party_2 must agree to it.
         releases, cap = Path(folder) / "releases.sqlite", 20 * arguments.steps + 100
         # party_2 is another process
         with open_private(fixed_file, arguments.backend, releases=releases, max_values=cap) as unseen:
             private = Bumps(unseen.grid)
-            loss = SSD(unseen.operand(level, rows=19))
+            loss = SSD(unseen.operand(OperandRequest(level, rows=19)))
             private_values = fit(loss, private, moving.at_level(level), arguments.steps)
             sent = unseen.link.bytes_sent
             [known] = unseen.ledger_rows()

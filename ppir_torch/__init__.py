@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .optimizers import Stopping as Stopping
     from .registration import ClearFixed as ClearFixed
     from .registration import Deformable as Deformable
+    from .registration import OperandRequest as OperandRequest
     from .registration import Plan as Plan
     from .registration import Result as Result
     from .registration import register_images as register_images
@@ -89,7 +90,7 @@ _HOMES = {
         "SquaredDifference",
     ),
     "optimizers": ("LBFGS", "Adam", "GaussNewton", "Stopping"),
-    "registration": ("ClearFixed", "Deformable", "Plan", "Result", "register_images"),
+    "registration": ("ClearFixed", "Deformable", "OperandRequest", "Plan", "Result", "register_images"),
     "metrics.registration": ("displacement_rmse",),
     "runs.open_private": ("open_private",),
     "runs.images": ("register",),

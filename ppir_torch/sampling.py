@@ -9,18 +9,55 @@ fixed while the level lasts.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["Chunks", "Full", "GradientMagnitude", "Permuted", "Sample", "Sampler", "Uniform"]
+__all__ = [
+    "Chunks",
+    "Full",
+    "GradientMagnitude",
+    "LevelView",
+    "Permuted",
+    "PointChoice",
+    "Sample",
+    "Sampler",
+    "Selection",
+    "Uniform",
+]
+
+
+class PointChoice(ABC):
+    """Which points an operand has, in which order: what party_2 is asked for. Those of this file are all there are.
+
+    Attributes:
+        kind: its name in messages.
+        keeps_order: the points are in the image's order.
+    """
+
+    kind: ClassVar[str]
+    keeps_order: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(self, count: int, level: int) -> Sample:
+        """The points among `count` of them at a level of that number; the same for both parties."""
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON values; `registration.request` reads them."""
+        return {"kind": self.kind}
+
+    def told(self) -> Tensor | None:
+        """Indices (n,) that are sent to party_2 one by one; None where it draws the points itself."""
+        return None
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(PointChoice):
     """Flat point indices (n,) int64, or None for all N points, with weights (n,) that make sums into means over N.
 
     `positions` (n,) says where the points lie among those of the operand, where that holds more points than the
@@ -30,6 +67,18 @@ class Sample:
     index: Tensor | None
     weights: Tensor | None
     positions: Tensor | None = None
+
+    kind = "indices"
+
+    def draw(self, count: int, level: int) -> Sample:  # noqa: ARG002
+        """The sample itself."""
+        return self
+
+    def told(self) -> Tensor:
+        """See `PointChoice`; a sample of all points is not a choice."""
+        if self.index is None:
+            raise ValueError("sample without indices; use Full()")
+        return self.index
 
     @property
     def known(self) -> bool:
@@ -42,12 +91,82 @@ class Sample:
         return replace(self, index=index, weights=weights, positions=positions)
 
 
+class LevelView(Protocol):
+    """What a sampler may look at: a level of party_1's own image."""
+
+    @property
+    def number(self) -> int:
+        """Of the level."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """N, the points to choose from: the level's, or those of the mask."""
+        ...
+
+    def gradient_magnitude(self) -> Tensor:
+        """(N,) of the warped moving image at these points, along the transform that the level starts from."""
+        ...
+
+
 @dataclass(frozen=True)
-class Full:
+class Selection:
+    """What a sampler makes of a level.
+
+    Attributes:
+        choice: the points that party_2 is asked for.
+        positions: which of these count, (n,) places in their order, known to party_1 alone; None: all.
+        weights: of the points at `positions`, (n,), or None where they count alike.
+    """
+
+    choice: PointChoice
+    positions: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Sampler(ABC):
+    """Which of a level's points enter the loss; any subclass goes into a `Plan`.
+
+    Attributes:
+        points_known: party_2 knows which points count, all alike, and so J's mean over them.
+        keeps_order: party_2 is asked for points in the image's order, as mapped products (deformable stages) need it.
+    """
+
+    points_known: ClassVar[bool] = False
+    keeps_order: ClassVar[bool] = True
+
+    @property
+    def discloses_to_party_1(self) -> str:
+        """As it stands in the summary of a run."""
+        return "nothing"
+
+    @property
+    def discloses_to_party_2(self) -> str:
+        """As it stands in the summary of a run."""
+        return "nothing"
+
+    @abstractmethod
+    def select(self, level: LevelView) -> Selection:
+        """The points of a level: called once, before its first iteration."""
+
+    def for_level(self, finest: int, here: int) -> Sampler:  # noqa: ARG002
+        """For a deformable level of `here` voxels: as many points as of the finest one's `finest`, up to all.
+
+        A sampler without a share of points is the same at every level.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class Full(Sampler, PointChoice):
     """Every point of the level. Discloses nothing."""
 
-    discloses_to_party_1 = "nothing"
-    discloses_to_party_2 = "nothing"
+    kind = "full"
+    points_known = True
+
+    def select(self, level: LevelView) -> Selection:  # noqa: ARG002
+        """All points."""
+        return Selection(self)
 
     def draw(self, count: int, level: int) -> Sample:  # noqa: ARG002
         """All points."""
@@ -55,7 +174,7 @@ class Full:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Sampler, PointChoice):
     """URS: a uniform random share of the level's points, without replacement.
 
     Both parties draw the same points from a public seed. Discloses nothing about either image.
@@ -68,11 +187,25 @@ class Uniform:
     fraction: float
     seed: int = 0
 
+    kind = "uniform"
+    points_known = True
     discloses_to_party_1 = "nothing (points drawn from a public seed)"
     discloses_to_party_2 = "nothing (points drawn from a public seed)"
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
+
+    def select(self, level: LevelView) -> Selection:  # noqa: ARG002
+        """What both parties draw."""
+        return Selection(self)
+
+    def for_level(self, finest: int, here: int) -> Uniform:
+        """See `Sampler`."""
+        return replace(self, fraction=min(1.0, self.fraction * finest / here))
+
+    def to_meta(self) -> dict[str, Any]:
+        """See `PointChoice`."""
+        return {"kind": self.kind, "fraction": self.fraction, "seed": self.seed}
 
     def draw(self, count: int, level: int) -> Sample:
         """About fraction * count of `count` points, in increasing order; equal weights."""
@@ -82,10 +215,17 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Permuted:
+class Permuted(PointChoice):
     """All points of a level, in an order that both parties draw from a public seed. Discloses nothing."""
 
     seed: int
+
+    kind = "permuted"
+    keeps_order = False
+
+    def to_meta(self) -> dict[str, Any]:
+        """See `PointChoice`."""
+        return {"kind": self.kind, "seed": self.seed}
 
     def draw(self, count: int, level: int) -> Sample:
         """The points in their new order."""
@@ -93,7 +233,7 @@ class Permuted:
 
 
 @dataclass(frozen=True)
-class Chunks:
+class Chunks(Sampler):
     """URS for encrypted operands: party_2 sends all points once, in a public random order; party_1 uses a window.
 
     A run of points that follow each other in a random order is a uniform sample, and lies in few ciphertexts: under
@@ -108,11 +248,15 @@ class Chunks:
     fraction: float
     seed: int = 0
 
-    discloses_to_party_1 = "nothing"
+    keeps_order = False
     discloses_to_party_2 = "nothing (the points follow a public random order, which of them count is not sent)"
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
+
+    def select(self, level: LevelView) -> Selection:
+        """The window's points, of all of them in the public order."""
+        return Selection(Permuted(self.seed), self.window(level.count, level.number))
 
     def window(self, count: int, level: int) -> Tensor:
         """Positions (n,) of the points in use, among `count` in the public order."""
@@ -122,7 +266,7 @@ class Chunks:
 
 
 @dataclass(frozen=True)
-class GradientMagnitude:
+class GradientMagnitude(Sampler):
     """GMS: points drawn with a probability that grows with the gradient magnitude of the warped moving image.
 
     Poisson sampling with inclusion probability pi_i = min(1, s m_i), m_i a mixture of gradient magnitude and a uniform
@@ -144,8 +288,6 @@ class GradientMagnitude:
     floor: float = 0.2
     disclose_points: bool = False
 
-    discloses_to_party_1 = "nothing"
-
     @property
     def discloses_to_party_2(self) -> str:
         """As it stands in the summary of a run."""
@@ -158,6 +300,15 @@ class GradientMagnitude:
         if not 0 < self.floor <= 1:
             raise ConfigError(f"sampler floor: {self.floor}, a number in (0, 1] is needed")
 
+    def select(self, level: LevelView) -> Selection:
+        """The drawn points: told to party_2, or of all points those that party_1 alone knows of."""
+        chosen = self.draw(level.gradient_magnitude(), level.number)
+        return Selection(chosen) if self.disclose_points else Selection(Full(), chosen.index, chosen.weights)
+
+    def for_level(self, finest: int, here: int) -> GradientMagnitude:
+        """See `Sampler`."""
+        return replace(self, fraction=min(1.0, self.fraction * finest / here))
+
     def draw(self, magnitude: Tensor, level: int) -> Sample:
         """Draw among N = magnitude.numel() points; magnitude (N,) is the gradient magnitude at each of them."""
         magnitude = magnitude.double().flatten().cpu()
@@ -169,9 +320,6 @@ class GradientMagnitude:
         if index.numel() == 0:
             index = probability.argmax()[None]
         return Sample(index, 1 / (count * probability[index]))
-
-
-Sampler = Full | Uniform | Chunks | GradientMagnitude
 
 
 def _inclusion(mixture: Tensor, expected: float) -> Tensor:

@@ -26,14 +26,10 @@ KNOWN: dict[str, set[str]] = {
         "ppir_torch/joint/operands.py",
         "ppir_torch/protocols/lattice/bfv.py",
         "ppir_torch/protocols/lattice/ckks.py",
-        "ppir_torch/registration/loop.py",
     },
     "body lines": {"ppir_torch/parties/fixed.py:FixedParty._prepare"},
-    "parameters": {"ppir_torch/registration/loop.py:_sampled"},
+    "parameters": set(),
     "prints": {
-        "ppir_torch/reporting/audit.py",
-        "ppir_torch/reporting/progress.py",
-        "ppir_torch/reporting/tables.py",
         "ppir_torch/runs/images.py",
     },
     "private members": {
@@ -51,15 +47,8 @@ KNOWN: dict[str, set[str]] = {
         "tests/protocols/test_ckks_v1.py",
         "tests/protocols/test_mapped_products.py",
         "tests/protocols/test_spdz.py",
-        "tests/reporting/test_figures.py",
         "tests/runs/test_run.py",
     },
-    "references": {
-        "README.md",
-        "docs/architecture.md",
-        "docs/threat-model.md",
-    },
-    "modules": {"README.md", "docs/architecture.md", "docs/threat-model.md"},
 }
 
 
@@ -241,7 +230,9 @@ def private_uses(source: str) -> list[str]:
 
 def test_tests_touch_no_private_members() -> None:
     """But those of the joint products and the attacks, which show what a party could see."""
-    paths = [p for p in files_of(TESTS) if p.relative_to(TESTS).parts[0] not in ("joint", "attacks")]
+    # torch's dispatcher, which the pretended device answers, has underscored names only.
+    free = ("joint", "attacks", "pretended_device.py")
+    paths = [p for p in files_of(TESTS) if p.relative_to(TESTS).parts[0] not in free]
     found = [f"{named(path)} {use}" for path in paths for use in private_uses(path.read_text(encoding="utf-8"))]
     assert unknown("private members", found) == []
 
@@ -300,6 +291,8 @@ def imported(folder: Path) -> set[str]:
                 name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "."
                 tops.add(name.split(".")[0])
     homes = packages_distributions()
+    # pydantic pins its core, which is a part of it.
+    tops = {"pydantic" if top == "pydantic_core" else top for top in tops}
     return {homes.get(top, [top])[0].lower() for top in tops - own - set(sys.stdlib_module_names) - {""}}
 
 

@@ -13,13 +13,16 @@ ppir_torch.errors.ConfigError: correspondence: 'nearest', 'known' or 'closest' i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ..errors import ConfigError
-from .groups import BeaverConfig, BfvConfig, CkksConfig, ClearConfig, File, SpdzConfig, TransportConfig
-from .problems import checked, show
+from .base import File, Settings, show
+from .groups import PointsBudgetConfig
+from .parts import is_private, part_of
+from .problems import checked
+from .protocols import PROTOCOLS, PointsBackend, PrivatePointsBackend
+from .transports import LocalConfig, Transport
 
 __all__ = [
     "FixedPointsConfig",
@@ -30,31 +33,10 @@ __all__ = [
     "moving_points_party",
 ]
 
-# Every protocol whose products are exact; ckks-v1 is a baseline for images.
-_Private = SpdzConfig | BeaverConfig | BfvConfig | CkksConfig
-PointsBackend = Annotated[ClearConfig | _Private, Field(discriminator="kind")]
-PrivatePointsBackend = Annotated[_Private, Field(discriminator="kind")]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class PointsBudgetConfig(_Settings):
-    """party_2's cap on the values that it releases of its points to one peer, over all runs.
-
-    `file` null: the site's own, see `ppir audit`. `max_values` null: `fraction` of the set's n D coordinates.
-    """
-
-    file: File | None = None
-    peer: str = Field(default="party_1", min_length=1, max_length=200)
-    fraction: float = Field(default=0.25, gt=0, le=1e6)
-    max_values: int | None = Field(default=None, ge=1, le=2**62)
-
-
-class _PartyConfig(_Settings):
+class _PartyConfig(Settings):
     # What every party's process needs, beside the backend.
-    transport: TransportConfig = TransportConfig()
+    transport: Transport = LocalConfig()
     threads: int = Field(default=1, ge=1, le=1024)
 
 
@@ -73,6 +55,8 @@ class PointsConfig(_PartyConfig):
     (clear only) is for sets without a common order. `truth` is an ITK transform to compare with and `figure` a picture
     of both sets: with either, the program that started the parties reads the points after they have ended.
     """
+
+    task: ClassVar[str] = "points"
 
     moving: File
     fixed: File
@@ -93,7 +77,7 @@ class PointsConfig(_PartyConfig):
     @property
     def private(self) -> bool:
         """True where the points stay with their parties."""
-        return self.backend.kind != "clear"
+        return is_private(self.backend)
 
     @model_validator(mode="after")
     def _check_correspondence(self) -> PointsConfig:
@@ -141,15 +125,13 @@ def load_points_config(mapping: Mapping[str, object]) -> PointsConfig:
 
 def moving_points_party(config: PointsConfig) -> MovingPointsConfig:
     """party_1's part of a private run."""
-    return MovingPointsConfig(**_part(config, MovingPointsConfig))  # type: ignore[arg-type]
+    return part_of(config, MovingPointsConfig, _private(), {})
 
 
 def fixed_points_party(config: PointsConfig) -> FixedPointsConfig:
     """party_2's part of a private run."""
-    return FixedPointsConfig(**_part(config, FixedPointsConfig))  # type: ignore[arg-type]
+    return part_of(config, FixedPointsConfig, _private(), {})
 
 
-def _part(config: PointsConfig, party: type[BaseModel]) -> dict[str, object]:
-    if not config.private:
-        raise ConfigError("backend.kind: 'clear', one of spdz, beaver, bfv, ckks is needed")
-    return {name: getattr(config, name) for name in party.model_fields if name in PointsConfig.model_fields}
+def _private() -> list[str]:
+    return [entry.name for entry in PROTOCOLS if entry.points]

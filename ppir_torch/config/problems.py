@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError
+from .base import show
+from .registry import OneOf
 
-__all__ = ["checked", "kinds", "problem_line", "show"]
+__all__ = ["checked", "choice_of", "kinds", "problem_line"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,16 +36,17 @@ def problem_line(problem: Any, root: type[BaseModel]) -> str:
     path, holder, family = _locate(problem["loc"], root)
     kind, value, context = problem["type"], show(problem["input"]), problem.get("ctx", {})
     name = problem["loc"][-1] if problem["loc"] else ""
+    field = holder.model_fields.get(name)
+    choice = choice_of(field)
     if kind == "value_error":
         return f"{path}: {value}, {context['error']}" if path else str(context["error"])
     if kind == "extra_forbidden":
         given = next((part for part in problem["loc"] if part in kinds(holder)), "")
         return f"{path}: {_unknown_key(name, given, holder, family)}"
-    if kind.startswith("union_tag"):
-        known = [str(k) for model in _models(holder.model_fields[name].annotation) for k in kinds(model)]
-        given = show(context["tag"]) if "tag" in context else "missing"
-        return f"{path}.kind: {given}, one of {', '.join(known)} is needed"
-    field = holder.model_fields.get(name)
+    if kind == "union_tag_invalid" and choice:
+        return f"{path}.kind: {choice.refusal(context['tag'])}"
+    if kind == "union_tag_not_found" and choice:
+        return f"{path}.kind: missing, one of {', '.join(choice.settings())} is needed"
     needed = context["expected"] if kind == "literal_error" else _needed(field) if field else "a mapping"
     return f"{path or 'configuration'}: {'missing' if kind == 'missing' else value}, {needed} is needed"
 
@@ -53,18 +55,26 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, typ
     """(the field's dotted name, the model that it is in, that model and its alternatives) of an error's place."""
     path, holder = "", root
     inside = family = [holder]
+    chosen_next = False
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif len(inside) > 1:  # pydantic puts the kind of a union's member here
-            family, inside = inside, [model for model in inside if part in kinds(model)]
+        elif chosen_next:  # pydantic puts the kind of a choice here
+            family, inside, chosen_next = inside, [model for model in inside if part in kinds(model)], False
         elif inside:
             holder = inside[0]
             family = family if holder in family else [holder]
             path += ("." if path else "") + (part if part.isidentifier() else show(part))
             field = holder.model_fields.get(part)
-            inside = _models(field.annotation) if field else []
+            choice = choice_of(field)
+            inside = list(choice.settings().values()) if choice else _models(field.annotation) if field else []
+            chosen_next = choice is not None
     return path, holder, family
+
+
+def choice_of(field: FieldInfo | None) -> OneOf | None:
+    """What says which settings a field may hold, where it is a choice of an entry."""
+    return next((part for part in field.metadata if isinstance(part, OneOf)), None) if field else None
 
 
 def _unknown_key(name: str, given: str, holder: type[BaseModel], family: list[type[BaseModel]]) -> str:
@@ -91,17 +101,9 @@ def _needed(field: FieldInfo) -> str:
     """What a field takes, in words: its type and its range."""
     annotation = str(field.annotation)
     words = {"Path": "the path of a file", "tuple": "a list of 1 to 10 levels", "Config": "a mapping of settings"}
+    words |= {"Settings": words["Config"]}
     words |= {"int": "an integer", "float": "a number", "bool": "true or false"}
     word = next((word for part, word in words.items() if part in annotation), "another value")
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     ranges = [f"{signs[k]} {getattr(m, k):.10g}" for m in field.metadata for k in signs if hasattr(m, k)]
     return " ".join([word, " and ".join(ranges)]).strip() + (" (or null)" if "None" in annotation else "")
-
-
-def show(value: object) -> str:
-    """The value on one line, cut where it is long."""
-    try:
-        text = repr(str(value) if isinstance(value, Path) else value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a mapping in itself
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "..."

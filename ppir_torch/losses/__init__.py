@@ -2,7 +2,7 @@
 
 from .deformable import DeformableNCC, DeformableSSD, Smoothness
 from .inverse_ssd import InverseSSD
-from .linearisation import AnyLinearisation, Linearisation, OperatorLinearisation
+from .linearisation import AnyLinearisation, Linearisation, LinearLoss, OperatorLinearisation
 from .measures import (
     Correlation,
     LocalCorrelation,
@@ -25,6 +25,7 @@ __all__ = [
     "DeformableNCC",
     "DeformableSSD",
     "InverseSSD",
+    "LinearLoss",
     "Linearisation",
     "LocalCorrelation",
     "Measure",

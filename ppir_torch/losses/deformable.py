@@ -11,6 +11,9 @@ fields: Ashburner, NeuroImage 2007, the update being added to v: Vercauteren et 
 
 `DeformableNCC` has (I - mean I) / deviation in the place of I, and half of all: 1 - rho. Its derivatives lose what lies
 along 1 and along the normalised image, which party_1 subtracts alone; the joint product is the same.
+
+Points, matrices, gradient and Hessian lie on the moving image's device; the coefficients, which are few, where the
+transform has them.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class DeformableSSD:
         self._matrices = tuple(m.float() for m in transform.lattice.matrices(grid))
         self._squares = tuple(m.square() for m in self._matrices)
         index = operand.sample.index
-        self._points = grid.points(index)
+        self._points = grid.points(index)  # float32
         self._index = index
         self._alpha = smoothness.weight * operand.mean_square
 
@@ -85,7 +88,7 @@ class DeformableSSD:
         carried, projected, total = self.operand.project(weighted)
         # The rows' rounding meets the small residual I - J alone: in the gradient that of G, in the value that of I.
         own = self.operand.adjoint(carried[:-1] * rows[-1])
-        gradient = (2 / normaliser) * (own - projected).cpu().flatten()
+        gradient = (2 / normaliser) * (own - projected.to(own)).flatten()
         energy = float(exact_products(2 * carried[-1:] - weighted[-1:], rows[-1:]))
         value = (energy - 2 * total) / normaliser + self.operand.mean_square
         return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], weights, normaliser))
@@ -94,7 +97,7 @@ class DeformableSSD:
         self, value: float, gradient: Tensor, tensor: Tensor, without: Tensor | None = None
     ) -> OperatorLinearisation:
         """With the smoothness term; `without` (k, P) are vectors v whose v v^T the Hessian is less."""
-        coefficients = self.transform.coefficients.detach().double()
+        coefficients = self.transform.coefficients.detach().to(gradient)
         if self._alpha > 0:
             smooth = self._alpha * self.smoothness.regulariser.apply(coefficients)
             gradient = gradient + smooth.flatten()
@@ -110,8 +113,9 @@ class DeformableSSD:
 
     def _rows(self, moving: Image) -> Tensor:
         """(D + 1, C n): the warped image's gradient by the displacement, and the warped image less the offset."""
+        self._move_to(moving.tensor.device)
         grid, d, n = self.operand.grid, self.operand.grid.dimension, len(self._points)
-        field = expand(self.transform.coefficients.detach().float(), self._matrices)
+        field = expand(self.transform.coefficients.detach().to(self._points), self._matrices)
         if isinstance(self.transform, VelocityField):
             # On the level's own grid: the finest one would cost as much at every level.
             field = exponential(field, grid, self.transform.squarings)
@@ -138,6 +142,15 @@ class DeformableSSD:
                 rows[:-1, part] = gradient.T
                 rows[-1, part] = warped + (outside - self.operand.offset)
         return rows
+
+    def _move_to(self, device: torch.device) -> None:
+        """Points and matrices go to the moving image once, not in every iteration."""
+        if self._points.device == device:
+            return
+        self._points = self._points.to(device)
+        self._index = None if self._index is None else self._index.to(device)
+        self._matrices = tuple(m.to(device) for m in self._matrices)
+        self._squares = tuple(m.to(device) for m in self._squares)
 
     def _structure_tensor(self, gradient: Tensor, weights: Tensor | None, normaliser: float) -> Tensor:
         """(2/n) sum over channels of G_d G_e, upper triangle (D (D + 1) / 2, [z,] y, x), zero where no point is."""
@@ -175,7 +188,7 @@ class DeformableSSD:
         places = [sum(d - k for k in range(i)) for i in range(d)]
         result = adjoint(tensor[places], self._squares).double()
         if self._alpha > 0:
-            result = result + self._alpha * self.smoothness.regulariser.diagonal()
+            result = result + self._alpha * self.smoothness.regulariser.diagonal().to(result)
         return result.flatten()
 
 
@@ -207,10 +220,10 @@ class DeformableNCC(DeformableSSD):
         energy, mean = float(exact_products(carried[-1:], carried[-1:])), float(warped.double().mean())
         along = (energy - total) / n  # mean of I^ r
         own = self.operand.adjoint(carried[:-1] * (warped * (1 - along) - mean))
-        gradient = (own - projected).cpu().flatten() / n
+        gradient = (own - projected.to(own)).flatten() / n
         value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
         fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
-        without = torch.stack([field.flatten().cpu() for field in fields]) / n
+        without = torch.stack([field.flatten() for field in fields]) / n
         return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)
 
 
@@ -219,9 +232,9 @@ def _pull_back(moved: Tensor, grid: Grid) -> Tensor:
     d = grid.dimension
     field = moved.T.reshape(d, *grid.shape)
     axes = [a for a in range(d) if grid.shape[a] > 1]
-    by_index = torch.zeros(d, d, *grid.shape, dtype=moved.dtype)
+    by_index = moved.new_zeros(d, d, *grid.shape)
     for axis, slope in zip(axes, torch.gradient(field, dim=[a + 1 for a in axes]), strict=True):
         by_index[:, d - 1 - axis] = slope
     inverse = torch.linalg.inv(grid.index_to_physical()[0]).to(moved)
     result = torch.einsum("ik...,kj->...ij", by_index, inverse).reshape(-1, d, d)
-    return result + torch.eye(d, dtype=moved.dtype)
+    return result + torch.eye(d, dtype=moved.dtype, device=moved.device)

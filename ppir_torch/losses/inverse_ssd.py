@@ -35,9 +35,10 @@ class InverseSSD:
 
     >>> from ppir_torch import Affine, Grid, Image, Level
     >>> from ppir_torch.joint.columns import Columns
-    >>> from ppir_torch.registration.loop import ClearFixed
+    >>> from ppir_torch.registration import ClearFixed, OperandRequest
     >>> fixed = ClearFixed(Image(torch.rand(1, 9, 9), Grid((9, 9))))
-    >>> operand = fixed.operand(Level(1, 0.0), columns=Columns("steepest_descent", "affine"))
+    >>> columns = Columns("steepest_descent", "affine")
+    >>> operand = fixed.operand(OperandRequest(Level(1, 0.0), columns=columns))
     >>> InverseSSD(operand).linearise(Affine(fixed.grid), fixed.image).gradient.abs().max().item() < 1e-6
     True
     """

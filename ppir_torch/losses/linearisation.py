@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["AnyLinearisation", "Linearisation", "OperatorLinearisation"]
+from ..images import Image
+
+__all__ = ["AnyLinearisation", "LinearLoss", "Linearisation", "OperatorLinearisation"]
 
 _CG_TOLERANCE = 0.05
 _CG_ITERATIONS = 30
@@ -75,6 +77,14 @@ class Linearisation:
     def length(self, step: Tensor) -> float:
         """|step|: every parameter is in mm."""
         return float(torch.linalg.vector_norm(step))
+
+
+class LinearLoss(Protocol):
+    """A loss that is linearised at the parameters of a transform with few of them."""
+
+    def linearise(self, transform: nn.Module, moving: Image) -> Linearisation:
+        """Value, gradient and Hessian, from one joint product; `moving` is of the operand's features."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ or shears the window). `features` says how C relates to the LNCC of ANTs and MON
 applied to the intensities of either. party_1 normalises its warped image in every iteration, party_2 its own once a
 level.
 
->>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level
+>>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level, OperandRequest
 >>> image = Image(torch.rand(1, 16, 16), Grid((16, 16)))
 >>> inverted = Image(1 - image.tensor, image.grid)
 >>> measure = Mind()
->>> operand = ClearFixed(inverted).operand(Level(1, 0.0), measure=measure)
+>>> operand = ClearFixed(inverted).operand(OperandRequest(Level(1, 0.0), measure=measure))
 >>> loss, features = measure.loss(operand), measure.features(image, operand.grid)
 >>> operand.channels, round(loss(Affine(image.grid), features).item(), 5)
 (4, 0.0)

@@ -49,12 +49,13 @@ class MI(SSD):
         ConfigError: an operand of other columns than bins; (when called) a transform that is not linear.
         ImageError: (when called) a constant moving image, or one of several channels.
 
-    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level
+    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level, OperandRequest
     >>> from ppir_torch.losses import MutualInformation
     >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
     >>> inverted = Image(1 - image.tensor, image.grid)
     >>> measure = MutualInformation()
-    >>> loss = measure.loss(ClearFixed(inverted).operand(Level(1, 0.0), columns=measure.columns(), measure=measure))
+    >>> request = OperandRequest(Level(1, 0.0), columns=measure.columns(), measure=measure)
+    >>> loss = measure.loss(ClearFixed(inverted).operand(request))
     >>> shifted = Affine(image.grid)
     >>> _ = torch.nn.init.constant_(shifted.translation, 2.0)
     >>> (loss(Affine(image.grid), image) < loss(shifted, image)).item()

@@ -45,11 +45,12 @@ class NCC(SSD):
     Raises:
         ConfigError: moments of an operand of which only some points are used (J^ has another mean there).
 
-    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level
+    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level, OperandRequest
     >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
     >>> brighter = Image(3 * image.tensor + 20, image.grid)
     >>> from ppir_torch.losses import Correlation
-    >>> loss = NCC(ClearFixed(brighter).operand(Level(1, 0.0), measure=Correlation()))
+    >>> request = OperandRequest(Level(1, 0.0), measure=Correlation())
+    >>> loss = NCC(ClearFixed(brighter).operand(request))
     >>> abs(loss(Affine(image.grid), image).item()) < 1e-5
     True
     """

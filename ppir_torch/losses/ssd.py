@@ -40,11 +40,11 @@ class SSD(nn.Module):
         ImageError: (when called) a moving image of another number of channels than the operand.
 
     >>> from ppir_torch import Affine, Grid, Image, Level
-    >>> from ppir_torch.registration.loop import ClearFixed
+    >>> from ppir_torch.registration import ClearFixed, OperandRequest
     >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
     >>> fixed = ClearFixed(image)
     >>> transform = Affine(fixed.grid)
-    >>> value = SSD(fixed.operand(Level(1, 0.0)))(transform, image)
+    >>> value = SSD(fixed.operand(OperandRequest(Level(1, 0.0))))(transform, image)
     >>> value.backward()
     >>> abs(value.item()) < 1e-6, transform.translation.grad.shape
     (True, torch.Size([2]))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..losses import AnyLinearisation
+from .base import Optimizer
 from .parameters import copies, restore
 from .stopping import Iteration, Stopping
 
@@ -16,7 +17,7 @@ __all__ = ["Adam"]
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Optimizer):
     """torch.optim.Adam with a step in millimetres that shrinks with the level's voxel size.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..losses import AnyLinearisation
+from .base import Optimizer
 from .parameters import add_step, copies, restore
 from .stopping import Iteration, Stopping
 
@@ -17,7 +18,7 @@ _MOST_REJECTIONS = 4
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Optimizer):
     """Solve (H + damping diag H) step = -g; keep the step when the loss falls (Marquardt, 1963).
 
     The loss's linearisation solves: directly, or by conjugate gradients where the Hessian is an operator.

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
-from ..losses import AnyLinearisation
+from torch import nn
+
+from ..errors import ConfigError
+from ..joint.columns import Columns
+from ..joint.operands import Operand
+from ..losses import AnyLinearisation, InverseSSD, Measure
 from ..transforms import LinearTransform
+from .base import Optimizer
 from .gauss_newton import GaussNewton
 from .stopping import Iteration, Stopping
 
@@ -14,7 +21,7 @@ __all__ = ["InverseCompositional"]
 
 
 @dataclass(frozen=True)
-class InverseCompositional:
+class InverseCompositional(Optimizer):
     """`GaussNewton` whose step dp replaces T by T o W(dp)^-1 (Baker and Matthews, IJCV 2004).
 
     Goes with the loss `InverseSSD`, which gives the derivatives by dp.
@@ -25,12 +32,30 @@ class InverseCompositional:
 
     damping: float = 1e-4
 
+    def check(self, loss: str) -> None:
+        """See `Optimizer`: steepest-descent images are those of ssd."""
+        if loss != "ssd":
+            raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {loss!r}")
+
+    def columns(self, transform: str) -> Columns:
+        """See `Optimizer`."""
+        return Columns("steepest_descent", transform)
+
+    def loss(self, measure: Measure, operand: Operand) -> InverseSSD:  # noqa: ARG002
+        """See `Optimizer`."""
+        return InverseSSD(operand)
+
+    def for_lattices(self) -> GaussNewton:
+        """Gauss-Newton: steepest-descent images of J are those of few parameters."""
+        return GaussNewton()
+
     def minimise(
         self,
-        transform: LinearTransform,
+        transform: nn.Module,
         linearise: Callable[[], AnyLinearisation],
         stopping: Stopping,
         voxel_mm: float,
     ) -> Iterator[Iteration]:
         """Move the transform to lower loss, yielding every iteration; it always holds the best so far."""
-        return GaussNewton(self.damping).minimise(transform, linearise, stopping, voxel_mm, transform.step_back)
+        step_back = cast(LinearTransform, transform).step_back
+        return GaussNewton(self.damping).minimise(transform, linearise, stopping, voxel_mm, step_back)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ..losses import AnyLinearisation
+from .base import Optimizer
 from .parameters import add_step, copies, restore
 from .stopping import Iteration, Stopping
 
@@ -22,7 +23,7 @@ _EQUAL = 1e-5  # of a value's size: what values that were rounded do not tell ap
 
 
 @dataclass(frozen=True)
-class LBFGS:
+class LBFGS(Optimizer):
     """Limited-memory BFGS whose first Hessian is the loss's own (Nocedal and Wright 2006, algorithm 7.4).
 
     Gauss-Newton converges in few steps where its model is right: residuals that vanish, as of SSD. Where it is not

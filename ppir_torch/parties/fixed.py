@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from ..arithmetic.csprng import KeyStream, gaussian_words, new_key
-from ..config.groups import LARGEST_SEED
 from ..errors import ConfigError, LinkError
-from ..grids import Grid
-from ..images import Image, Level, level_grid
+from ..images import Image, level_grid
 from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.header import OperandHeader
 from ..joint.in_use import KeptOperands
@@ -24,21 +22,25 @@ from ..joint.prepared import PreparedOperand
 from ..joint.public_map import FEW_BITS, PublicMap
 from ..joint.quantise import quantise_columns, row_norm
 from ..losses import Measure
-from ..registration.loop import SSD_MEASURE, select_points
-from ..sampling import Full, Permuted, Sample, Uniform
+from ..registration.request import SSD_MEASURE, AskedOperand
+from ..registration.source import select_points
 from ..wire.kinds import MessageKind
 from ..wire.link import Link, Received
-from ..wire.messages import Finish, Geometry, OperandInUse, SampleIndices, SharedTransform
-from ..wire.payload import unpack
+from ..wire.messages import Finish, Geometry, OperandInUse, SharedTransform
 from .handshake import greet
 
 __all__ = ["FixedParty"]
 
 # What may be the first message of a product, by protocol.
-PRODUCT_KINDS = (MessageKind.PRODUCT, MessageKind.MASKED_ROWS, MessageKind.REPLY_CIPHERTEXTS, MessageKind.NAIVE_REPLY)
+PRODUCT_KINDS = (
+    MessageKind.PRODUCT,
+    MessageKind.MASKED_ROWS,
+    MessageKind.REPLY_CIPHERTEXTS,
+    MessageKind.NAIVE_REPLY,
+    MessageKind.EXTENSION_REQUEST,
+)
 OPERAND_VALUES = 4  # of J, in every operand's header: mean, energy (two sums of squares), largest value
 NOISE_REACH = 6.0  # standard deviations; what is beyond is cut
-MAX_ROWS = 1024
 # Every operand discloses mean, scale and energy; over few points they would say much about each.
 MAX_OPERANDS = 256
 MIN_POINTS = 32
@@ -141,21 +143,21 @@ class FixedParty:
         return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
 
     def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> _Kept:
-        meta, weights = unpack(request.payload)
-        level, rows, columns, public = _read_request(meta)
+        asked = AskedOperand.decode(request.payload)
+        level, rows, columns = asked.level, asked.rows, asked.columns
         if columns.kind == "steepest_descent" and not self.disclose_gram:
             raise LinkError(
                 "operand: inverse-compositional was asked for, and this party does not disclose S^T S and S^T J "
                 "(optimizer.kind); refused"
             )
-        self._check_measure(meta.get("measure", SSD_MEASURE.to_meta()), columns)
-        choice = public or Sample(torch.from_numpy(SampleIndices.receive(link).index), None)
+        self._check_measure(asked.measure, columns)
+        choice = asked.points(link)
         candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
         coarse = level_grid(self.image.grid, level)[0]
         voxels = coarse.count if sample.index is None else sample.index.numel()
         channels = self.measure.channels(coarse.dimension)
         points = channels * voxels
-        public_map = _read_map(meta, weights, coarse, sample, rows, columns, channels)
+        public_map = asked.public_map(coarse, sample, channels)
         if number >= MAX_OPERANDS or voxels < MIN_POINTS:
             raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
         features = self.measure.features(self.image.at_level(level), coarse)
@@ -208,50 +210,3 @@ class FixedParty:
             raise LinkError(f"operand: {columns.bins} bins of loss {self.measure.kind!r}; refused")
         if columns.kind == "steepest_descent" and self.measure.kind != "ssd":
             raise LinkError(f"operand: steepest-descent images of loss {self.measure.kind!r}, there are none; refused")
-
-
-def _read_request(meta: dict[str, Any]) -> tuple[Level, int, Columns, Full | Uniform | Permuted | None]:
-    try:
-        level = Level(int(meta["level"]["shrink"]), float(meta["level"]["smoothing_mm"]))
-        rows, kind = int(meta["rows"]), meta["choice"]["kind"]
-        if not (1 <= level.shrink <= 1024 and 0 <= level.smoothing_mm <= 1000 and 1 <= rows <= MAX_ROWS):
-            raise ValueError(f"{level}, {rows} rows")
-        columns = Columns(meta["columns"]["kind"], meta["columns"]["transform"], int(meta["columns"].get("bins", 0)))
-        if kind == "full":
-            return level, rows, columns, Full()
-        if kind == "uniform":
-            return level, rows, columns, Uniform(float(meta["choice"]["fraction"]), _seed(meta))
-        if kind == "permuted":
-            return level, rows, columns, Permuted(_seed(meta))
-        if kind == "indices":
-            return level, rows, columns, None
-        raise ValueError(kind)
-    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-        raise LinkError(f"level request out of range: {error!r}") from None
-
-
-def _read_map(
-    meta: dict[str, Any],
-    weights: list[Any],
-    coarse: Grid,
-    sample: Sample,
-    rows: int,
-    columns: Columns,
-    channels: int,
-) -> PublicMap | None:
-    """The public map that the operand's products go through, where party_1 asks for one."""
-    if meta.get("map") is None:
-        return None
-    public_map = replace(PublicMap.from_message(meta["map"], weights), index=sample.index)
-    if public_map.shape != coarse.shape or columns.kind != "image" or rows != coarse.dimension + 1:
-        raise LinkError(f"map: of shape {public_map.shape} and {rows} rows, for a level of {coarse.shape}; refused")
-    if public_map.channels != channels:
-        raise LinkError(f"map: of {public_map.channels} channels, the operand has {channels}; refused")
-    return public_map
-
-
-def _seed(meta: dict[str, Any]) -> int:
-    seed = int(meta["choice"]["seed"])
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed {seed}")
-    return seed

@@ -10,21 +10,18 @@ from torch import Tensor
 
 from ..errors import ConfigError, ImageError, LinkError
 from ..grids import Grid
-from ..images import Level, level_grid
-from ..joint.columns import IMAGE, Columns
+from ..images import level_grid
+from ..joint.columns import Columns
 from ..joint.interface import MovingSide
 from ..joint.ledger import Ledger
 from ..joint.opened import KeptLedger
 from ..joint.operands import PrivateOperand
 from ..joint.prepared import PreparedOperand
-from ..losses import Measure
-from ..registration.loop import SSD_MEASURE, Choice, map_of, select_points
-from ..sampling import Full, Permuted, Sample, Uniform
-from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
-from ..wire.kinds import MessageKind
+from ..registration.request import OperandRequest
+from ..registration.source import select_points
+from ..transforms import BSpline, Composite, LinearTransform, VelocityField
 from ..wire.link import Link
-from ..wire.messages import Finish, Geometry, SampleIndices, SharedTransform
-from ..wire.payload import pack
+from ..wire.messages import Finish, Geometry, SharedTransform
 from .handshake import greet
 
 __all__ = ["PrivateFixed"]
@@ -79,43 +76,18 @@ class PrivateFixed:
         """As the protocol says."""
         return self._side.prefers_moments(points)
 
-    def operand(
-        self,
-        level: Level,
-        choice: Choice | None = None,
-        number: int = 0,
-        rows: int = 16,
-        columns: Columns = IMAGE,
-        lattice: ControlLattice | None = None,
-        measure: Measure = SSD_MEASURE,
-    ) -> PrivateOperand:
-        """Have party_2 prepare the operand of one level.
-
-        Args:
-            level: shrink factor and smoothing of the fixed image.
-            choice: all points, a uniform sample or an order from a public seed, or indices (disclosed to party_2).
-            number: of the level.
-            rows: most rows of one product; more are sent in several products.
-            columns: what the operand is made of.
-            lattice: control points whose public map is applied to the element-wise products; `rows` is D + 1 then.
-            measure: what party_2 makes of its image; the one that it agreed to, or it refuses.
-        """
-        choice = choice or Full()
-        coarse, _ = level_grid(self.grid, level)
-        _, sample = select_points(self.grid, self.mask, level, choice, number)
-        channels = measure.channels(coarse.dimension)
-        public_map = None if lattice is None else self._side.carried(map_of(lattice, coarse, sample, channels))
-        request = {"level": _level_meta(level), "rows": rows, "choice": _choice_meta(choice)}
-        about_map, weights = (None, []) if public_map is None else replace(public_map, index=None).to_message()
-        about = {"columns": asdict(columns), "measure": measure.to_meta()}
-        self.link.at(number, -1)
-        self.link.send(MessageKind.LEVEL, pack(request | about | {"map": about_map}, weights))
-        if isinstance(choice, Sample):
-            if choice.index is None:
-                raise ValueError("sample without indices; use Full()")
-            SampleIndices(choice.index.numpy()).send(self.link)
+    def operand(self, request: OperandRequest) -> PrivateOperand:
+        """Have party_2 prepare the operand of one level; it refuses another measure than the one it agreed to."""
+        coarse, _ = level_grid(self.grid, request.level)
+        _, sample = select_points(self.grid, self.mask, request.level, request.choice, request.number)
+        columns, channels = request.columns, request.measure.channels(coarse.dimension)
+        public_map = request.public_map(coarse, sample)
+        if public_map is not None:
+            public_map = self._side.carried(public_map)
+        self.link.at(request.number, -1)
+        request.send(self.link, public_map)
         points = channels * (coarse.count if sample.index is None else sample.index.numel())
-        wanted = (points, rows, columns.count(self.grid))
+        wanted = (points, request.rows, columns.count(self.grid))
         prepared = PreparedOperand.receive(self.link)
         header = prepared.header
         if (header.points, header.rows, header.columns) != wanted:
@@ -183,15 +155,3 @@ def _shared(transform: LinearTransform | Composite) -> SharedTransform:
                 told, deformation=kind, control_spacing_mm=part.lattice.control_spacing, coefficients=coefficients
             )
     return told
-
-
-def _level_meta(level: Level) -> dict[str, float]:
-    return {"shrink": level.shrink, "smoothing_mm": level.smoothing_mm}
-
-
-def _choice_meta(choice: Choice) -> dict[str, Any]:
-    if isinstance(choice, Uniform):
-        return {"kind": "uniform", "fraction": choice.fraction, "seed": choice.seed}
-    if isinstance(choice, Permuted):
-        return {"kind": "permuted", "seed": choice.seed}
-    return {"kind": "full" if isinstance(choice, Full) else "indices"}

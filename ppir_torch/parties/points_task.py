@@ -12,7 +12,7 @@ from .accounting import Stopwatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..config.points import PointsBudgetConfig
+    from ..config.groups import PointsBudgetConfig
     from ..wire.link import Link
     from .budget import ReleaseBudget
     from .process import End

@@ -1,25 +1,25 @@
-"""The private protocols: exact products of one party's rows with the other's columns."""
+"""The private protocols: exact products of one party's rows with the other's columns. Their entries: config/protocols.
+
+>>> load_protocol("beaver").name
+'beaver'
+"""
 
 from __future__ import annotations
 
-import importlib
-
+from ..config.protocols import CLEAR, PROTOCOLS
 from ..errors import ConfigError
 from ..joint.interface import Protocol
 
-__all__ = ["PROTOCOL_NAMES", "load_protocol"]
-
-PROTOCOL_NAMES = ("spdz", "beaver", "bfv", "ckks", "ckks-v1")
-_HOMES = {"spdz": "spdz", "beaver": "beaver", "bfv": "lattice.bfv", "ckks": "lattice.ckks", "ckks-v1": "ckks_v1"}
+__all__ = ["load_protocol"]
 
 
 def load_protocol(name: str) -> Protocol:
-    """A private protocol; its module (and CrypTen or TenSEAL) loads only now.
+    """The code of a private protocol; its module (and CrypTen or TenSEAL) loads only now.
 
     Raises:
         ConfigError: no such protocol.
     """
-    if name not in PROTOCOL_NAMES:
-        raise ConfigError(f"backend: {name!r}, one of {', '.join(('clear', *PROTOCOL_NAMES))} is needed")
-    protocol: Protocol = importlib.import_module(f".{_HOMES[name]}", __name__).PROTOCOL
+    if name not in PROTOCOLS:
+        raise ConfigError(f"backend: {PROTOCOLS.refusal(name, (CLEAR.name, *PROTOCOLS.names()))}")
+    protocol: Protocol = PROTOCOLS[name].load()
     return protocol

@@ -1,7 +1,4 @@
-"""Which protocol is the cheapest for a run, and why: `backend: auto`.
-
-Times are a model: work per product, measured on two cores by `python benchmarks/scaling.py`, plus bytes over the
-network between the sites. Only the order of the protocols matters; nothing reports these figures as measured.
+"""Which protocol is the cheapest for a run, and why: `backend: auto`. The costs are in the protocols' entries.
 
 >>> choose(56_797, 6, 2, bandwidth_mbit=1000, dealer=False).name
 'bfv'
@@ -13,29 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Choice", "Cost", "choose", "costs"]
+from ..config.costs import PRODUCTS, Cost, Product
+from ..config.protocols import PROTOCOLS
 
-PRODUCTS = 30  # of a run; most of them at the finest level
-LARGE = 1 << 18  # points above which an affine product goes by moments under encryption
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one protocol: seconds at work and bytes sent, for one product and once for the operand."""
-
-    product_seconds: float
-    product_bytes: float
-    set_up_seconds: float
-    set_up_bytes: float
-
-    def seconds(self, bandwidth_mbit: float, products: int = PRODUCTS) -> float:
-        """Of a run over a network of this bandwidth."""
-        sent = products * self.product_bytes + self.set_up_bytes
-        return products * self.product_seconds + self.set_up_seconds + 8e-6 * sent / bandwidth_mbit
+__all__ = ["ProtocolChoice", "choose", "costs"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProtocolChoice:
     """The chosen protocol, and one line that says why."""
 
     name: str
@@ -44,26 +26,11 @@ class Choice:
 
 def costs(points: int, parameters: int, dimension: int) -> dict[str, Cost]:
     """The secure protocols' costs for an operand of N points and a transform of P parameters."""
-    affine = parameters == dimension * (dimension + 1)
-    moments = (dimension + 1, dimension + 1)
-    rows, columns = moments if affine else (parameters + 1, 1)
-    work = points * (8e-9 * rows + 2e-9 * rows * columns)
-    one_sided = Cost(work, 6.0 * rows * points, 1e-8 * columns * points, 6.0 * columns * points)
-    shared = Cost(5e-8 * points * (rows + columns), 16.0 * (rows + columns) * points, 1e-8 * columns * points, 0)
-    rows, columns = moments if affine and points > LARGE else (parameters + 1, 1)
-    group = 1 if points > LARGE else min(8, rows)
-    blocks = -(-points * group // 8192)
-    plain = -(-rows // group) * blocks
-    encrypted = Cost(
-        6e-4 * plain + 3.6e-4 * plain * columns + 0.01,
-        6.2e4 * -(-rows // group) * columns,
-        4e-3 * blocks * columns,
-        1.85e5 * blocks * columns,
-    )
-    return {"beaver": one_sided, "spdz": shared, "bfv": encrypted}
+    product = Product(points, parameters, dimension)
+    return {entry.name: entry.cost(product) for entry in PROTOCOLS if entry.cost is not None and not entry.insecure}
 
 
-def choose(points: int, parameters: int, dimension: int, bandwidth_mbit: float, dealer: bool) -> Choice:
+def choose(points: int, parameters: int, dimension: int, bandwidth_mbit: float, dealer: bool) -> ProtocolChoice:
     """The protocol with the shortest expected run.
 
     Args:
@@ -76,11 +43,11 @@ def choose(points: int, parameters: int, dimension: int, bandwidth_mbit: float, 
     table = {
         name: cost.seconds(bandwidth_mbit)
         for name, cost in costs(points, parameters, dimension).items()
-        if dealer or name == "bfv"
+        if dealer or not PROTOCOLS[name].dealer
     }
     best, *others = sorted(table, key=lambda name: table[name])
     size = f"N={points:,}, P={parameters}, {bandwidth_mbit:g} Mbit/s"
     if not dealer:
-        return Choice(best, f"{best}: without a dealer encryption is what is left ({size})")
+        return ProtocolChoice(best, f"{best}: without a dealer encryption is what is left ({size})")
     rest = ", ".join(f"{name} {table[name]:.2g} s" for name in others)
-    return Choice(best, f"{best}: about {table[best]:.2g} s for {PRODUCTS} products, against {rest} ({size})")
+    return ProtocolChoice(best, f"{best}: about {table[best]:.2g} s for {PRODUCTS} products, against {rest} ({size})")

@@ -1,5 +1,18 @@
 """The registration loop: levels, iterations, one joint product each. The same code for clear and private runs."""
 
-from .loop import ClearFixed, Deformable, Plan, Result, register_images
+from .loop import register_images
+from .plan import Deformable, Plan
+from .request import OperandRequest
+from .result import LevelIteration, Result
+from .source import ClearFixed, FixedSource
 
-__all__ = ["ClearFixed", "Deformable", "Plan", "Result", "register_images"]
+__all__ = [
+    "ClearFixed",
+    "Deformable",
+    "FixedSource",
+    "LevelIteration",
+    "OperandRequest",
+    "Plan",
+    "Result",
+    "register_images",
+]

@@ -1,5 +1,7 @@
 """From a configuration to what a run needs: its plan, its measure and sampler, a party's own image.
 
+Settings become objects through their entries: `LOSSES[kind].make(settings)`. No kind has a name here.
+
 >>> from ppir_torch.config import load_config
 >>> config = load_config({"data": {"moving": "a.nii.gz", "fixed": "b.nii.gz"}, "backend": {"kind": "bfv"}})
 >>> build_plan(config, (1.0, 1.0, 1.0)).transform
@@ -9,33 +11,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from ..config.groups import (
-    ChunksSamplerConfig,
-    DeformableConfig,
-    GaussNewtonConfig,
-    InverseCompositionalConfig,
-    LbfgsConfig,
-    LevelConfig,
-    LocalNccConfig,
-    Loss,
-    MindConfig,
-    MutualInformationConfig,
-    NccConfig,
-    NoSamplerConfig,
-    PreprocessConfig,
-    UniformSamplerConfig,
-)
+from ..config.base import KindSettings
+from ..config.groups import LevelConfig, PreprocessConfig
+from ..config.images import MovingPartyConfig, RunConfig
+from ..config.losses import LOSSES
+from ..config.optimizers import OPTIMIZERS
+from ..config.samplers import SAMPLERS
+from ..config.transforms import DeformableConfig
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from .. import sampling
-    from ..config.images import MovingPartyConfig, RunConfig
-    from ..images import Image, Level
-    from ..losses import Measure
-    from ..transforms import Affine
-    from .loop import Plan
+from ..features import preprocess
+from ..images import Image, Level, load_mask
+from ..losses import Measure
+from ..optimizers import Stopping
+from ..sampling import Sampler
+from ..transforms import Affine
+from .plan import Deformable, Plan
 
 __all__ = ["build_measure", "build_plan", "build_sampler", "preprocessed"]
 
@@ -43,60 +34,41 @@ __all__ = ["build_measure", "build_plan", "build_sampler", "preprocessed"]
 def build_plan(
     config: RunConfig | MovingPartyConfig, fixed_spacing: tuple[float, ...], start: Affine | None = None
 ) -> Plan:
-    """The registration's plan; `start` is the loaded transform where start.kind is "file"."""
-    from ..images import Level
-    from ..optimizers import LBFGS, Adam, GaussNewton, InverseCompositional, Stopping
-    from .loop import Deformable, Plan
+    """The registration's plan; `start` is the loaded transform where start.kind is "file".
 
+    Raises:
+        ConfigError: a start transform where none is asked for, or the other way round; code that cannot be imported.
+    """
     if (config.start.kind == "file") != (start is not None):
         raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
-    optimizer: GaussNewton | LBFGS | InverseCompositional | Adam
-    if isinstance(config.optimizer, GaussNewtonConfig):
-        optimizer = GaussNewton(config.optimizer.damping)
-    elif isinstance(config.optimizer, LbfgsConfig):
-        optimizer = LBFGS(config.optimizer.memory, config.optimizer.damping)
-    elif isinstance(config.optimizer, InverseCompositionalConfig):
-        optimizer = InverseCompositional(config.optimizer.damping)
-    else:
-        optimizer = Adam(config.optimizer.learning_rate_voxels)
-    levels = tuple(Level(level.shrink, _smoothing_mm(level, min(fixed_spacing))) for level in config.pyramid.levels)
-    stopping = Stopping(**config.optimizer.stopping.model_dump())
-    wanted, deformable = config.transform, None
-    if isinstance(wanted, DeformableConfig):
-        deformable = Deformable(
-            kind=wanted.kind,
-            spacing_mm=5 * min(fixed_spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
-            regulariser=wanted.regulariser,
-            weight=wanted.weight,
-            levels=tuple(
-                _smoother(level, chosen, min(fixed_spacing))
-                for level, chosen in zip(levels, config.pyramid.levels, strict=True)
-            ),
-            stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
-        )
+    spacing, linear, chosen = min(fixed_spacing), config.transform.linear, config.optimizer
+    levels = tuple(Level(level.shrink, _smoothing_mm(level, spacing)) for level in config.pyramid.levels)
+    wanted = config.transform.deformable
     return Plan(
-        transform="affine" if wanted.linear == "none" else wanted.linear,
-        levels=() if wanted.linear == "none" else levels,
+        transform="affine" if linear == "none" else linear,
+        levels=() if linear == "none" else levels,
         sampler=build_sampler(config),
-        optimizer=optimizer,
-        stopping=stopping,
+        optimizer=OPTIMIZERS[chosen.kind].make(chosen),
+        stopping=Stopping(**chosen.stopping.model_dump()),
         start=start or config.start.kind,
-        deformable=deformable,
+        deformable=None if wanted is None else _deformable(wanted, config.pyramid.levels, levels, spacing),
         loss=build_measure(config.loss),
     )
 
 
-def build_measure(loss: Loss) -> Measure:
-    """The measure of similarity that the configuration describes."""
-    from ..losses import Correlation, LocalCorrelation, Mind, MutualInformation, SquaredDifference
+def build_measure(loss: KindSettings) -> Measure:
+    """The measure of similarity that the settings describe."""
+    measure: Measure = LOSSES[loss.kind].make(loss)
+    return measure
 
-    if isinstance(loss, MindConfig):
-        return Mind(loss.radius, loss.dilation)
-    if isinstance(loss, MutualInformationConfig):
-        return MutualInformation(loss.moving_bins, loss.fixed_bins)
-    if isinstance(loss, LocalNccConfig):
-        return LocalCorrelation(loss.radius_mm, loss.floor)
-    return Correlation() if isinstance(loss, NccConfig) else SquaredDifference()
+
+def build_sampler(config: RunConfig | MovingPartyConfig) -> Sampler:
+    """The sampler that the configuration describes; its seed is the run's where it has none of its own."""
+    chosen = config.sampler
+    if getattr(chosen, "seed", 0) is None:
+        chosen = chosen.model_copy(update={"seed": config.seed})
+    sampler: Sampler = SAMPLERS[chosen.kind].make(chosen)
+    return sampler
 
 
 def preprocessed(image: Image, settings: PreprocessConfig) -> Image:
@@ -105,28 +77,23 @@ def preprocessed(image: Image, settings: PreprocessConfig) -> Image:
     Raises:
         ImageError: a mask that cannot be used, or percentiles that coincide.
     """
-    from ..features import preprocess
-    from ..images import load_mask
-
     if not settings.changes:
         return image
     mask = None if settings.mask is None else load_mask(settings.mask, image.grid)
     return preprocess(image, settings.rescale, settings.clip, mask)
 
 
-def build_sampler(config: RunConfig | MovingPartyConfig) -> sampling.Sampler:
-    """The sampler that the configuration describes."""
-    from ..sampling import Chunks, Full, GradientMagnitude, Uniform
-
-    chosen = config.sampler
-    if isinstance(chosen, NoSamplerConfig):
-        return Full()
-    seed = config.seed if chosen.seed is None else chosen.seed
-    if isinstance(chosen, UniformSamplerConfig):
-        return Uniform(chosen.fraction, seed)
-    if isinstance(chosen, ChunksSamplerConfig):
-        return Chunks(chosen.fraction, seed)
-    return GradientMagnitude(chosen.fraction, seed, chosen.floor, chosen.disclose_points)
+def _deformable(
+    wanted: DeformableConfig, chosen: tuple[LevelConfig, ...], levels: tuple[Level, ...], spacing: float
+) -> Deformable:
+    return Deformable(
+        kind=wanted.kind,
+        spacing_mm=5 * spacing if wanted.spacing_mm is None else wanted.spacing_mm,
+        regulariser=wanted.regulariser,
+        weight=wanted.weight,
+        levels=tuple(_smoother(level, said, spacing) for level, said in zip(levels, chosen, strict=True)),
+        stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
+    )
 
 
 def _smoother(level: Level, chosen: LevelConfig, spacing: float) -> Level:

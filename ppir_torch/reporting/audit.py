@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..errors import ConfigError
+from .console import say, show_table
 
 __all__ = ["print_ledger", "print_releases"]
 
@@ -37,11 +38,11 @@ def print_ledger(run: Path) -> None:
         ]
         for entry in entries
     ]
-    _print(f"{run}: what the opened values told party_1 (backend {values['backend']})", head, rows)
+    _show(f"{run}: what the opened values told party_1 (backend {values['backend']})", head, rows)
     budget = values.get("budget")
     if budget:
         left = budget["cap"] - budget["spent"]
-        print(
+        say(
             f"party_2 released {budget['spent'] - budget['spent_before']} values in this run, {budget['spent']} in all "
             f"to {budget['peer']!r}; {left} of {budget['cap']} are left ({budget['file']})"
         )
@@ -49,11 +50,10 @@ def print_ledger(run: Path) -> None:
 
 def print_releases(path: Path, rows: list[list[str]]) -> None:
     """Print what a site has released, by peer and image: the rows of its file `path`."""
-    _print(f"{path}: values released", ["peer", "image", "values", "runs", "first (UTC)", "last (UTC)"], rows)
+    _show(f"{path}: values released", ["peer", "image", "values", "runs", "first (UTC)", "last (UTC)"], rows)
 
 
-def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
+def _show(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -61,4 +61,4 @@ def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="left" if number < 1 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    show_table(table)

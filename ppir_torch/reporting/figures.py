@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..images import Image
 
-__all__ = ["comparison_figure"]
+__all__ = ["checkerboard", "comparison_figure", "middle_slice", "title_of"]
 
 
 def comparison_figure(
@@ -29,8 +29,8 @@ def comparison_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    target = _slice(fixed)
-    shown = {"before": _slice(before)} | {label: _slice(image) for label, image in after.items()}
+    target = middle_slice(fixed)
+    shown = {"before": middle_slice(before)} | {label: middle_slice(image) for label, image in after.items()}
     low, high = np.percentile(target, [0.5, 99.5])
     aspect = fixed.grid.spacing[1] / fixed.grid.spacing[0]
     figure = Figure(figsize=(11, 2.6 * len(shown) + 3.2), layout="constrained")
@@ -44,9 +44,9 @@ def comparison_figure(
         row[0].imshow(target, cmap="gray", vmin=low, vmax=high, aspect=aspect)
         row[1].imshow(picture, cmap="gray", vmin=low, vmax=high, aspect=aspect)
         row[2].imshow(difference, cmap="RdBu_r", vmin=-spread, vmax=spread, aspect=aspect)
-        row[3].imshow(_checkerboard(target, picture), cmap="gray", vmin=low, vmax=high, aspect=aspect)
+        row[3].imshow(checkerboard(target, picture), cmap="gray", vmin=low, vmax=high, aspect=aspect)
         row[0].set_title("fixed", fontsize=9)
-        row[1].set_title(_title(label, results.get(label)), fontsize=9)
+        row[1].set_title(title_of(label, results.get(label)), fontsize=9)
         row[2].set_title(f"difference (RMS {np.sqrt(np.mean(difference**2)):.2f})", fontsize=9)
         row[3].set_title("checkerboard", fontsize=9)
         for axis in row:
@@ -55,7 +55,12 @@ def comparison_figure(
     figure.savefig(path, dpi=110)
 
 
-def _title(label: str, values: Mapping[str, Any] | None) -> str:
+def title_of(label: str, values: Mapping[str, Any] | None) -> str:
+    """What stands above a picture: the run's label and, where it is known, its distance to the truth; None: before.
+
+    >>> title_of("bfv", {"rmse_to_truth_mm": 0.01234})
+    'bfv: 0.0123 mm from the truth'
+    """
     if values is None:
         return "moving, before"
     rmse = values.get("rmse_to_truth_mm")
@@ -81,16 +86,22 @@ def _draw_convergence(axis: Any, results: Mapping[str, Mapping[str, Any]]) -> No
     axis.legend()
 
 
-def _slice(image: Image) -> NDArray[Any]:
+def middle_slice(image: Image) -> NDArray[Any]:
+    """The picture of an image (rows, columns): itself in 2-D, its middle axial slice in 3-D, anterior up."""
     volume: NDArray[Any] = image.tensor[0].cpu().numpy()
     if volume.ndim == 2:
         return volume
     middle: NDArray[Any] = volume[volume.shape[0] // 2]
-    # Axial slices of LPS or RAS volumes: show anterior up.
+    # The y axis of LPS grows to the back, that of RAS to the front.
     return middle[::-1] if image.grid.direction[4] < 0 else middle
 
 
-def _checkerboard(first: NDArray[Any], second: NDArray[Any], squares: int = 6) -> NDArray[Any]:
+def checkerboard(first: NDArray[Any], second: NDArray[Any], squares: int = 6) -> NDArray[Any]:
+    """Two pictures of one shape in turns, about `squares` squares along the shorter side.
+
+    >>> checkerboard(np.zeros((2, 2)), np.ones((2, 2)), squares=2).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
     rows, columns = np.indices(first.shape)
     edge = max(1, min(first.shape) // squares)
     return np.where((rows // edge + columns // edge) % 2 == 0, first, second)

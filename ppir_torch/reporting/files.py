@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ..images import save_image
 from ..metrics.registration import folding_share, jacobian_determinant
-from ..registration.loop import Result
+from ..registration.result import Result
 from ..transforms import BSpline, Composite, LinearTransform, save_displacement, save_transform
 
 __all__ = ["save_result", "summary", "transform_file"]

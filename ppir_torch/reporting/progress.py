@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from types import TracebackType
 
@@ -10,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from ..registration.loop import LevelIteration
+from ..registration.result import LevelIteration
+from .console import say_meanwhile
 
 __all__ = ["Progress"]
 
@@ -63,7 +63,7 @@ class Progress:
         if not self._console.is_terminal:
             count = event.iteration.number
             line = f"{self._label}: level 1/{event.shrink}, {count} iterations, {_figures(event, self._bytes_sent())}"
-            print(line, file=sys.stderr, flush=True)
+            say_meanwhile(line)
 
 
 def _figures(event: LevelIteration, sent: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .console import show_table
+
 __all__ = ["comparison", "markdown", "print_table", "write_markdown"]
 
 
@@ -52,7 +54,6 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """The same on the screen, one line a quantity and one column a run, so that it fits a terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -65,7 +66,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: st
         party = name.split(" ")[0] if name.startswith("party") else party
         label = name if name.startswith("party") or not party else f"{party} {name}"
         table.add_row(Text(label), *(row[number] for row in rows))
-    Console(highlight=False).print(table)
+    show_table(table)
 
 
 def write_markdown(

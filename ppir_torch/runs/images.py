@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ..config.groups import AutoConfig
 from ..config.images import RunConfig, fixed_party, load_config, moving_party
+from ..config.protocols import PROTOCOLS, AutoConfig
 from ..errors import ConfigError, PeerLost, PpirError
 from ..grids import Grid
 from ..images import Image, image_size, load_image, load_mask, save_image
@@ -27,10 +27,9 @@ from ..joint.interface import compute_device
 from ..metrics.registration import displacement_rmse, foreground_points
 from ..optimizers import Iteration
 from ..parties.accounting import peak_memory_mb, write_json
-from ..protocols import load_protocol
 from ..protocols.chooser import choose
+from ..registration import ClearFixed, LevelIteration, Result, register_images
 from ..registration.build import build_measure, build_plan, build_sampler, preprocessed
-from ..registration.loop import ClearFixed, LevelIteration, Result, register_images
 from ..reporting.files import save_result, summary
 from ..reporting.progress import Progress
 from ..transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
@@ -269,7 +268,7 @@ def _disclosed(config: RunConfig) -> dict[str, list[str]]:
     """What each party learned of the other's image in such a run; nothing else crosses the Link."""
     if config.backend.kind == "clear":
         return {"party_1": ["everything: a clear run holds both images"], "party_2": ["everything"]}
-    entry = load_protocol(config.backend.kind)
+    entry = PROTOCOLS[config.backend.kind]
     party_1 = ["the geometry of the fixed image", entry.party_1_learns]
     party_2 = ["the number of levels and iterations", entry.party_2_learns]
     party_1 += _OF_LOSS[config.loss.kind]

@@ -168,7 +168,8 @@ def open_private(
         releases: party_2's SQLite file of released values; None: the site's own.
         max_values: its cap, over all runs; None: 5 % of the fixed image's foreground voxels.
         loss: what party_2 makes operands of: "ssd", "ncc", "local_ncc", "mind", or a mapping with the kind and its
-            settings. Operands are asked for with the same measure: `source.operand(level, measure=Mind())`.
+            settings. Operands are asked for with the same measure:
+            `source.operand(OperandRequest(level, measure=Mind()))`.
 
     Raises:
         ConfigError: unknown backend. PeerLost: party_2 could not start (its own line says why).

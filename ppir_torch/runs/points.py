@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ..config.points import PointsConfig, fixed_points_party, load_points_config, moving_points_party
+from ..config.protocols import PROTOCOLS
 from ..errors import BudgetExceeded, ConfigError, PeerLost, PpirError
 from ..grids import Grid
 from ..parties.accounting import peak_memory_mb, write_json
 from ..points.files import iterate_closest_points, load_points, rigid_from_points
-from ..protocols import load_protocol
 from ..transforms import Affine, affine_from_map, load_transform, save_transform
 from .open_private import run_parties
 
@@ -204,7 +204,8 @@ def _disclosed(config: PointsConfig) -> dict[str, list[str]]:
         f"of party_2's spread {spread} (1 number)",
         "the cross-covariance of the two centred sets (D x D numbers), hence the transform",
     ]
-    party_2 = ["the number of party_1's points, the same as its own", load_protocol(config.backend.kind).party_2_learns]
+    learns = PROTOCOLS[config.backend.kind].party_2_learns
+    party_2 = ["the number of party_1's points, the same as its own", learns]
     if config.share_transform:
         party_2.append("the transform")
     return {"party_1": party_1, "party_2": party_2}

@@ -12,7 +12,16 @@ from .itk import (
     save_transform,
     to_simpleitk_transform,
 )
-from .linear import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation, affine_from_map
+from .linear import (
+    LINEAR_TRANSFORMS,
+    Affine,
+    LinearTransform,
+    Rigid,
+    Similarity,
+    Translation,
+    affine_from_map,
+    linear_transform,
+)
 from .velocity import VelocityField, exponential
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "expand",
     "exponential",
     "from_simpleitk_transform",
+    "linear_transform",
     "load_any_transform",
     "load_displacement",
     "load_transform",

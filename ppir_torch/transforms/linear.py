@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..grids import Grid
 
-__all__ = ["LINEAR_TRANSFORMS", "Affine", "LinearTransform", "Rigid", "Similarity", "Translation"]
+__all__ = [
+    "LINEAR_TRANSFORMS",
+    "Affine",
+    "LinearTransform",
+    "Rigid",
+    "Similarity",
+    "Translation",
+    "affine_from_map",
+    "linear_transform",
+]
 
 
 class LinearTransform(nn.Module):
@@ -35,6 +44,7 @@ class LinearTransform(nn.Module):
         dtype: of the parameters.
     """
 
+    any_affine_map: ClassVar[bool] = False  # the parameters are those of every map A x + b
     centre: Tensor
 
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
@@ -160,6 +170,8 @@ class Similarity(Rigid):
 class Affine(LinearTransform):
     """A = I + shear / radius; 6 or 12 parameters."""
 
+    any_affine_map = True
+
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(grid, dtype)
         self.shear = nn.Parameter(torch.zeros(grid.dimension, grid.dimension, dtype=dtype))
@@ -183,6 +195,20 @@ LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
     "similarity": Similarity,
     "affine": Affine,
 }
+
+
+def linear_transform(name: str) -> type[LinearTransform]:
+    """The class of a linear transform.
+
+    Raises:
+        ConfigError: an unknown name.
+
+    >>> linear_transform("rigid").__name__
+    'Rigid'
+    """
+    if name not in LINEAR_TRANSFORMS:
+        raise ConfigError(f"transform: {name!r}, one of {', '.join(LINEAR_TRANSFORMS)} is needed")
+    return LINEAR_TRANSFORMS[name]
 
 
 def affine_from_map(grid: Grid, matrix: Tensor, offset: Tensor) -> Affine:

@@ -296,7 +296,7 @@ def deformable(kind: str = "bspline", **settings: object) -> dict[str, object]:
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
 def test_defaults_of_a_deformable_stage(kind: str) -> None:
     """Five voxels between control points; every level of the linear stage again, the finest one smoothed by a voxel."""
-    from ppir_torch.registration.loop import Deformable
+    from ppir_torch.registration import Deformable
 
     plan = build_plan(load_config(deformable(kind)), SPACING)
     expected = Deformable()

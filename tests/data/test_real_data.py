@@ -13,7 +13,7 @@ import torch
 from ppir_torch.images import Image, load_image, load_mask
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import Adam, Stopping
-from ppir_torch.registration.loop import ClearFixed, Plan, Result, register_images
+from ppir_torch.registration import ClearFixed, Plan, Result, register_images
 from ppir_torch.sampling import GradientMagnitude, Uniform
 from ppir_torch.transforms import Affine, affine_from_map
 

@@ -19,8 +19,8 @@ from ppir_torch.joint.columns import IMAGE, Columns, FixedColumns, columns_of, f
 from ppir_torch.joint.operands import ClearOperand
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
-from ppir_torch.registration.loop import ClearFixed
-from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
+from ppir_torch.registration import ClearFixed, OperandRequest
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import grid_gradient
 
@@ -138,7 +138,7 @@ def test_moments_give_the_value_gradient_and_hessian_of_the_ssd(
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(grid.shape, generator=generator) < 0.4 if sampler == "mask" else None
     by_gradient = GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0)
-    choice = {"uniform": Uniform(0.3, 1), "gradient magnitude": by_gradient, "chunks": Permuted(1)}.get(sampler)
+    choice = {"uniform": Uniform(0.3, 1), "gradient magnitude": by_gradient, "chunks": Permuted(1)}.get(sampler, Full())
     transform = LINEAR_TRANSFORMS[kind](grid)
     with torch.no_grad():
         for parameter in transform.parameters():
@@ -146,7 +146,7 @@ def test_moments_give_the_value_gradient_and_hessian_of_the_ssd(
         transform.translation += images.moving.grid.centre - grid.centre
     found = []
     for columns in (IMAGE, MOMENTS):
-        operand = ClearFixed(images.fixed, mask).operand(FULL, choice, columns=columns)
+        operand = ClearFixed(images.fixed, mask).operand(OperandRequest(FULL, choice, columns=columns))
         if sampler == "hidden gradient magnitude":
             operand = operand.part(by_gradient.index, by_gradient.weights)
         if sampler == "chunks":
@@ -167,7 +167,7 @@ def test_moments_need_as_many_products_as_the_affine_has_parameters(dimension: i
     """D (D + 1) sums of G h J and one of I J, from D + 1 rows."""
     images = pair("affine", dimension)
     asked: list[tuple[int, int]] = []
-    operand = ClearFixed(images.fixed).operand(FULL, columns=MOMENTS)
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=MOMENTS))
 
     class Counting:
         def __getattr__(self, name: str) -> Any:
@@ -268,7 +268,7 @@ def test_steepest_descent_images_of_a_level_refer_to_the_full_grids_transform(ki
     inside = interior(coarse)
     expected = derivatives(kind, full, coarse.points(dtype=torch.float64), value)
     torch.testing.assert_close(columns[1:, inside], expected[:, inside], rtol=0, atol=1e-9)
-    operand = ClearFixed(images.fixed).operand(level, columns=Columns("steepest_descent", kind))
+    operand = ClearFixed(images.fixed).operand(OperandRequest(level, columns=Columns("steepest_descent", kind)))
     at_level = columns_of(images.fixed.at_level(level), None, None, Columns("steepest_descent", kind), full)
     assert isinstance(operand, ClearOperand)
     assert torch.equal(operand.fixed.values, at_level.values)

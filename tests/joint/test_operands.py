@@ -21,7 +21,8 @@ from ppir_torch.joint.quantise import quantise_mapped_rows
 from ppir_torch.losses import Measure, Mind, SquaredDifference
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols.lattice.slots import MAX_RESULT, MAX_ROW
-from ppir_torch.registration.loop import ClearFixed, map_of
+from ppir_torch.registration import ClearFixed, OperandRequest
+from ppir_torch.registration.request import map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import ControlLattice
 from ppir_torch.wire.kinds import MessageKind
@@ -91,7 +92,7 @@ def test_a_clear_part_gives_the_direct_sums(first: Full | Uniform, measure: str,
     """Of all points, and of a public sample's, where positions count the sample's points."""
     image = image_of(dimension)
     lattice, wanted = ControlLattice(image.grid, 4.0), MEASURES[measure]
-    whole = ClearFixed(image).operand(LEVEL, first, 0, dimension + 1, lattice=lattice, measure=wanted)
+    whole = ClearFixed(image).operand(OperandRequest(LEVEL, first, 0, dimension + 1, lattice=lattice, measure=wanted))
     count = image.grid.count if whole.sample.index is None else whole.sample.index.numel()
     positions, weights = chosen(count)
     part = whole.part(positions, weights)
@@ -103,7 +104,9 @@ def test_a_clear_part_within_a_mask(dimension: int) -> None:
     """Positions count the mask's voxels, indices the grid's."""
     image = image_of(dimension)
     mask = image.tensor[0] > image.tensor.mean()
-    whole = ClearFixed(image, mask).operand(LEVEL, Full(), 0, dimension + 1, lattice=ControlLattice(image.grid, 4.0))
+    whole = ClearFixed(image, mask).operand(
+        OperandRequest(LEVEL, Full(), 0, dimension + 1, lattice=ControlLattice(image.grid, 4.0))
+    )
     positions, weights = chosen(int(mask.sum()))
     part = whole.part(positions, weights)
     assert isinstance(part, ClearOperand)
@@ -117,7 +120,9 @@ def test_a_clear_part_within_a_mask(dimension: int) -> None:
 def test_a_private_part_gives_the_direct_sums(protocol: str, measure: str, dimension: int) -> None:
     image, wanted = image_of(dimension), MEASURES[measure]
     with private_fixed(protocol, FixedParty(image, measure=wanted)) as source:
-        whole = source.operand(LEVEL, Full(), 0, dimension + 1, lattice=ControlLattice(image.grid, 4.0), measure=wanted)
+        whole = source.operand(
+            OperandRequest(LEVEL, Full(), 0, dimension + 1, lattice=ControlLattice(image.grid, 4.0), measure=wanted)
+        )
         positions, weights = chosen(image.grid.count)
         part = whole.part(positions, weights)
         rows = rows_of(dimension, part, weights)
@@ -136,7 +141,7 @@ def test_the_ledger_takes_a_parts_equations_where_its_points_are() -> None:
     entries = []
     for whole_rows in (False, True):
         with private_fixed("beaver", FixedParty(image)) as source:
-            operand = source.operand(LEVEL, Full(), 0, 3, lattice=ControlLattice(image.grid, 8.0))
+            operand = source.operand(OperandRequest(LEVEL, Full(), 0, 3, lattice=ControlLattice(image.grid, 8.0)))
             positions, weights = chosen(image.grid.count)
             part = operand.part(positions, weights)
             own = image.tensor.flatten()[positions] - operand.offset
@@ -165,7 +170,7 @@ def test_party_2_sees_the_same_traffic_for_any_part(protocol: str) -> None:
     seen = []
     for part_of in (None, 0.01, 0.5):
         with private_fixed(protocol, FixedParty(image)) as source:
-            operand = source.operand(LEVEL, Full(), 0, 3, lattice=ControlLattice(image.grid, 6.0))
+            operand = source.operand(OperandRequest(LEVEL, Full(), 0, 3, lattice=ControlLattice(image.grid, 6.0)))
             count = image.grid.count
             if part_of is not None:
                 positions = torch.arange(max(2, int(part_of * count)))
@@ -187,7 +192,7 @@ def test_disclosed_points_are_those_of_the_map(dimension: int) -> None:
     positions, weights = chosen(image.grid.count)
     with private_fixed("beaver", FixedParty(image)) as source:
         lattice = ControlLattice(image.grid, 4.0)
-        operand = source.operand(LEVEL, Sample(positions, weights), 0, dimension + 1, lattice=lattice)
+        operand = source.operand(OperandRequest(LEVEL, Sample(positions, weights), 0, dimension + 1, lattice=lattice))
         assert operand.header.points == len(positions)
         assert torch.equal(operand.sample.weights, weights)  # type: ignore[arg-type]
         values = values_of(image, SquaredDifference(), operand)

@@ -26,7 +26,7 @@ from ppir_torch.joint.public_map import (
     ROUNDED_UNIT,
     PublicMap,
 )
-from ppir_torch.registration.loop import map_of
+from ppir_torch.registration.request import map_of
 from ppir_torch.sampling import Sample, Uniform
 from ppir_torch.transforms import ControlLattice, expand
 from ppir_torch.wire.payload import pack, unpack

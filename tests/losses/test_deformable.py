@@ -19,7 +19,8 @@ from ppir_torch.joint.operands import ClearOperand, Operand
 from ppir_torch.losses import DeformableSSD, Smoothness
 from ppir_torch.losses.linearisation import OperatorLinearisation
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration.loop import ClearFixed, map_of
+from ppir_torch.registration import ClearFixed, OperandRequest
+from ppir_torch.registration.request import map_of
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import BSpline, ControlLattice, LinearTransform, VelocityField
 from ppir_torch.transforms.smoothness import Regulariser
@@ -55,7 +56,7 @@ class Problem:
         return DeformableSSD(operand or self.operand(), self.part, self.outer, self.smoothness)
 
     def operand(self, choice: Full | Uniform | Sample | None = None, level: Level = FULL) -> Operand:
-        return ClearFixed(self.fixed).operand(level, choice, lattice=self.part.lattice)
+        return ClearFixed(self.fixed).operand(OperandRequest(level, choice or Full(), lattice=self.part.lattice))
 
     def linearise(self) -> OperatorLinearisation:
         return self.loss().linearise(self.moving)
@@ -417,7 +418,7 @@ def test_a_private_operand_gives_the_clear_gradient(
     given = problem(kind, size_mm=0.3)
     clear = given.loss(given.operand(choice)).linearise(given.moving)
     with private_fixed("beaver", FixedParty(given.fixed)) as fixed:
-        operand = fixed.operand(FULL, choice, 0, 1 + fixed.grid.dimension, lattice=given.part.lattice)
+        operand = fixed.operand(OperandRequest(FULL, choice, 0, 1 + fixed.grid.dimension, lattice=given.part.lattice))
         private = given.loss(operand).linearise(given.moving)
         [kept] = fixed.ledgers
         assert operand.public_map is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import IMAGE, Columns
 from ppir_torch.losses import SSD, InverseSSD
-from ppir_torch.registration.loop import ClearFixed
-from ppir_torch.sampling import GradientMagnitude, Sample, Uniform
+from ppir_torch.registration import ClearFixed, OperandRequest
+from ppir_torch.sampling import Full, GradientMagnitude, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import sample
 
@@ -58,8 +59,9 @@ def test_the_value_is_that_of_the_ssd(
         mask, choice = images.fixed.tensor[0] > images.fixed.tensor.median(), None
     fixed = ClearFixed(images.fixed, mask)
     transform = random_transform(kind, images.fixed.grid)
-    inverse = InverseSSD(fixed.operand(FULL, choice, columns=columns(kind))).linearise(transform, images.moving)
-    forward = SSD(fixed.operand(FULL, choice)).linearise(transform, images.moving)
+    request = OperandRequest(FULL, choice or Full())
+    inverse = InverseSSD(fixed.operand(replace(request, columns=columns(kind)))).linearise(transform, images.moving)
+    forward = SSD(fixed.operand(request)).linearise(transform, images.moving)
     assert inverse.value == pytest.approx(forward.value, rel=1e-5 if dtype == torch.float32 else 1e-10)
     assert forward.value > 1
     assert inverse.nominal == forward.nominal == 0
@@ -85,7 +87,7 @@ def test_gradient_and_hessian_are_those_of_a_moved_fixed_image(
         torch.nn.utils.vector_to_parameters(step, step_transform.parameters())
         return formula(step_transform(points).detach()) - warped
 
-    operand = ClearFixed(image).operand(FULL, Sample(index, None), columns=columns(kind))
+    operand = ClearFixed(image).operand(OperandRequest(FULL, Sample(index, None), columns=columns(kind)))
     at = InverseSSD(operand).linearise(transform, images.moving)
     zero = torch.zeros(count, dtype=torch.float64)
     assert at.value == pytest.approx(float(residual(zero).square().mean()), rel=1e-10)
@@ -103,7 +105,7 @@ def test_the_gradient_does_not_depend_on_how_the_moving_image_is_differentiated(
     """Only its values are read: with nearest-voxel noise on I_w the gradient is still J's."""
     images = pair("rigid", 2, torch.float64)
     transform = LINEAR_TRANSFORMS["rigid"](images.fixed.grid)
-    operand = ClearFixed(images.fixed).operand(FULL, columns=columns("rigid"))
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=columns("rigid")))
     at = InverseSSD(operand).linearise(transform, images.moving)
     assert operand.gram is not None
     values = operand.fixed.values  # type: ignore[attr-defined]
@@ -116,7 +118,7 @@ def test_the_gradient_does_not_depend_on_how_the_moving_image_is_differentiated(
 
 def test_one_row_meets_every_column(kind: str, dimension: int, pair: Make) -> None:
     images = pair(kind, dimension)
-    operand = ClearFixed(images.fixed).operand(FULL, columns=columns(kind))
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=columns(kind)))
     asked: list[Any] = []
 
     class Watched:
@@ -138,7 +140,7 @@ def test_one_row_meets_every_column(kind: str, dimension: int, pair: Make) -> No
 
 def test_the_hessian_never_changes(pair: Make, random_transform: Make) -> None:
     images = pair("affine", 3)
-    loss = InverseSSD(ClearFixed(images.fixed).operand(FULL, columns=columns("affine")))
+    loss = InverseSSD(ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=columns("affine"))))
     first, second = (
         loss.linearise(random_transform("affine", images.fixed.grid, seed=seed), images.moving) for seed in (1, 2)
     )
@@ -155,15 +157,15 @@ def refused(operand: Any) -> None:
 def test_an_operand_of_points_that_party_2_does_not_know_is_refused(pair: Make) -> None:
     """S_J^T S_J and S_J^T J are over party_2's own points."""
     fixed = ClearFixed(pair("rigid", 2).fixed)
-    operand = fixed.operand(FULL, columns=columns("rigid"))
+    operand = fixed.operand(OperandRequest(FULL, columns=columns("rigid")))
     chosen = GradientMagnitude(0.3, 1).draw(fixed.image.tensor.flatten(), 0)
     assert chosen.index is not None
     refused(operand.part(chosen.index, chosen.weights))
     refused(operand.part(torch.arange(50), None))
-    refused(fixed.operand(FULL, chosen, columns=columns("rigid")))
+    refused(fixed.operand(OperandRequest(FULL, chosen, columns=columns("rigid"))))
     InverseSSD(operand)
 
 
 @pytest.mark.parametrize("other", [IMAGE, Columns("moments")], ids=str)
 def test_an_operand_of_other_columns_is_refused(other: Columns, pair: Make) -> None:
-    refused(ClearFixed(pair("rigid", 2).fixed).operand(FULL, columns=other))
+    refused(ClearFixed(pair("rigid", 2).fixed).operand(OperandRequest(FULL, columns=other)))

@@ -29,7 +29,7 @@ from ppir_torch.losses import (
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.metrics.similarity import ncc
 from ppir_torch.optimizers import Adam, InverseCompositional
-from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
+from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import (
     LINEAR_TRANSFORMS,
@@ -122,7 +122,7 @@ def test_value_is_that_of_the_features(measure: Measure, dimension: int, pair: M
     a = warped_features(measure, images.moving, transform, grid)
     b = measure.features(images.fixed, grid).tensor.flatten(1)
     expected = 1 - ncc(a, b) if measure.kind == "ncc" else (a - b).square().mean()
-    operand = ClearFixed(images.fixed).operand(FULL, measure=measure)
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=measure))
     loss, features = measure.loss(operand), measure.features(images.moving, grid)
     assert operand.channels == len(b) == measure.channels(dimension)
     assert loss.linearise(transform, features).value == pytest.approx(float(expected), rel=1e-8)
@@ -135,7 +135,7 @@ def test_value_is_that_of_the_features(measure: Measure, dimension: int, pair: M
 def test_gradient_is_that_of_finite_differences(by_moments: bool, measure: Measure, dimension: int, pair: Make) -> None:
     images = pair("affine", dimension, torch.float64)
     columns = MOMENTS if by_moments else Columns()
-    operand = ClearFixed(images.fixed).operand(FULL, columns=columns, measure=measure)
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=columns, measure=measure))
     loss, features = measure.loss(operand), measure.features(images.moving, operand.grid)
     transform = off("affine", images.fixed.grid, images.moving.grid)
     gradient = loss.linearise(transform, features).gradient
@@ -150,7 +150,7 @@ def test_gradient_is_that_of_finite_differences(by_moments: bool, measure: Measu
 def test_hessian_is_that_of_the_normalised_residual(dimension: int, pair: Make) -> None:
     images = pair("affine", dimension, torch.float64)
     transform = off("affine", images.fixed.grid, images.moving.grid)
-    loss = NCC(ClearFixed(images.fixed).operand(FULL, measure=Correlation()))
+    loss = NCC(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=Correlation())))
     points = images.fixed.grid.points(dtype=torch.float64)
 
     def residual() -> Tensor:
@@ -181,8 +181,10 @@ def test_weights_and_positions_count_for_every_channel(measure: Measure, dimensi
     features = measure.features(images.moving, images.fixed.grid)
     index = torch.arange(7, images.fixed.grid.count, 5)
     equal = torch.full((len(index),), 1 / len(index), dtype=torch.float64)
-    whole = source.operand(FULL, measure=measure)
-    some = measure.loss(source.operand(FULL, Sample(index, None), measure=measure)).linearise(transform, features)
+    whole = source.operand(OperandRequest(FULL, measure=measure))
+    some = measure.loss(source.operand(OperandRequest(FULL, Sample(index, None), measure=measure))).linearise(
+        transform, features
+    )
     for weights in (None, equal):
         part = measure.loss(whole.part(index, weights)).linearise(transform, features)
         if measure.normalised:  # another normalisation of J: the gradient is the same up to a factor
@@ -196,7 +198,7 @@ def test_weights_and_positions_count_for_every_channel(measure: Measure, dimensi
 
 def test_another_number_of_channels_is_refused(dimension: int, pair: Make) -> None:
     images = pair("affine", dimension)
-    loss = Mind().loss(ClearFixed(images.fixed).operand(FULL, measure=Mind()))
+    loss = Mind().loss(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=Mind())))
     with pytest.raises(ImageError, match=r"^moving image: 1 channels, the operand has (4|12)$"):
         loss(LINEAR_TRANSFORMS["affine"](images.fixed.grid), images.moving)
 
@@ -204,7 +206,7 @@ def test_another_number_of_channels_is_refused(dimension: int, pair: Make) -> No
 def test_a_flat_image_has_no_correlation(dimension: int, pair: Make) -> None:
     """Not better than any overlap: an optimiser must not walk out of the image."""
     images = pair("affine", dimension, torch.float64)
-    loss = NCC(ClearFixed(images.fixed).operand(FULL, measure=Correlation()))
+    loss = NCC(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=Correlation())))
     far = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
     far.translation.data.fill_(1e4)
     at = loss.linearise(far, images.moving)
@@ -215,7 +217,7 @@ def test_a_flat_image_has_no_correlation(dimension: int, pair: Make) -> None:
     empty[..., 0] = True
     flat = Image(torch.where(empty, 5.0, images.fixed.tensor.float()), images.fixed.grid)
     with pytest.raises(ImageError, match="constant over the level's points"):
-        ClearFixed(flat, empty).operand(FULL, measure=Correlation())
+        ClearFixed(flat, empty).operand(OperandRequest(FULL, measure=Correlation()))
 
 
 # --- deformable -------------------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def test_deformable_gradient_and_hessian(
     generator = torch.Generator().manual_seed(5)
     part.coefficients.data.copy_(0.5 * torch.randn(part.coefficients.shape, generator=generator))
     level = Level(1, 3.0)
-    operand = ClearFixed(images.fixed).operand(level, choice, lattice=lattice, measure=measure)
+    operand = ClearFixed(images.fixed).operand(OperandRequest(level, choice, lattice=lattice, measure=measure))
     features = measure.features(images.moving.at_level(level), operand.grid)
     smooth = Smoothness(Regulariser.of("bending", lattice.size, lattice.control_spacing, lattice.grid.direction), 1.0)
     loss = measure.deformable_loss(operand, part, outer, smooth)
@@ -260,11 +262,11 @@ def test_deformable_correlation_is_half_the_ssd_of_normalised_images(dimension: 
     part, outer = BSpline(lattice), off("affine", images.fixed.grid, images.moving.grid)
     warped = warp(images.moving, outer, images.fixed.grid).tensor
     none = Smoothness(Regulariser.of("bending", lattice.size, lattice.control_spacing, lattice.grid.direction), 0.0)
-    operand = ClearFixed(images.fixed).operand(FULL, lattice=lattice, measure=Correlation())
+    operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, lattice=lattice, measure=Correlation()))
     at = Correlation().deformable_loss(operand, part, outer, none).linearise(images.moving)
     assert at.value == pytest.approx(1 - float(ncc(warped, images.fixed.tensor)), rel=1e-5)
     # Brightness and contrast of the warped image are no step: the Hessian is less than that of SSD.
-    other = ClearFixed(images.fixed).operand(FULL, lattice=lattice)
+    other = ClearFixed(images.fixed).operand(OperandRequest(FULL, lattice=lattice))
     ssd = SquaredDifference().deformable_loss(other, part, outer, none).linearise(images.moving)
     scale = 2 * float(warped.var(unbiased=False))
     v = torch.randn(at.gradient.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -294,7 +296,11 @@ def test_remapped_intensities(remap: str, measure: Measure, dimension: int, pair
     values = []
     for function in (lambda v: v, REMAPS[remap]):
         fixed = Image(function(images.fixed.tensor), images.fixed.grid)
-        values.append(measure.loss(ClearFixed(fixed).operand(FULL, measure=measure)).linearise(transform, features))
+        values.append(
+            measure.loss(ClearFixed(fixed).operand(OperandRequest(FULL, measure=measure))).linearise(
+                transform, features
+            )
+        )
     same = values[0].value == pytest.approx(values[1].value, rel=1e-6)
     assert same is (remap in UNCHANGED[measure.kind])
     if same:
@@ -344,7 +350,7 @@ def test_channels_follow_the_fixed_images_axes(dimension: int, pair: Make) -> No
     points = images.fixed.grid.points(dtype=torch.float64)
     torch.testing.assert_close(sample(moved, transform(points)), sample(images.moving, transform(points)))
     for measure in (Mind(1, 1), ModuleFeatures(Edges(dimension).eval(), 3)):
-        loss = measure.loss(ClearFixed(images.fixed).operand(FULL, measure=measure))
+        loss = measure.loss(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=measure)))
         one, two = (
             loss.linearise(transform, measure.features(image, images.fixed.grid)) for image in (images.moving, moved)
         )
@@ -404,7 +410,7 @@ def test_inverse_compositional_goes_with_ssd_only(measure: Measure, dimension: i
 
 def test_correlation_by_moments_needs_all_points(dimension: int, pair: Make) -> None:
     operand = ClearFixed(pair("affine", dimension).fixed).operand(
-        FULL, Permuted(1), columns=MOMENTS, measure=Correlation()
+        OperandRequest(FULL, Permuted(1), columns=MOMENTS, measure=Correlation())
     )
     with pytest.raises(ConfigError, match="by moments all points"):
         NCC(operand.part(torch.arange(50), None))

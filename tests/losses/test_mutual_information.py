@@ -26,7 +26,7 @@ from ppir_torch.losses import MI, Measure, MutualInformation, SquaredDifference
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.metrics.similarity import mutual_information
 from ppir_torch.optimizers import LBFGS, GaussNewton, Stopping
-from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
+from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice, LinearTransform, affine_from_map
 from ppir_torch.warping import sample
@@ -60,7 +60,7 @@ def operand_of(fixed: Image, sampler: str, measure: Measure) -> ClearOperand:
     """With all points, some of them (URS), a window of a public order (chunks), or points with weights (GMS)."""
     share = 0.5 if fixed.grid.dimension == 2 else 0.1
     choice = {"urs": Uniform(share, 3), "chunks": Permuted(3)}.get(sampler, Full())
-    operand = ClearFixed(fixed).operand(FULL, choice, columns=measure.columns(), measure=measure)
+    operand = ClearFixed(fixed).operand(OperandRequest(FULL, choice, columns=measure.columns(), measure=measure))
     if sampler == "chunks":
         operand = operand.part(Chunks(share, 3).window(fixed.grid.count, 0), None)
     if sampler == "gms":
@@ -229,8 +229,8 @@ def test_what_is_opened_is_the_histogram_and_the_moments(bins: tuple[int, int], 
         def multiply(self, *_: Any) -> Any:
             raise AssertionError("a single product is opened")
 
-        def combine(self, rows: Tensor, pairs: Sequence[tuple[int, int]], into: Sequence[int]) -> Tensor:
-            result = operand.combine(rows, pairs, into)
+        def sums(self, rows: Tensor, pairs: Sequence[tuple[int, int]], into: Sequence[int]) -> Tensor:
+            result = operand.sums(rows, pairs, into)
             asked.append((len(rows), len(result)))
             return result
 
@@ -418,7 +418,9 @@ def test_a_constant_image_has_no_information(dimension: int, pair: Make) -> None
     mask[..., 0] = True
     flat = Image(torch.where(mask, 5.0, images.fixed.tensor), grid)
     with pytest.raises(ImageError, match=r"^fixed image: constant over the level's points, its mutual information"):
-        ClearFixed(flat, mask).operand(FULL, columns=Columns("bins", bins=8), measure=MutualInformation())
+        ClearFixed(flat, mask).operand(
+            OperandRequest(FULL, columns=Columns("bins", bins=8), measure=MutualInformation())
+        )
 
 
 def test_a_transform_that_leaves_the_image_has_no_information_and_no_way_back(dimension: int, pair: Make) -> None:
@@ -441,7 +443,7 @@ def test_several_channels_are_refused(dimension: int, pair: Make) -> None:
 
 @pytest.mark.parametrize("columns", [Columns(), Columns("moments"), Columns("steepest_descent", "rigid")])
 def test_an_operand_of_other_columns_is_refused(columns: Columns, dimension: int, pair: Make) -> None:
-    operand = ClearFixed(pair("affine", dimension).fixed).operand(FULL, columns=columns)
+    operand = ClearFixed(pair("affine", dimension).fixed).operand(OperandRequest(FULL, columns=columns))
     with pytest.raises(ConfigError, match=rf"^mi: an operand of bins is needed, not of '{columns.kind}'$"):
         MI(operand, 16)
 

@@ -25,8 +25,8 @@ from ppir_torch.joint.interface import MovingOperand, Product
 from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand
 from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
 from ppir_torch.losses import SSD
-from ppir_torch.registration.loop import ClearFixed
-from ppir_torch.sampling import Chunks, GradientMagnitude, Permuted, Sample, Uniform
+from ppir_torch.registration import ClearFixed, OperandRequest
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 from ppir_torch.warping import parameters_of, warp
 from ppir_torch.wire.link import link_pair
@@ -118,7 +118,7 @@ def test_value_is_the_mean_squared_difference_of_the_warped_image(
     images = pair(kind, dimension, dtype)
     transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
     expected = F.mse_loss(warp(images.moving, transform, images.fixed.grid).tensor, images.fixed.tensor).item()
-    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     rel = 1e-5 if dtype == torch.float32 else 1e-9
     for value in (loss(transform, images.moving).item(), loss.linearise(transform, images.moving).value):
         assert value == pytest.approx(expected, rel=rel)
@@ -133,7 +133,7 @@ def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, p
     expected = autograd_gradient(
         F.mse_loss(warped_values(transform, images.moving, points), images.fixed.tensor.flatten()), transform
     )
-    at = SSD(ClearFixed(images.fixed).operand(FULL)).linearise(transform, images.moving)
+    at = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL))).linearise(transform, images.moving)
     torch.testing.assert_close(at.gradient, expected, rtol=1e-9, atol=1e-9)
 
     def residual(*values: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, p
 def test_points_in_several_chunks_are_all_points(module: str, pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pair("affine", 3, torch.float64)
     transform = images.truth if module == "affine" else Shear(images.fixed.grid)
-    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     whole = loss.linearise(transform, images.moving)
     monkeypatch.setattr("ppir_torch.losses.ssd._CHUNK", 1000)
     parts = loss.linearise(transform, images.moving)
@@ -181,7 +181,7 @@ def test_hessian_is_two_s_s_over_n(pair: Make) -> None:
         mapped = images.truth(points)
     _, gradient = sample_with_gradient(images.moving, images.moving.outside, mapped)
     s = steepest_descent(images.truth, points, gradient)
-    at = SSD(ClearFixed(images.fixed).operand(FULL)).linearise(images.truth, images.moving)
+    at = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL))).linearise(images.truth, images.moving)
     torch.testing.assert_close(at.hessian, 2 * s @ s.T / len(points), rtol=1e-10, atol=1e-10)
 
 
@@ -195,7 +195,7 @@ def test_gradient_on_chosen_points_is_autograds_on_those_points(sampler: str, di
         "uniform": Uniform(0.3, 1),
         "gradient magnitude": GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0),
     }[sampler]
-    operand = ClearFixed(images.fixed, mask).operand(FULL, choice)
+    operand = ClearFixed(images.fixed, mask).operand(OperandRequest(FULL, choice or Full()))
     assert operand.sample.index is not None
     points = grid.points(operand.sample.index, torch.float64)
     square = (
@@ -213,7 +213,7 @@ def test_a_level_compares_the_smoothed_images_at_the_coarse_points(dimension: in
     images = pair("rigid", dimension, torch.float64)
     level = Level(2, 2.0)
     fixed, moving = images.fixed.at_level(level), images.moving.at_level(level)
-    value = SSD(ClearFixed(images.fixed).operand(level))(images.truth, moving).item()
+    value = SSD(ClearFixed(images.fixed).operand(OperandRequest(level)))(images.truth, moving).item()
     expected = F.mse_loss(warp(moving, images.truth, fixed.grid).tensor, fixed.tensor).item()
     assert value == pytest.approx(expected, rel=1e-9)
 
@@ -223,7 +223,7 @@ def test_backward_fills_the_gradients_of_the_parameters(
 ) -> None:
     images = pair(kind, dimension, dtype)
     transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
-    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     (3 * loss(transform, images.moving)).backward()
     filled = torch.cat([p.grad.flatten() for p in transform.parameters()])
     torch.testing.assert_close(filled, 3 * loss.linearise(transform, images.moving).gradient, rtol=1e-6, atol=1e-9)
@@ -235,7 +235,7 @@ def test_a_users_module_is_trained_like_ours(dimension: int, dtype: torch.dtype,
     points = images.fixed.grid.points(dtype=dtype)
     warped = warped_values(module, images.moving, points)
     expected = autograd_gradient(F.mse_loss(warped, images.fixed.tensor.flatten()), module)
-    SSD(ClearFixed(images.fixed).operand(FULL))(module, images.moving).backward()
+    SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))(module, images.moving).backward()
     assert module.amount.grad.shape == (1, 1)
     filled = torch.cat([module.amount.grad.flatten(), module.shift.grad])
     torch.testing.assert_close(filled, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
@@ -256,7 +256,7 @@ def test_any_torch_optimizer_lowers_the_loss(optimizer: Callable[..., Any], pair
     transform = LINEAR_TRANSFORMS["rigid"](images.fixed.grid)
     with torch.no_grad():
         transform.translation += images.moving.grid.centre - images.fixed.grid.centre
-    loss = SSD(ClearFixed(images.fixed).operand(FULL))
+    loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     first = loss.linearise(transform, images.moving)
     steps = optimizer(list(transform.parameters()), float(torch.linalg.eigvalsh(first.hessian)[-1]))
 
@@ -274,7 +274,7 @@ def test_any_torch_optimizer_lowers_the_loss(optimizer: Callable[..., Any], pair
 
 def test_without_gradients_one_row_is_sent_and_backward_sends_nothing(pair: Make) -> None:
     images = pair("affine", 2)
-    operand = Counting(ClearFixed(images.fixed).operand(FULL))
+    operand = Counting(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     loss = SSD(operand)
     with torch.no_grad():
         loss(images.truth, images.moving)
@@ -288,7 +288,7 @@ def test_without_gradients_one_row_is_sent_and_backward_sends_nothing(pair: Make
 def test_frozen_parameters_cost_no_row(pair: Make) -> None:
     images = pair("affine", 2)
     images.truth.shear.requires_grad_(False)
-    operand = Counting(ClearFixed(images.fixed).operand(FULL))
+    operand = Counting(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     SSD(operand)(images.truth, images.moving).backward()
     assert operand.rows == [3]
     assert images.truth.shear.grad is None
@@ -297,7 +297,7 @@ def test_frozen_parameters_cost_no_row(pair: Make) -> None:
 def test_a_second_derivative_is_refused(pair: Make) -> None:
     # Only the gradient was opened; torch would take it for a constant and return a wrong second derivative.
     images = pair("translation", 2)
-    value = SSD(ClearFixed(images.fixed).operand(FULL))(images.truth, images.moving)
+    value = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))(images.truth, images.moving)
     (gradient,) = torch.autograd.grad(value.square(), [images.truth.translation], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

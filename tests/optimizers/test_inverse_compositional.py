@@ -25,7 +25,7 @@ from ppir_torch.losses import Linearisation
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import GaussNewton, InverseCompositional, Stopping
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration.loop import ClearFixed, Plan, Result, register_images
+from ppir_torch.registration import ClearFixed, OperandRequest, Plan, Result, register_images
 from ppir_torch.sampling import Chunks, GradientMagnitude, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation
 
@@ -264,8 +264,8 @@ class LosingFixed(ClearFixed):
 
     products: int = 0
 
-    def operand(self, *arguments: Any, **named: Any) -> Operand:
-        inner, outer = super().operand(*arguments, **named), self
+    def operand(self, request: OperandRequest) -> Operand:
+        inner, outer = super().operand(request), self
 
         class Losing:
             def __getattr__(self, name: str) -> Any:

@@ -18,7 +18,7 @@ from ppir_torch.images import Image, Level
 from ppir_torch.losses import AnyLinearisation, Linearisation, Smoothness, SquaredDifference
 from ppir_torch.losses.linearisation import OperatorLinearisation
 from ppir_torch.optimizers import LBFGS, GaussNewton, Iteration, Stopping
-from ppir_torch.registration.loop import ClearFixed
+from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.transforms import BSpline, ControlLattice, Translation
 from ppir_torch.transforms.smoothness import Regulariser
 from ppir_torch.warping import warp
@@ -304,7 +304,7 @@ def test_control_points_move_to_a_lower_loss() -> None:
     values = []
     for optimizer in (LBFGS(), GaussNewton()):
         part = BSpline(lattice)
-        operand = ClearFixed(fixed).operand(Level(1, 0.0), lattice=lattice)
+        operand = ClearFixed(fixed).operand(OperandRequest(Level(1, 0.0), lattice=lattice))
         loss = SquaredDifference().deformable_loss(operand, part, Translation(grid), smooth)
         history = list(optimizer.minimise(part, lambda loss=loss: loss.linearise(blob), Stopping(decrease=1e-4), 1.5))
         values.append([h.value for h in history if h.accepted])

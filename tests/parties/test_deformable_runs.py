@@ -26,7 +26,8 @@ from ppir_torch.metrics.registration import displacement_rmse, folding_share, fo
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
 from ppir_torch.protocols.beaver import BeaverFixedSide
-from ppir_torch.registration.loop import map_of
+from ppir_torch.registration import OperandRequest
+from ppir_torch.registration.request import map_of
 from ppir_torch.runs.images import run
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, load_any_transform, load_displacement
@@ -420,7 +421,7 @@ def test_a_map_as_fine_as_the_voxels_is_charged_for_every_sum(choice: Full | Uni
 
     def two_products() -> None:
         with private_fixed("beaver", FixedParty(image, charge=charge)) as source:
-            operand = source.operand(FULL, choice, 0, 3, lattice=lattice)
+            operand = source.operand(OperandRequest(FULL, choice, 0, 3, lattice=lattice))
             rows = torch.ones(3, operand.header.points)
             operand.project(rows)
             assert charged == [(4, "operand"), (count, "products")]
@@ -438,7 +439,7 @@ def test_a_protocol_without_maps_says_so_itself(image: Image) -> None:
 
     def ask_for_it() -> None:
         with private_fixed("ckks-v1", FixedParty(image)) as source, pytest.raises((ConfigError, PeerLost)):
-            source.operand(FULL, Full(), 0, 3, lattice=ControlLattice(image.grid, 12.0))
+            source.operand(OperandRequest(FULL, Full(), 0, 3, lattice=ControlLattice(image.grid, 12.0)))
 
     with pytest.raises(ConfigError, match="backend ckks-v1: no deformable transforms"):
         ask_for_it()
@@ -454,7 +455,7 @@ def opened_with_noise(image: Image, noise: float) -> tuple[Tensor, float, Tensor
     values = []
     for share in (noise, 0.0):
         with private_fixed("beaver", FixedParty(image, noise=share)) as source:
-            operand = source.operand(FULL, Full(), 0, 3, lattice=ControlLattice(image.grid, 12.0))
+            operand = source.operand(OperandRequest(FULL, Full(), 0, 3, lattice=ControlLattice(image.grid, 12.0)))
             warped = smooth.tensor.flatten() - operand.offset
             rows = torch.stack([*torch.gradient(smooth.tensor[0]), warped.reshape(image.grid.shape)]).flatten(1)
             _, fields, total = operand.project(rows)

@@ -31,7 +31,7 @@ from ppir_torch.joint.columns import IMAGE, Columns, columns_of
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
 from ppir_torch.metrics.registration import displacement_rmse
-from ppir_torch.registration.loop import ClearFixed
+from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.runs import open_private as launch
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import Affine, load_transform
@@ -384,7 +384,7 @@ def first_rows_of(moving: Image, fixed: Image) -> Iterator[tuple[str, list[bytes
     with torch.no_grad():
         start.translation.copy_(moving.grid.centre - fixed.grid.centre)
     for columns in (IMAGE, Columns("moments")):
-        catch = Catch(ClearFixed(fixed).operand(LEVELS[0], columns=columns))
+        catch = Catch(ClearFixed(fixed).operand(OperandRequest(LEVELS[0], columns=columns)))
         SSD(catch).linearise(start, moving.at_level(LEVELS[0]))  # type: ignore[arg-type]
         for bits in range(-8, 41):
             integers = (catch.rows.double() * 2.0**bits).round().to(torch.int64)

@@ -21,7 +21,7 @@ from ppir_torch.joint.columns import IMAGE, Columns, columns_of
 from ppir_torch.joint.operands import PrivateOperand
 from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
 from ppir_torch.parties.fixed import NOISE_REACH, FixedParty
-from ppir_torch.registration.loop import ClearFixed, register_images
+from ppir_torch.registration import ClearFixed, OperandRequest, register_images
 from ppir_torch.transforms import Affine
 from ppir_torch.warping import grid_gradient, steepest_descent
 from ppir_torch.wire.kinds import MessageKind
@@ -62,7 +62,7 @@ def deviation_is_one(draws: Tensor, freedom: int) -> bool:
 def test_noise_is_gaussian_of_its_size_and_fresh_in_every_product(protocol: str, columns: Columns, pair: Make) -> None:
     image = pair("rigid", 2).fixed
     with private_fixed(protocol, FixedParty(image, noise=SHARE)) as fixed:
-        operand = fixed.operand(FULL, rows=8, columns=columns)
+        operand = fixed.operand(OperandRequest(FULL, rows=8, columns=columns))
         _, errors = errors_of(operand, image, 100 if columns is IMAGE else 40, columns)
         expected = deviation_of(operand, SHARE)
     sizes = errors.double() / expected
@@ -83,7 +83,7 @@ def test_noise_is_gaussian_of_its_size_and_fresh_in_every_product(protocol: str,
 def test_without_noise_products_are_exact(protocol: str, pair: Make) -> None:
     image = pair("rigid", 2).fixed
     with private_fixed(protocol, FixedParty(image)) as fixed:
-        _, errors = errors_of(fixed.operand(FULL, rows=8), image, 3)
+        _, errors = errors_of(fixed.operand(OperandRequest(FULL, rows=8)), image, 3)
     assert not errors.any()
 
 
@@ -93,7 +93,7 @@ def test_two_sessions_have_other_noise(pair: Make) -> None:
     found = []
     for _ in range(2):
         with private_fixed("beaver", FixedParty(image, noise=SHARE)) as fixed:
-            found.append(errors_of(fixed.operand(FULL, rows=8), image, 2)[1])
+            found.append(errors_of(fixed.operand(OperandRequest(FULL, rows=8)), image, 2)[1])
     # Of 16 pairs one is equal with a chance of 4e-7, two are with 1e-13; under one key all are.
     assert int((found[0] == found[1]).sum()) < 2
 
@@ -108,7 +108,7 @@ def test_noise_is_as_if_every_voxel_of_j_had_its_share_of_noise(protocol: str, d
     values = columns_of(image, None, None, IMAGE).values.double()[0]
     draws, errors = 30, []
     with private_fixed(protocol, FixedParty(image, noise=SHARE)) as fixed:
-        operand = fixed.operand(FULL, rows=16)
+        operand = fixed.operand(OperandRequest(FULL, rows=16))
         # A row as long as the agreed norm gets this share, a shorter one more.
         integers, _ = quantise_rows(rows, operand.header, operand.remote.limits)
         shares = row_norm(operand.header, operand.remote.limits) / integers.double().norm(dim=1)
@@ -134,7 +134,7 @@ def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
 
     def ask(noise: float) -> None:
         with private_fixed("beaver", FixedParty(image, noise=noise)) as fixed:
-            operand = fixed.operand(FULL, rows=8)
+            operand = fixed.operand(OperandRequest(FULL, rows=8))
             room.append(operand.remote.limits.max_result / 32 / NOISE_REACH / deviation_of(operand, 1.0))
             before = fixed.link.received.copy()
             with contextlib.suppress(PeerLost):

@@ -33,7 +33,7 @@ from ppir_torch.losses import (
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import LBFGS, Stopping
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.registration.loop import ClearFixed, Deformable, Plan, register_images
+from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.runs.images import register, run
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice
@@ -157,7 +157,7 @@ def test_nothing_of_j_is_in_what_party_2_says_of_its_bins(dimension: int, pair: 
     noise = torch.rand(images.fixed.tensor.shape, generator=torch.Generator().manual_seed(0))
     for fixed in (images.fixed, Image(1e4 * noise - 3e5, images.fixed.grid)):
         with private_fixed("beaver", FixedParty(fixed, measure=measure)) as source:
-            operand = source.operand(Level(1, 0.0), rows=24, columns=measure.columns(), measure=measure)
+            operand = source.operand(OperandRequest(Level(1, 0.0), rows=24, columns=measure.columns(), measure=measure))
             said.append((operand.header, operand.sample_mean_square, operand.level_mean_square, operand.gram))
     assert said[0] == said[1]
     assert said[0][0].offset == said[0][1] == said[0][2] == 0.0
@@ -186,7 +186,7 @@ def test_party_2_makes_the_bins_it_agreed_to_and_no_others(
         private_fixed("beaver", FixedParty(pair("affine", 2).fixed, measure=agreed)) as source,
         pytest.raises(PpirError),
     ):
-        source.operand(Level(1, 0.0), rows=24, columns=columns, measure=asked)
+        source.operand(OperandRequest(Level(1, 0.0), rows=24, columns=columns, measure=asked))
 
 
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
@@ -236,7 +236,7 @@ def test_a_deformable_gradient_is_that_of_the_clear_loss(protocol: str, name: st
     with private_fixed(protocol, FixedParty(images.fixed, measure=measure)) as source:
         found = []
         for fixed in (ClearFixed(images.fixed), source):
-            operand = fixed.operand(level, Uniform(0.7, 2), 0, rows, lattice=lattice, measure=measure)
+            operand = fixed.operand(OperandRequest(level, Uniform(0.7, 2), 0, rows, lattice=lattice, measure=measure))
             features = measure.features(images.moving.at_level(level), operand.grid)
             loss = measure.deformable_loss(operand, BSpline(lattice), outer, smooth)
             found.append(loss.linearise(features))
@@ -255,11 +255,11 @@ def test_moments_and_rows_say_the_same(dimension: int, pair: Make) -> None:
     for make in MEASURES.values():
         measure = make(dimension)
         features = measure.features(images.moving, images.fixed.grid)
-        clear = measure.loss(ClearFixed(images.fixed).operand(Level(1, 0.0), measure=measure))
+        clear = measure.loss(ClearFixed(images.fixed).operand(OperandRequest(Level(1, 0.0), measure=measure)))
         expected = clear.linearise(transform, features).gradient
         with private_fixed("beaver", FixedParty(images.fixed, measure=measure)) as source:
             for columns in (Columns(), Columns("moments")):
-                operand = source.operand(Level(1, 0.0), rows=16, columns=columns, measure=measure)
+                operand = source.operand(OperandRequest(Level(1, 0.0), rows=16, columns=columns, measure=measure))
                 found = measure.loss(operand).linearise(transform, features).gradient
                 # Of J itself: 12 bits of its largest entry.
                 assert (found - expected).norm() < 0.01 * expected.norm(), (measure, columns)
@@ -290,7 +290,7 @@ def test_party_2_makes_what_it_agreed_to_and_nothing_else(agreed: Measure, asked
         private_fixed("beaver", FixedParty(images.fixed, measure=agreed)) as source,
         pytest.raises(PpirError),
     ):
-        source.operand(Level(1, 0.0), measure=asked)
+        source.operand(OperandRequest(Level(1, 0.0), measure=asked))
 
 
 def test_steepest_descent_images_of_features_are_refused(pair: Make) -> None:
@@ -300,7 +300,9 @@ def test_steepest_descent_images_of_features_are_refused(pair: Make) -> None:
         private_fixed("beaver", party) as source,
         pytest.raises(PpirError),
     ):
-        source.operand(Level(1, 0.0), columns=Columns("steepest_descent", "rigid"), measure=Correlation())
+        source.operand(
+            OperandRequest(Level(1, 0.0), columns=Columns("steepest_descent", "rigid"), measure=Correlation())
+        )
 
 
 def test_mean_and_variance_are_not_told_of_a_correlation(pair: Make) -> None:
@@ -309,7 +311,7 @@ def test_mean_and_variance_are_not_told_of_a_correlation(pair: Make) -> None:
     headers = []
     for fixed in (images.fixed, Image(40 + 0.5 * images.fixed.tensor, images.fixed.grid)):
         with private_fixed("beaver", FixedParty(fixed, measure=Correlation())) as source:
-            operand = source.operand(Level(1, 0.0), rows=7, measure=Correlation())
+            operand = source.operand(OperandRequest(Level(1, 0.0), rows=7, measure=Correlation()))
             headers.append((operand.header, operand.sample_mean_square, operand.level_mean_square))
     assert headers[0][0].offset == 0.0
     assert replace(headers[0][0], scale=1.0, energy=0) == replace(headers[1][0], scale=1.0, energy=0)
@@ -503,4 +505,4 @@ def test_a_map_of_another_number_of_channels_is_refused(channels: int, pair: Mak
         private_fixed("beaver", FixedParty(images.fixed, measure=Mind())) as source,
         pytest.raises(PpirError),
     ):
-        source.operand(Level(1, 0.0), rows=3, lattice=lattice, measure=Lying())
+        source.operand(OperandRequest(Level(1, 0.0), rows=3, lattice=lattice, measure=Lying()))

@@ -29,6 +29,7 @@ from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.parties.moving import PrivateFixed
+from ppir_torch.registration import OperandRequest
 from ppir_torch.sampling import Full, Permuted, Sample, Uniform
 from ppir_torch.wire.channel import Channel, Received
 from ppir_torch.wire.kinds import MessageKind
@@ -153,7 +154,7 @@ def test_the_parties_agree_on_an_operand_and_its_products() -> None:
         assert fixed.mask is not None
         assert torch.equal(fixed.mask, mask)
         assert torch.allclose(fixed.centre_of_mass(), IMAGE.centre_of_mass())
-        operand = fixed.operand(Level(1, 0.0), Full(), 0, rows=4)
+        operand = fixed.operand(OperandRequest(Level(1, 0.0), Full(), 0, rows=4))
         values = IMAGE.tensor[0][mask].double()
         assert operand.offset == pytest.approx(float(values.mean()))
         assert operand.mean_square == pytest.approx(float((values - values.mean()).square().mean()), rel=1e-3)
@@ -177,7 +178,7 @@ def test_the_parties_agree_on_columns(columns: Columns, choice: Any) -> None:
     mask[:, :3] = False
     with served(FixedParty(IMAGE, mask, disclose_gram=True)) as run:
         fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
-        operand = fixed.operand(Level(1, 0.0), choice, 1, rows=4, columns=columns)
+        operand = fixed.operand(OperandRequest(Level(1, 0.0), choice, 1, rows=4, columns=columns))
         candidates = torch.nonzero(mask.flatten()).flatten()
         expected = columns_of(IMAGE, candidates, operand.sample.index, columns).values.double()
         assert set(operand.sample.index.tolist()) <= set(candidates.tolist())
@@ -210,7 +211,7 @@ def test_the_parties_agree_on_columns(columns: Columns, choice: Any) -> None:
 def test_both_parties_take_the_same_points(choice: Any) -> None:
     with served(FixedParty(IMAGE)) as run:
         fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
-        operand = fixed.operand(Level(1, 0.0), choice, 2, rows=4)
+        operand = fixed.operand(OperandRequest(Level(1, 0.0), choice, 2, rows=4))
         fixed.finish()
     assert operand.sample.index is not None
     (levels,) = run.side.operands[0][1]
@@ -374,9 +375,9 @@ def test_what_is_released_is_charged_before_it_is_sent() -> None:
     with served(FixedParty(IMAGE, disclose_gram=True, charge=charge)) as run:
         fixed = PrivateFixed(run.link, PlainMovingSide(run.link), "plain")
         assert charged == []
-        fixed.operand(Level(1, 0.0), rows=4)
+        fixed.operand(OperandRequest(Level(1, 0.0), rows=4))
         assert charged == [(4, "operand")]
-        operand = fixed.operand(Level(1, 0.0), rows=4, columns=COLUMNS[2])
+        operand = fixed.operand(OperandRequest(Level(1, 0.0), rows=4, columns=COLUMNS[2]))
         # and the ten different entries of S^T S, S^T J, J^T J
         assert charged[1:] == [(4 + 10 + 3, "operand")]
         operand.multiply(torch.rand(2, 120), [(0, 0), (1, 0), (1, 3)])
@@ -447,7 +448,7 @@ def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
     )
     with peer(*answers) as link:
         fixed = PrivateFixed(link, PlainMovingSide(link), "plain")
-        return fixed.operand(Level(1, 0.0), Full(), 0, rows=4, columns=COLUMNS[2])
+        return fixed.operand(OperandRequest(Level(1, 0.0), Full(), 0, rows=4, columns=COLUMNS[2]))
 
 
 @pytest.mark.parametrize(

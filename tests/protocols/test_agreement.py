@@ -11,9 +11,10 @@ import torch
 from joint.ends import Session, python_products, session
 from torch import Tensor
 
+from ppir_torch.config.protocols import PROTOCOLS
 from ppir_torch.errors import LinkError, PeerLost, RangeError
 from ppir_torch.joint.bounds import Limits, Pairs, all_pairs
-from ppir_torch.protocols import PROTOCOL_NAMES, load_protocol
+from ppir_torch.protocols import load_protocol
 from ppir_torch.wire.link import link_pair
 
 EXACT = ("spdz", "beaver", "bfv", "ckks")
@@ -79,7 +80,7 @@ def running(protocol: str, draw: random.Random, count: int, rows: int) -> Iterat
 
 
 def test_the_protocols_exist() -> None:
-    assert set(EXACT) <= set(PROTOCOL_NAMES)
+    assert set(EXACT) <= set(PROTOCOLS.names())
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from ppir_torch.joint.interface import release_all
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols import load_protocol
 from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, serve_dealer, width_of
+from ppir_torch.registration import OperandRequest
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
 from ppir_torch.wire.payload import pack
@@ -109,7 +110,7 @@ def test_an_operand_of_2_to_18_points_takes_8_bits_and_words_of_32(height: int, 
     image = Image(torch.randn(1, *grid.shape, generator=draw, dtype=torch.float64), grid)
     image.tensor[0, 0, 0] = 10  # of which the root mean square is a tenth
     with private_fixed("beaver", FixedParty(image)) as fixed:
-        operand = fixed.operand(Level(1, 0.0), rows=2)
+        operand = fixed.operand(OperandRequest(Level(1, 0.0), rows=2))
         header, limits = operand.header, operand.remote.limits
         assert (header.points, header.max_abs) == (points, 2 ** (bits - 1) - 1)
         assert width_of(header) == width

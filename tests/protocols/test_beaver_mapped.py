@@ -23,7 +23,7 @@ from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.interface import FixedOperand, Release, release_all
 from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.protocols.beaver import BeaverFixedSide, mapped_width, serve_dealer, width_of
-from ppir_torch.registration.loop import map_of
+from ppir_torch.registration.request import map_of
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
 from ppir_torch.wire.kinds import MessageKind

@@ -32,8 +32,8 @@ from ppir_torch.losses import MutualInformation
 from ppir_torch.optimizers import LBFGS
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols.beaver import BeaverFixedSide
-from ppir_torch.registration.loop import ClearFixed, FixedSource, Plan, register_images
-from ppir_torch.sampling import Full, Permuted, Uniform
+from ppir_torch.registration import ClearFixed, FixedSource, OperandRequest, Plan, register_images
+from ppir_torch.sampling import Full, Permuted, PointChoice, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS
 
 Make = Callable[..., Any]
@@ -364,7 +364,7 @@ def test_party_2_keeps_its_word(dimension: int, pair: Make, monkeypatch: pytest.
     image, measure = pair("affine", dimension).fixed, MutualInformation(16, 8)
     with private_fixed("beaver", FixedParty(image, measure=measure)) as source:
         for level in (Level(2, 1.0), LEVEL):
-            source.operand(level, rows=24, columns=measure.columns(), measure=measure)
+            source.operand(OperandRequest(level, rows=24, columns=measure.columns(), measure=measure))
     for said, values in sent:
         assert values.shape == (8 * (1 + dimension), said.points)
         assert int(values.abs().max()) <= said.max_abs
@@ -381,8 +381,9 @@ def test_party_2_keeps_its_word(dimension: int, pair: Make, monkeypatch: pytest.
 
 
 def operand_of(source: FixedSource, sampler: str, measure: MutualInformation, rows: int) -> Operand:
-    choice = {"urs": Uniform(0.5, 3), "chunks": Permuted(3)}.get(sampler, Full())
-    operand = source.operand(LEVEL, choice, 0, rows, measure.columns(), measure=measure)  # type: ignore[arg-type]
+    choices: dict[str, PointChoice] = {"urs": Uniform(0.5, 3), "chunks": Permuted(3)}
+    choice = choices.get(sampler, Full())
+    operand = source.operand(OperandRequest(LEVEL, choice, 0, rows, measure.columns(), measure=measure))
     count = source.grid.count
     if sampler == "chunks":
         return operand.part(torch.arange(count // 3, count), None)
@@ -437,7 +438,7 @@ def one_iteration(moving: Image, fixed: Image, bins: tuple[int, int] = (16, 8)) 
     measure = MutualInformation(*bins)
     with private_fixed("beaver", FixedParty(fixed, measure=measure)) as source:
         rows = measure.most_rows(fixed.grid.dimension)
-        operand = source.operand(LEVEL, Full(), 0, rows, measure.columns(), measure=measure)
+        operand = source.operand(OperandRequest(LEVEL, Full(), 0, rows, measure.columns(), measure=measure))
         measure.loss(operand).linearise(LINEAR_TRANSFORMS["affine"](fixed.grid), moving)
         [kept] = source.ledgers
     assert kept.last is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppir_torch.protocols import PROTOCOL_NAMES
+from ppir_torch.config.protocols import PROTOCOLS
 from ppir_torch.protocols.chooser import choose, costs
 
 SIZES = {2: 56_797, 3: 902_629}
@@ -44,7 +44,7 @@ def test_the_choice_is_a_secure_protocol_and_the_cheapest(
     points: int, dimension: int, parameters: int, bandwidth: float, dealer: bool
 ) -> None:
     choice = choose(points, parameters, dimension, bandwidth, dealer)
-    assert choice.name in PROTOCOL_NAMES
+    assert choice.name in PROTOCOLS.names()
     assert choice.name != "ckks-v1"
     table = costs(points, parameters, dimension)
     allowed = [name for name in table if dealer or name == "bfv"]

@@ -11,6 +11,7 @@ import torch
 from joint.ends import OVERHEAD, header_of, python_products
 from torch import Tensor
 
+from ppir_torch.config.protocols import PROTOCOLS
 from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.joint.bounds import Pairs, all_pairs
 from ppir_torch.joint.interface import FixedOperand, MovingOperand, Release, release_all
@@ -188,8 +189,8 @@ def test_malformed_vectors_are_refused() -> None:
 
 
 def test_entry_says_what_leaks() -> None:
-    entry = load_protocol("ckks-v1")
-    assert entry.name == "ckks-v1"
+    assert load_protocol("ckks-v1").name == "ckks-v1"
+    entry = PROTOCOLS["ckks-v1"]
     assert entry.party_1_learns.startswith("INSECURE")
     assert "X itself" in entry.party_2_learns
     assert not CkksV1MovingSide(link_pair("party_1", "party_2")[0]).prefers_moments(1 << 20)

@@ -14,8 +14,8 @@ from ppir_torch.config.images import load_config
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
 from ppir_torch.metrics.registration import displacement_rmse, folding_share, foreground_points, jacobian_determinant
+from ppir_torch.registration import ClearFixed, Plan, register_images
 from ppir_torch.registration.build import build_plan
-from ppir_torch.registration.loop import ClearFixed, Plan, register_images
 from ppir_torch.transforms import BSpline, Composite, ControlLattice, affine_from_map
 
 GRID = Grid((120, 104), (2.0, 2.0))

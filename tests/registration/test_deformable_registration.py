@@ -18,7 +18,15 @@ from ppir_torch.joint.operands import Operand
 from ppir_torch.losses import Correlation, LocalCorrelation, Measure, Mind
 from ppir_torch.metrics.registration import displacement_rmse, folding_share, foreground_points, jacobian_determinant
 from ppir_torch.optimizers import LBFGS, Adam, InverseCompositional, Stopping
-from ppir_torch.registration.loop import ClearFixed, Deformable, LevelIteration, Plan, Result, register_images
+from ppir_torch.registration import (
+    ClearFixed,
+    Deformable,
+    LevelIteration,
+    OperandRequest,
+    Plan,
+    Result,
+    register_images,
+)
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import Affine, BSpline, Composite, ControlLattice, VelocityField
 from ppir_torch.transforms.bspline import refinement
@@ -475,8 +483,8 @@ class LosingFixed(ClearFixed):
 
     products: int = 0
 
-    def operand(self, *arguments: Any, **named: Any) -> Operand:
-        inner, outer = super().operand(*arguments, **named), self
+    def operand(self, request: OperandRequest) -> Operand:
+        inner, outer = super().operand(request), self
 
         class Losing:
             def __getattr__(self, name: str) -> Any:

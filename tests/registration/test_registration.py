@@ -20,15 +20,8 @@ from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.operands import Operand
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.optimizers import Adam, GaussNewton, Stopping
-from ppir_torch.registration.loop import (
-    Choice,
-    ClearFixed,
-    LevelIteration,
-    Plan,
-    Result,
-    register_images,
-    select_points,
-)
+from ppir_torch.registration import ClearFixed, LevelIteration, OperandRequest, Plan, Result, register_images
+from ppir_torch.registration.source import select_points
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, load_transform, save_transform
 
@@ -61,10 +54,10 @@ class Recorded(ClearFixed):
     def drawn(self) -> list[Sample]:
         return []
 
-    def operand(self, level: Level, choice: Choice | None = None, *others: Any) -> Operand:
-        if isinstance(choice, Sample):
-            self.drawn.append(choice)
-        return super().operand(level, choice, *others)
+    def operand(self, request: OperandRequest) -> Operand:
+        if isinstance(request.choice, Sample):
+            self.drawn.append(request.choice)
+        return super().operand(request)
 
 
 # --- the truth
@@ -402,8 +395,8 @@ class LosingFixed(ClearFixed):
 
     products: int = 0
 
-    def operand(self, *arguments: Any, **named: Any) -> Operand:
-        inner, outer = super().operand(*arguments, **named), self
+    def operand(self, request: OperandRequest) -> Operand:
+        inner, outer = super().operand(request), self
 
         class Losing:
             def __getattr__(self, name: str) -> Any:

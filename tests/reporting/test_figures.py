@@ -11,8 +11,7 @@ import torch
 
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
-from ppir_torch.reporting import figures
-from ppir_torch.reporting.figures import comparison_figure
+from ppir_torch.reporting.figures import checkerboard, comparison_figure, middle_slice, title_of
 
 SIZES = {2: (20, 14), 3: (20, 14, 9)}
 
@@ -56,9 +55,9 @@ def test_identical_images_and_a_single_iteration(tmp_path: Path) -> None:
 
 
 def test_titles_say_what_is_seen() -> None:
-    assert figures._title("before", None) == "moving, before"
-    assert figures._title("bfv", {"rmse_to_truth_mm": 0.01234}) == "bfv: 0.0123 mm from the truth"
-    assert figures._title("bfv", {"rmse_to_truth_mm": None}) == "bfv"
+    assert title_of("before", None) == "moving, before"
+    assert title_of("bfv", {"rmse_to_truth_mm": 0.01234}) == "bfv: 0.0123 mm from the truth"
+    assert title_of("bfv", {"rmse_to_truth_mm": None}) == "bfv"
 
 
 def test_the_middle_axial_slice_has_anterior_up() -> None:
@@ -66,12 +65,12 @@ def test_the_middle_axial_slice_has_anterior_up() -> None:
     volume = torch.arange(60, dtype=torch.float32).reshape(1, 5, 3, 4)
     lps, ras = Image(volume, grid), Image(volume, Grid((4, 3, 5), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)))
     # y of LPS grows to the back: its first row is in front; with the axis turned, the last one is.
-    assert np.array_equal(figures._slice(lps), volume[0, 2].numpy())
-    assert np.array_equal(figures._slice(ras), volume[0, 2].numpy()[::-1])
+    assert np.array_equal(middle_slice(lps), volume[0, 2].numpy())
+    assert np.array_equal(middle_slice(ras), volume[0, 2].numpy()[::-1])
 
 
 def test_the_checkerboard_takes_turns() -> None:
-    board = figures._checkerboard(np.zeros((12, 12)), np.ones((12, 12)), squares=6)
+    board = checkerboard(np.zeros((12, 12)), np.ones((12, 12)), squares=6)
     assert (board[0, 0], board[0, 2], board[2, 0], board[2, 2]) == (0, 1, 1, 0)
     assert board.mean() == 0.5
-    assert figures._checkerboard(np.zeros((3, 3)), np.ones((3, 3))).mean() == pytest.approx(4 / 9)
+    assert checkerboard(np.zeros((3, 3)), np.ones((3, 3))).mean() == pytest.approx(4 / 9)

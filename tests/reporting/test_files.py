@@ -12,7 +12,7 @@ import torch
 
 from ppir_torch.images import load_image
 from ppir_torch.optimizers import Iteration
-from ppir_torch.registration.loop import LevelIteration, Result
+from ppir_torch.registration import LevelIteration, Result
 from ppir_torch.reporting.files import save_result, summary
 from ppir_torch.transforms import load_transform
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ppir_torch.optimizers import Iteration
-from ppir_torch.registration.loop import LevelIteration
+from ppir_torch.registration import LevelIteration
 from ppir_torch.reporting.progress import Progress
 
 

@@ -18,6 +18,7 @@ from ppir_torch.images import load_image
 from ppir_torch.joint.columns import IMAGE, columns_of
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.metrics.registration import displacement_rmse
+from ppir_torch.registration import OperandRequest
 from ppir_torch.sampling import Full, Sample, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, load_transform
 from ppir_torch.warping import sample
@@ -109,7 +110,7 @@ def test_value_and_gradient_are_those_of_autograd(
             transform = make_transform(kind, fixed, moving)
             coarse = moving.at_level(level)
             value, gradient = by_autograd(transform, coarse, fixed, level, choice)
-            private = SSD(unseen.operand(level, choice, 0, rows=16))(transform, coarse)
+            private = SSD(unseen.operand(OperandRequest(level, choice, 0, rows=16)))(transform, coarse)
             assert private.requires_grad
             assert private.shape == ()
             private.backward()
@@ -134,7 +135,7 @@ def test_a_wrong_gradient_would_be_seen(images: dict[int, Files]) -> None:
     moving, fixed = load_image(files.moving, torch.float64), load_image(files.fixed, torch.float64)
     transform = make_transform("affine", fixed, moving)
     _, quantised = by_autograd(transform, moving.at_level(level), fixed, level, Full())
-    SSD(ClearFixed(fixed).operand(level))(transform, moving.at_level(level)).backward()
+    SSD(ClearFixed(fixed).operand(OperandRequest(level)))(transform, moving.at_level(level)).backward()
     assert ROUNDING < (gradient_of(transform) - quantised).norm() / quantised.norm() < 1e-2
 
 
@@ -143,7 +144,7 @@ def test_the_gradient_goes_through_what_is_built_around_it(images: dict[int, Fil
     files, level = images[2], Level(2, 1.0)
     moving, fixed = load_image(files.moving, torch.float64).at_level(level), load_image(files.fixed)
     with open_private(files.fixed, "bfv", threads=1, max_values=100_000) as unseen:
-        loss, transform = SSD(unseen.operand(level, rows=7)), make_transform("affine", fixed, moving)
+        loss, transform = SSD(unseen.operand(OperandRequest(level, rows=7))), make_transform("affine", fixed, moving)
         loss(transform, moving).backward()
         plain = gradient_of(transform).clone()
         transform.zero_grad()
@@ -186,9 +187,9 @@ def test_ten_steps_of_adam_end_at_the_same_parameters(
 
     files, level = images[2], Level(2, 1.0)
     moving, fixed = load_image(files.moving).at_level(level), load_image(files.fixed)
-    clear, clear_values = fit(SSD(ClearFixed(fixed).operand(level)))
+    clear, clear_values = fit(SSD(ClearFixed(fixed).operand(OperandRequest(level))))
     with open_private(files.fixed, backend, threads=1, max_values=100_000) as unseen:
-        private, values = fit(SSD(unseen.operand(level, rows=40)))
+        private, values = fit(SSD(unseen.operand(OperandRequest(level, rows=40))))
     assert values[-1] < 0.98 * values[0]
     assert values == pytest.approx(clear_values, rel=1e-3)
     start = torch.cat([p.detach().flatten() for p in make_transform(kind, fixed, moving).parameters()])
@@ -224,7 +225,7 @@ def test_a_killed_party_2_is_one_clear_line(images: dict[int, Files], started: S
         pytest.raises(PeerLost, match=r"^party_1: party_2 is gone \(.*\); the run stops here") as caught,
         open_private(images[2].fixed, "bfv", threads=1, max_values=100_000) as unseen,
     ):
-        loss = SSD(unseen.operand(Level(2, 0.0), rows=7))
+        loss = SSD(unseen.operand(OperandRequest(Level(2, 0.0), rows=7)))
         started["party_2"].kill()
         loss(make_transform("affine", moving, moving), moving)
     assert "\n" not in str(caught.value)

@@ -14,8 +14,8 @@ import torch
 from parties.harness import Files, started_parties, write_pair
 
 from ppir_torch import ClearFixed, Image, Plan, PpirError, load_image, register, register_images
-from ppir_torch.config.groups import ClearConfig
 from ppir_torch.config.images import RunConfig
+from ppir_torch.config.protocols import ClearConfig
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.images import Level, save_image
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points

@@ -1,0 +1,126 @@
+"""The losses: settings and entries. The measures themselves are in `ppir_torch.losses`.
+
+>>> LOSSES["mi"].optimizer
+'lbfgs'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import KindSettings
+from .registry import Entry, OneOf, Registry
+
+__all__ = [
+    "LOSSES",
+    "LocalNccConfig",
+    "Loss",
+    "LossEntry",
+    "MindConfig",
+    "MutualInformationConfig",
+    "NccConfig",
+    "SsdConfig",
+]
+
+
+@dataclass(frozen=True)
+class LossEntry(Entry):
+    """A loss; `home` is its `Measure`, made with the settings.
+
+    Attributes:
+        discloses: lines on what party_1 learns by it, or what J stands for in the lines of a protocol.
+        deforms: it goes with control lattices, too.
+        normalised: party_2's column goes to zero mean and unit variance over the points in use.
+        optimizer: where the configuration names none.
+    """
+
+    discloses: tuple[str, ...] = ()
+    deforms: bool = True
+    normalised: bool = False
+    optimizer: str = "gauss_newton"
+
+
+class SsdConfig(KindSettings):
+    """Mean squared difference of the intensities."""
+
+    kind: Literal["ssd"] = "ssd"
+
+
+class NccConfig(KindSettings):
+    """1 - correlation of the intensities over the points in use."""
+
+    kind: Literal["ncc"] = "ncc"
+
+
+class LocalNccConfig(KindSettings):
+    """Of locally normalised images; see `ppir_torch.LocalCorrelation`. `radius_mm` null: four voxels of the level."""
+
+    kind: Literal["local_ncc"] = "local_ncc"
+    radius_mm: float | None = Field(default=None, gt=0, le=1000)
+    floor: float = Field(default=0.1, ge=1e-3, le=10)
+
+
+class MindConfig(KindSettings):
+    """Of MIND-SSC descriptors; see `ppir_torch.Mind`. Both in voxels of the level."""
+
+    kind: Literal["mind"] = "mind"
+    radius: int = Field(default=2, ge=0, le=16)
+    dilation: int = Field(default=2, ge=1, le=16)
+
+
+class MutualInformationConfig(KindSettings):
+    """Minus the mutual information of the intensities; see `ppir_torch.MutualInformation`. Linear transforms only."""
+
+    kind: Literal["mi"] = "mi"
+    moving_bins: int = Field(default=16, ge=4, le=64)
+    fixed_bins: int = Field(default=8, ge=4, le=64)
+
+
+LOSSES = Registry(
+    "loss",
+    "ppir_torch.losses",
+    LossEntry,
+    KindSettings,
+    LossEntry(
+        SsdConfig,
+        "mean squared difference of the intensities: one modality on one scale",
+        "ppir_torch.losses.measures:SquaredDifference",
+    ),
+    LossEntry(
+        NccConfig,
+        "1 - correlation of the intensities: one modality, whatever brightness and contrast",
+        "ppir_torch.losses.measures:Correlation",
+        discloses=("with loss ncc J is the fixed image at zero mean and unit variance: neither is told",),
+        normalised=True,
+    ),
+    LossEntry(
+        LocalNccConfig,
+        "squared difference of locally normalised images: one modality, brightness that drifts",
+        "ppir_torch.losses.measures:LocalCorrelation",
+        discloses=("with loss local_ncc J is the locally normalised fixed image, not its intensities",),
+    ),
+    LossEntry(
+        MindConfig,
+        "squared difference of MIND-SSC descriptors: across modalities",
+        "ppir_torch.losses.measures:Mind",
+        discloses=(
+            "with loss mind J is the fixed image's MIND descriptors (12 channels, 4 in 2-D), not its intensities",
+        ),
+    ),
+    LossEntry(
+        MutualInformationConfig,
+        "minus the mutual information of the intensities: across modalities, linear transforms",
+        "ppir_torch.losses.measures:MutualInformation",
+        discloses=(
+            "with loss mi it learns the joint histogram of the two images' bins and D (D + 1) moments of its "
+            "derivative at each iteration; no range, mean, scale or energy of J is told",
+        ),
+        deforms=False,
+        optimizer="lbfgs",
+    ),
+)
+
+Loss = Annotated[KindSettings, OneOf(LOSSES)]

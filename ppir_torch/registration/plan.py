@@ -1,0 +1,98 @@
+"""What to run: the plan of a registration, all of it public and agreed on by both parties.
+
+>>> Plan(transform="rigid").check()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import ConfigError
+from ..images import Level
+from ..losses import Measure, SquaredDifference
+from ..optimizers import GaussNewton, Optimizer, Stopping
+from ..sampling import Full, Sampler
+from ..transforms import Affine
+
+__all__ = ["Deformable", "Plan"]
+
+DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
+
+
+@dataclass(frozen=True)
+class Deformable:
+    """The deformable stage of a run, which follows the linear one.
+
+    Args:
+        kind: "bspline" (free-form deformation) or "velocity" (diffeomorphic).
+        spacing_mm: between control points at the finest level; twice that a level before, and so on.
+        regulariser: "bending", "diffusion" or "elastic".
+        weight: of the regulariser in units of the fixed image's variance, see `Smoothness`.
+        levels: coarse to fine.
+        stopping: of each level.
+    """
+
+    kind: str = "bspline"
+    spacing_mm: float = 8.0
+    regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
+    weight: float = 0.3
+    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    stopping: Stopping = field(default_factory=lambda: Stopping(max_iterations=15, step_voxels=0.01, decrease=1e-3))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        transform: "translation", "rigid", "similarity" or "affine".
+        levels: coarse to fine.
+        sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS). In a deformable
+            stage their fraction is of the finest level's points; coarser levels take as many, up to all.
+        optimizer: `GaussNewton`, `LBFGS` (for `MutualInformation`), `InverseCompositional` or `Adam`.
+        stopping: of each level.
+        start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
+        deformable: what follows the linear stage, if anything does.
+        loss: the measure of similarity: `SquaredDifference`, `Correlation`, `LocalCorrelation`, `Mind`, or
+            `ModuleFeatures` of any network.
+    """
+
+    transform: str = "affine"
+    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    sampler: Sampler = field(default_factory=Full)
+    optimizer: Optimizer = field(default_factory=GaussNewton)
+    stopping: Stopping = field(default_factory=Stopping)
+    start: str | Affine = "centres"
+    deformable: Deformable | None = None
+    loss: Measure = field(default_factory=SquaredDifference)
+
+    @property
+    def count(self) -> int:
+        """Levels of both stages."""
+        return len(self.levels) + (0 if self.deformable is None else len(self.deformable.levels))
+
+    def check(self) -> None:
+        """Refuse what does not go together, before anything is computed or sent.
+
+        Raises:
+            ConfigError: one line: what was chosen, and what goes with it.
+        """
+        self.optimizer.check(self.loss.kind)
+        if self.deformable is None:
+            return
+        if not self.loss.deforms:
+            raise ConfigError(
+                f"loss: {self.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform"
+            )
+        sampler = type(self.sampler).__name__
+        if not self.sampler.keeps_order:
+            raise ConfigError(
+                f"sampler: {sampler}, with a deformable stage one of Full, Uniform (URS), GradientMagnitude (GMS) is "
+                "needed: mapped products keep the image's order"
+            )
+        if self.loss.normalised and not self.sampler.points_known:
+            raise ConfigError(
+                f"sampler: {sampler}, with a deformable stage and loss {self.loss.kind!r} one of Full, Uniform "
+                "(URS) is needed: its gradient asks for J's mean over the weighted points, which is not opened"
+            )

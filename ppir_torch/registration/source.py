@@ -1,0 +1,105 @@
+"""Where a run gets its fixed image from, and the source that holds it in this process.
+
+>>> from ppir_torch.registration.request import OperandRequest
+>>> fixed = ClearFixed(Image(torch.rand(1, 8, 8), Grid((8, 8))))
+>>> fixed.operand(OperandRequest(Level(1, 0.0))).grid.size
+(8, 8)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, LinkError
+from ..grids import Grid
+from ..images import Image, Level, check_content, level_grid
+from ..joint.operands import ClearOperand, Operand
+from ..sampling import PointChoice, Sample
+from .request import OperandRequest
+
+__all__ = ["ClearFixed", "FixedSource", "select_points"]
+
+
+class FixedSource(Protocol):
+    """Where a run gets its fixed image from: the image itself (`ClearFixed`) or another party (`PrivateFixed`)."""
+
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def mask(self) -> Tensor | None: ...
+    def centre_of_mass(self) -> Tensor: ...
+    def prefers_moments(self, points: int) -> bool:
+        """Whether affine products of N points should go by the columns "moments"."""
+        ...
+
+    def operand(self, request: OperandRequest) -> Operand:
+        """The operand of one level, made of the measure's features of the fixed image; with a lattice, its map's."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClearFixed:
+    """The fixed image in this process, with an optional foreground mask (bool, [z,] y, x).
+
+    Raises:
+        ImageError: a constant image, or a mask that is empty or not of the image's shape.
+    """
+
+    image: Image
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_content(self.image, "fixed image")
+        if self.mask is None:
+            return
+        if self.mask.dtype != torch.bool or self.mask.shape != self.grid.shape:
+            shape = tuple(self.mask.shape)
+            raise ImageError(f"mask: {shape} {self.mask.dtype}, the image needs {self.grid.shape} torch.bool")
+        if not bool(self.mask.any()):
+            raise ImageError("mask: empty, at least one voxel is needed")
+
+    @property
+    def grid(self) -> Grid:
+        """Of the full image."""
+        return self.image.grid
+
+    def centre_of_mass(self) -> Tensor:
+        """Physical centre of mass (D,), mm."""
+        return self.image.centre_of_mass()
+
+    def prefers_moments(self, points: int) -> bool:  # noqa: ARG002
+        """Never: one process has no bytes to save."""
+        return False
+
+    def operand(self, request: OperandRequest) -> Operand:
+        """The fixed image's features at the request's level, at its points; `rows` says nothing here."""
+        candidates, sample = select_points(self.grid, self.mask, request.level, request.choice, request.number)
+        coarse, measure = self.image.at_level(request.level), request.measure
+        features = measure.features(coarse, coarse.grid)
+        public_map = request.public_map(features.grid, sample)
+        return ClearOperand.of(features, candidates, sample, request.columns, self.grid, public_map, measure.normalised)
+
+
+def select_points(
+    grid: Grid, mask: Tensor | None, level: Level, choice: PointChoice, number: int
+) -> tuple[Tensor | None, Sample]:
+    """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
+
+    Both parties run this on public values and get the same points. They are voxels: of features every channel is used
+    at each of them.
+    """
+    coarse, keep = level_grid(grid, level)
+    candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten()
+    count = coarse.count if candidates is None else candidates.numel()
+    if count == 0:
+        raise ImageError(f"mask: no voxel left at shrink factor {level.shrink}; use fewer levels or a larger mask")
+    sample = choice.draw(count, number)
+    if sample.index is not None and (int(sample.index.min()) < 0 or int(sample.index.max()) >= count):
+        raise LinkError(f"sample: indices outside 0..{count - 1}")
+    if candidates is not None:
+        sample = Sample(candidates if sample.index is None else candidates[sample.index], sample.weights)
+    return candidates, sample
