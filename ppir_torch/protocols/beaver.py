@@ -150,7 +150,8 @@ class BeaverMovingSide(MovingSide):
         self._products = 0
         self._dealt = -1  # the operand that the dealer was last asked for
         self._ready: _Prepared | None = None
-        self._rows_before, self._rows_after = 0, dict[int, int]()  # of the last product; after one of so many rows
+        self._last: tuple[_Opened, int] | None = None  # operand and rows of the last product
+        self._rows_after = dict[int, int]()  # of the next product with an operand, after one of so many rows
 
     def open(self, header: OperandHeader) -> BeaverMovingOperand:
         """Receive d = Y - b.
@@ -171,7 +172,9 @@ class BeaverMovingSide(MovingSide):
         ready, self._ready = self._ready, None
         if ready is None or ready.operand is not opened or len(ready.mask) != count:
             ready = self._prepare(opened, count)
-        self._rows_after[self._rows_before], self._rows_before = count, count
+        last, self._last = self._last, (opened, count)
+        if last is not None and last[0] is opened:
+            self._rows_after[last[1]] = count
         masked = torch.sub(rows.to(ready.mask), ready.mask, out=ready.mask)  # A is done with: no fresh memory
         words = pack_words(masked, opened.width)
         MaskedRows(ready.number, count, pairs or [(0, 0)], sum_index, words).send(self.channel)

@@ -30,7 +30,7 @@ from ppir_torch.wire.link import link_pair
 Floats = NDArray[np.float64]
 T = 1 << bfv.PLAIN_BITS
 TRIALS = 48
-SLOTS = list(range(8))  # of the rows in their polynomial
+PLACES = list(range(8))  # of the rows in their polynomial
 LONGEST = bfv.limits(OperandHeader(0, DEGREE, 1, 1.0, 0.0, 2048, DEGREE)).max_norm  # |w|_2 of a polynomial of rows
 # A guess between two rows: certain is 48 of 48; 24 +- 17 is five standard deviations of a fair coin.
 AT_CHANCE = range(TRIALS // 2 - 17, TRIALS // 2 + 18)
@@ -223,7 +223,7 @@ def test_noise_of_rows_side_by_side_is_that_of_one_row_of_their_common_length(ei
         assert length <= math.sqrt(8) * float(np.linalg.norm(rows, axis=1).max())
         observed = noise(residues(eight_rows.product(rows)), eight_rows.secret)
         assert np.abs(observed).max() < bfv.FRESH_NOISE * length
-        released = observed[[eight_rows.layout.position(k) for k in SLOTS]]
+        released = observed[[eight_rows.layout.position(k) for k in PLACES]]
         spread += (released / (math.sqrt(10.5) * length)).tolist()
     # 48 released words: their deviation is known to 10 %. One row's length alone would be off by sqrt(8).
     assert 0.5 < math.sqrt(np.mean(np.square(spread))) < 1.7
@@ -266,7 +266,7 @@ def guesses_from_noise(session: Session, floods: Callable[[int], list[int]]) -> 
     right = 0
     for trial, secret in enumerate(np.random.default_rng(6).integers(0, 2, TRIALS)):
         product = session.product(candidates[secret])
-        covered = session.cover(product, SLOTS, masks[trial].tolist(), floods(8))
+        covered = session.cover(product, PLACES, masks[trial].tolist(), floods(8))
         c0 = dict(zip(positions, covered, strict=True))
         observed = noise(residues(product), session.secret, c0)[positions]
         guess = int(np.abs(observed - predicted[1]).sum() < np.abs(observed - predicted[0]).sum())
@@ -314,7 +314,7 @@ def guesses_from_c1(session: Session, sanitised: bool) -> int:
     for secret in np.random.default_rng(10).integers(0, 2, TRIALS):
         product = session.product(candidates[secret])
         if sanitised:
-            session.cover(product, SLOTS, [0] * 8, [0] * 8)
+            session.cover(product, PLACES, [0] * 8, [0] * 8)
         seen = bfv.switched_c1(product)[0].astype(np.int64)
         distance = [np.abs((seen - p + prime // 2) % prime - prime // 2).astype(np.float64).sum() for p in predicted]
         right += int(distance[1] < distance[0]) == secret
@@ -333,7 +333,7 @@ def test_rerandomised_c1_tells_nothing(eight_rows: Session) -> None:
 def test_what_is_sent_is_flooded_and_fresh(columns: int) -> None:
     session = Session(DEGREE // 8, 8, columns)
     rows, prime = torch.from_numpy(rows_at_random(8, DEGREE // 8, 11)), session.scheme.primes[0]
-    positions = [session.layout.position(k) for k in SLOTS]
+    positions = [session.layout.position(k) for k in PLACES]
     seen, words = [], []
     for _ in range(32 // columns):
         with ThreadPoolExecutor(1) as pool:
@@ -343,9 +343,9 @@ def test_what_is_sent_is_flooded_and_fresh(columns: int) -> None:
             result.result()
         reply = bfv.BfvReply.decode(request.payload, session.header.rows * columns, session.layout.group)
         c0, places, c1 = reply.c0[:, 0], reply.places, reply.c1[:, 0]
-        assert sorted(places.tolist()) == [[column, slot] for column in range(columns) for slot in SLOTS]
+        assert sorted(places.tolist()) == [[column, place] for column in range(columns) for place in PLACES]
         for column in range(columns):
-            mine = c0[[places.tolist().index([column, slot]) for slot in SLOTS]]
+            mine = c0[[places.tolist().index([column, place]) for place in PLACES]]
             product = times_secret(c1[column], session.secret, prime)
             scaled = [T * (int(c) + product[j]) % prime for c, j in zip(mine, positions, strict=True)]
             seen += [(v - prime if v > prime // 2 else v) / T for v in scaled]

@@ -50,8 +50,13 @@ from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.interface import MovingOperand
 from ppir_torch.protocols import beaver, load_protocol, spdz
-from ppir_torch.protocols.lattice import bfv, ckks
-from ppir_torch.protocols.lattice.seal_format import compose_residues, load_seal, pack60, plaintext_file, save_seal
+from ppir_torch.protocols.lattice import bfv_coefficients as bfv
+from ppir_torch.protocols.lattice import ckks_coefficients as ckks
+from ppir_torch.protocols.lattice.bfv import BfvFixedSide
+from ppir_torch.protocols.lattice.ckks import CkksFixedSide
+from ppir_torch.protocols.lattice.coefficient_sides import CoefficientReply
+from ppir_torch.protocols.lattice.packing import DEGREE
+from ppir_torch.protocols.lattice.seal_format import compose_residues, load_seal, pack_pairs, plaintext_file, save_seal
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, link_pair
 from ppir_torch.wire.payload import pack
@@ -200,9 +205,9 @@ def play(protocol: str, levels: Sequence[Level]) -> Transcript:
 
 
 def secret_polynomial(side: Any) -> Words | None:
-    if isinstance(side, bfv.BfvFixedSide):
+    if isinstance(side, BfvFixedSide):
         return secret_key(side)
-    return side._secret if isinstance(side, ckks.CkksFixedSide) else None
+    return side.coefficients.cipher._secret if isinstance(side, CkksFixedSide) else None
 
 
 def sizes(messages: Messages) -> list[tuple[MessageKind, int]]:
@@ -547,6 +552,7 @@ class EncryptedOne(Simulator):
     A protocol says what a masked result carries beside R and the mask (`part`), and the inverse (`answer`).
     """
 
+    protocol: str
     module: Any
     part: Callable[[memoryview, list[int], Any], Parts]
     answer: Callable[[Parts, list[int], Any], bytes]
@@ -565,7 +571,7 @@ class EncryptedOne(Simulator):
         messages, opened_before = [(MessageKind.PUBLIC_KEY, next(uploads))], set[int]()
         for level in self.own.levels:
             ciphertexts = (
-                self.module._layout(level.header).ciphertexts if level.header.number not in opened_before else 0
+                self.module.layout(level.header).ciphertexts if level.header.number not in opened_before else 0
             )
             opened_before.add(level.header.number)
             messages += [(MessageKind.OPERAND_CIPHERTEXTS, next(uploads)) for _ in range(-(-ciphertexts // 16))]
@@ -578,14 +584,14 @@ class EncryptedOne(Simulator):
     def draw(self, like: Tape) -> Tape:
         headers = self.own.opened()
         zeros = [torch.zeros(header.columns, header.points, dtype=torch.int64) for header in headers]
-        uploads = [payload for _, payload in upload(self.module, headers, zeros)]
+        uploads = [payload for _, payload in upload(self.protocol, headers, zeros)]
         return Tape(uploads, super().draw(like).parts)
 
 
 class BfvOne(EncryptedOne):
     """The masked result is (R + mask) mod t: nothing on the tape."""
 
-    module = bfv
+    protocol, module = "bfv", bfv
 
     def part(self, *_: Any) -> Parts:
         return {}
@@ -600,15 +606,15 @@ class CkksOne(EncryptedOne):
     Of a sum of products all of them are sums.
     """
 
-    module, half = ckks, 1 << ckks.FLOOD_BITS - 1
+    protocol, module, half = "ckks", ckks, 1 << ckks.FLOOD_BITS - 1
 
     def mask_sums(self, product: Product, masks: Words) -> Any:
-        return product.sums(np.array([ckks._mask(mask) for mask in masks], object))
+        return product.sums(np.array([ckks.mask(mask) for mask in masks], object))
 
     def part(self, answer: memoryview, results: list[int], masks: Any) -> Parts:
         scheme, steps = (
-            ckks._scheme(),
-            zip(ckks._unpack_words(answer, MessageKind.MASKED_RESULT), results, masks, strict=True),
+            ckks.scheme(),
+            zip(ckks.CkksResult.decode(answer).words, results, masks, strict=True),
         )
         floods = [
             compose_residues(word.tolist(), scheme.kept) - scheme.scale * r - mask + self.half
@@ -617,20 +623,22 @@ class CkksOne(EncryptedOne):
         return {"flood": Part(np.array([f % math.prod(scheme.kept) for f in floods], object), ckks.FLOOD_BITS)}
 
     def answer(self, parts: Parts, results: list[int], masks: Any) -> bytes:
-        scheme, steps = ckks._scheme(), zip(parts["flood"].words.tolist(), results, masks, strict=True)
+        scheme, steps = ckks.scheme(), zip(parts["flood"].words.tolist(), results, masks, strict=True)
         words = [scheme.scale * r + mask + flood - self.half for flood, r, mask in steps]
-        return pack60(np.array([[word % prime for prime in scheme.kept] for word in words], np.uint64)).tobytes()
+        return pack_pairs(
+            np.array([[word % prime for prime in scheme.kept] for word in words], np.uint64), 60
+        ).tobytes()
 
 
-def upload(module: Any, headers: list[OperandHeader], operands: list[Tensor]) -> Messages:
+def upload(protocol: str, headers: list[OperandHeader], operands: list[Tensor]) -> Messages:
     """The messages of a fresh party_2 that encrypts these operands."""
     ends, messages = link_pair(ONE, TWO, timeout=120), Messages()
     record(ends[0], messages)
-    fixed = module.PROTOCOL.fixed_side(ends[1], None, "cpu")
+    fixed = load_protocol(protocol).fixed_side(ends[1], None, "cpu")
     for header, values in zip(headers, operands, strict=True):
         fixed.open(header, values)
     for number, header in enumerate(headers):
-        for _ in range((number == 0) - (-module._layout(header).ciphertexts // 16)):
+        for _ in range((number == 0) - (-MODULES[protocol].layout(header).ciphertexts // 16)):
             ends[0].receive()
     for end in ends:
         end.close()
@@ -646,6 +654,7 @@ class EncryptedTwo(Simulator):
     """
 
     module: Any
+    form: type[CoefficientReply]
     primes: tuple[int, ...]
     read: Callable[[NDArray[Any]], Parts]
     written: Callable[[Parts], NDArray[Any]]
@@ -656,9 +665,8 @@ class EncryptedTwo(Simulator):
         parts = []
         replies = zip(payloads(view[ONE], MessageKind.REPLY_CIPHERTEXTS), self.own.products(), strict=True)
         for payload, (header, product) in replies:
-            c0, _, c1, _ = self.module._parse_reply(payload, header, self.module._layout(header).group)
-            c1 = c1.view(np.int64).reshape(len(c1), -1, bfv.DEGREE)
-            c0 = c0.reshape(len(c0), -1).astype(object)
+            reply = self.form.decode(payload, header.rows * header.columns, self.module.layout(header).group)
+            c0, c1 = reply.c0.astype(object), reply.c1.view(np.int64)
             parts.append(self.read(c0 + self.phases(header, product, c1)) | {"c1": Part(c1, 60)})
         return Tape([], parts)
 
@@ -676,7 +684,7 @@ class EncryptedTwo(Simulator):
         return {ONE: messages}
 
     def draw(self, _like: Tape) -> Tape:
-        scheme, messages = self.module._scheme(), Messages()
+        scheme, messages = self.module.scheme(), Messages()
         key = scheme.seal.PublicKey()
         load_seal(key, scheme.context, payloads(self.own.sent, MessageKind.PUBLIC_KEY)[0], "PUBLIC_KEY")
         encryptor = SealEncryptor(scheme.context, key)
@@ -693,7 +701,7 @@ class EncryptedTwo(Simulator):
 
     def polynomials(self, header: OperandHeader, product: Product) -> list[list[tuple[int, int, int]]]:
         """For each polynomial of a reply the (pair, row in its group, position) of each word that goes with it."""
-        layout, out = self.module._layout(header), []
+        layout, out = self.module.layout(header), []
         for start in range(0, product.count, layout.group):
             of_column: dict[int, list[tuple[int, int, int]]] = {}
             for number, (row, column) in enumerate(product.pairs):
@@ -721,16 +729,16 @@ class EncryptedTwo(Simulator):
         words = (c0 % np.array(self.primes, object)).astype(np.uint64)
         head = struct.pack("<II", len(c0), len(c1))
         sums = b"" if product.into is None else np.array(product.into, np.uint16).tobytes()
-        return head + self.ordered(words, places) + pack60(c1.view(np.uint64).reshape(-1)).tobytes() + sums
+        return head + self.ordered(words, places) + pack_pairs(c1.view(np.uint64), 60).tobytes() + sums
 
 
 class BfvTwo(EncryptedTwo):
     """c0 + c1 s says the decrypted word, uniform mod t, and the noise: flood, and the rounding of the switch."""
 
-    module, primes, T = bfv, bfv._scheme().primes[:1], 1 << bfv.PLAIN_BITS
+    module, form, primes, T = bfv, bfv.BfvReply, bfv.scheme().primes[:1], 1 << bfv.PLAIN_BITS
     # The flood divided by the second prime, at most 2^21 and a little; the switch adds less than 2^9.5.
-    REACH, BITS = (1 << bfv.FLOOD_BITS - 1) // bfv._scheme().primes[1] + 1024, 23
-    assert min(bfv._scheme().primes[0] // (2 * T), 1 << BITS - 1) > REACH
+    REACH, BITS = (1 << bfv.FLOOD_BITS - 1) // bfv.scheme().primes[1] + 1024, 23
+    assert min(bfv.scheme().primes[0] // (2 * T), 1 << BITS - 1) > REACH
 
     def read(self, total: NDArray[Any]) -> Parts:
         (q,) = self.primes
@@ -751,20 +759,20 @@ class BfvTwo(EncryptedTwo):
         return words.tobytes() + places.tobytes()
 
     def cover(self, zero: Any, positions: list[int]) -> tuple[NDArray[Any], Words]:
-        primes, words, out = bfv._scheme().primes, zero.dyn_array(), []
+        primes, words, out = bfv.scheme().primes, zero.dyn_array(), []
         modulus = math.prod(primes)
         for position in positions:
-            value = compose_residues([words.at(i * bfv.DEGREE + position) for i in range(len(primes))], primes)
+            value = compose_residues([words.at(i * DEGREE + position) for i in range(len(primes))], primes)
             value += secrets.randbelow(self.T) * modulus // self.T
             value += secrets.randbits(bfv.FLOOD_BITS) - (1 << bfv.FLOOD_BITS - 1)
-            out.append(bfv._switch_words([value % modulus]))
-        return np.array(out, object), bfv._switch_c1(zero).view(np.int64)[None]
+            out.append(bfv.switched([value % modulus]))
+        return np.array(out, object), bfv.switched_c1(zero).view(np.int64)
 
 
 class CkksTwo(EncryptedTwo):
     """c0 + c1 s is uniform modulo q1 q2: message, scale and noise are all under the mask."""
 
-    module, primes = ckks, ckks._scheme().kept
+    module, form, primes = ckks, ckks.CkksReply, ckks.scheme().kept
 
     def read(self, total: NDArray[Any]) -> Parts:
         residues = (total % np.array(self.primes, object)).tolist()
@@ -775,11 +783,11 @@ class CkksTwo(EncryptedTwo):
         return np.repeat(parts["word"].words[:, None], len(self.primes), axis=1)
 
     def ordered(self, words: NDArray[np.uint64], places: NDArray[np.uint16]) -> bytes:
-        return places.tobytes() + pack60(words).tobytes()
+        return places.tobytes() + pack_pairs(words, 60).tobytes()
 
     def cover(self, zero: Any, positions: list[int]) -> tuple[NDArray[Any], Words]:
         words = [secrets.randbelow(math.prod(self.primes)) for _ in positions]
-        return np.array([[w] * len(self.primes) for w in words], object), ckks._rescaled(zero, [])[1].view(np.int64)
+        return np.array([[w] * len(self.primes) for w in words], object), ckks.rescaled(zero, [])[1].view(np.int64)
 
 
 SIMULATORS: dict[str, dict[str, type[Simulator]]] = {
@@ -788,7 +796,8 @@ SIMULATORS: dict[str, dict[str, type[Simulator]]] = {
     "bfv": {ONE: BfvOne, TWO: BfvTwo},
     "ckks": {ONE: CkksOne, TWO: CkksTwo},
 }
-ENCRYPTED = ("bfv", "ckks")
+MODULES = {"bfv": bfv, "ckks": ckks}
+ENCRYPTED = tuple(MODULES)
 EVERY_VIEW = [(protocol, party) for protocol, parties in SIMULATORS.items() for party in parties]
 
 
@@ -872,8 +881,8 @@ def reuse(*purposes: str) -> Callable[[Patch], None]:
 
 
 def no_flood(patch: Patch) -> None:
-    patch.setattr(bfv, "_flood", lambda _low, _high: 0)
-    patch.setattr(ckks, "_flood", lambda _low, _high: 0)
+    patch.setattr(bfv, "flood", lambda _low, _high: 0)
+    patch.setattr(ckks, "flood", lambda _low, _high: 0)
 
 
 class SameZero:
@@ -1229,20 +1238,20 @@ def test_every_byte_that_the_dealer_sees_is_the_same_for_every_secret(protocol: 
     assert one[TWO] == []
 
 
-@pytest.mark.parametrize("module", [bfv, ckks])
-def test_sizes_of_ciphertexts_do_not_vary_with_the_image_compressed_or_not(module: Any) -> None:
-    operands = list(two_images(1, bfv.DEGREE, 6)) * 20
+@pytest.mark.parametrize("protocol", ENCRYPTED)
+def test_sizes_of_ciphertexts_do_not_vary_with_the_image_compressed_or_not(protocol: str) -> None:
+    operands = list(two_images(1, DEGREE, 6)) * 20
     headers = [header_of(operand, rows=1, number=i) for i, operand in enumerate(operands)]
-    found = [len(p) for p in payloads(upload(module, headers, operands), MessageKind.OPERAND_CIPHERTEXTS)]
+    found = [len(p) for p in payloads(upload(protocol, headers, operands), MessageKind.OPERAND_CIPHERTEXTS)]
     blobs, noises = ([{"size": np.array([size])} for size in found[k::2]] for k in (0, 1))
     # One image, many sizes; without compression one size for every image.
-    assert (len(set(found)) > 1) == (MessageKind.OPERAND_CIPHERTEXTS in COMPRESSED[module.PROTOCOL.name])
+    assert (len(set(found)) > 1) == (MessageKind.OPERAND_CIPHERTEXTS in COMPRESSED[protocol])
     assert by_values(blobs, noises) < SIGMAS
     # what a compressed image would say: its plaintext
-    file, plain, packed_sizes = plaintext_file(bfv.DEGREE), seal.Plaintext(), []
+    file, plain, packed_sizes = plaintext_file(DEGREE), seal.Plaintext(), []
     for image in operands[:2]:
         file.words[:] = image.numpy() & (1 << bfv.PLAIN_BITS) - 1
-        file.load(plain, bfv._scheme().context)
+        file.load(plain, bfv.scheme().context)
         packed_sizes.append(len(save_seal(plain)))
     assert 2 * packed_sizes[0] < packed_sizes[1]
 
@@ -1261,21 +1270,23 @@ class Counting:
         return self._evaluator.multiply_plain(*args)
 
 
-@pytest.mark.parametrize("module", [bfv, ckks])
-def test_work_under_encryption_does_not_tell_how_many_blocks_of_rows_are_black(module: Any, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("protocol", ENCRYPTED)
+def test_work_under_encryption_does_not_tell_how_many_blocks_of_rows_are_black(
+    protocol: str, monkeypatch: Patch
+) -> None:
     """SEAL refuses to multiply by zero; skipping such blocks told party_2, which has a clock, the share of black:
     14 ms (all black) to 62 ms (nothing black) for 7 rows of 56,797 points under bfv. They are multiplied by one now.
     """
     (operand, _), rows = two_images(1, 4 * 2048, 7), torch.ones(3, 4 * 2048, dtype=torch.int64)
-    header, work, shapes = header_of(operand, rows=3), [], []
-    assert module._layout(header).blocks == 4
+    header, module, work, shapes = header_of(operand, rows=3), MODULES[protocol], [], []
+    assert module.layout(header).blocks == 4
     for shown in (0, 1, 3, 4):
-        counting = Counting(module._scheme().evaluator)
-        scheme = replace(module._scheme(), evaluator=counting)
+        counting = Counting(module.scheme().evaluator)
+        scheme = replace(module.scheme(), evaluator=counting)
         black = torch.where(torch.arange(4 * 2048) < 2048 * shown, rows, 0)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_scheme", lambda scheme=scheme: scheme)
-            transcript = play(module.PROTOCOL.name, [Level(header, [Product(3, [(0, 0), (2, 0)], black)], operand)])
+            patch.setattr(module, "scheme", lambda scheme=scheme: scheme)
+            transcript = play(protocol, [Level(header, [Product(3, [(0, 0), (2, 0)], black)], operand)])
         work.append(counting.products)
         shapes.append(sizes(transcript.views[TWO][ONE]))
     assert len(set(work)) == 1

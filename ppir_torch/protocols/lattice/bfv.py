@@ -3,6 +3,17 @@
 party_2 encrypts its operand once; party_1 multiplies by its rows, sanitises the result and sends it back masked;
 party_2 decrypts uniform words, returns them, and party_1 removes the mask. Derivation and numbers:
 docs/protocols/bfv.md.
+
+>>> import threading, torch
+>>> from ppir_torch.joint.interface import release_all
+>>> from ppir_torch.wire.link import link_pair
+>>> one, two = link_pair("party_1", "party_2")
+>>> header = OperandHeader(0, points=3, rows=2, scale=1.0, offset=0.0, max_abs=3, energy=14)
+>>> theirs = BfvFixedSide(two).open(header, torch.tensor([[1, 2, 3]]))
+>>> ours = BfvMovingSide(one).open(header)
+>>> threading.Thread(target=lambda: theirs.answer(two.receive(), release_all)).start()
+>>> ours.multiply(torch.tensor([[1, 0, 1], [0, 1, 0]])).tolist()
+[4, 2]
 """
 
 from __future__ import annotations

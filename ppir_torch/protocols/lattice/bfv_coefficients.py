@@ -26,10 +26,11 @@ from ...wire.kinds import MessageKind
 from ...wire.messages import Message
 from ...wire.payload import Buffer
 from .ciphers import Scheme, centred_integer
-from .coefficient_products import MovingCoefficientCipher, Words
+from .coefficient_products import MovingCoefficientCipher
 from .coefficient_sides import CoefficientReply, FixedCoefficientCipher
 from .packing import DEGREE, Layout, layout_of
 from .seal_format import (
+    Words,
     bfv_context,
     ciphertext_file,
     ciphertext_words,
@@ -100,7 +101,11 @@ def limits(header: OperandHeader) -> Limits:
 
 
 def flood(low: int, high: int) -> int:
-    """Two uniform 64-bit words as a uniform integer in [-2^(b-1), 2^(b-1)), b = FLOOD_BITS."""
+    """Two uniform 64-bit words as a uniform integer in [-2^(b-1), 2^(b-1)), b = FLOOD_BITS.
+
+    >>> flood(0, 0) == -(2**81)
+    True
+    """
     return centred_integer(low, high, FLOOD_BITS)
 
 

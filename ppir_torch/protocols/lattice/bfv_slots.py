@@ -23,9 +23,9 @@ from ...errors import LinkError
 from ...wire.payload import Buffer
 from .ciphers import Scheme
 from .packing import DEGREE
-from .seal_format import bfv_context, ciphertext_file, ciphertext_words, load_seal, pack_pairs, unpack_pairs
+from .seal_format import Words, bfv_context, ciphertext_file, ciphertext_words, load_seal, pack_pairs, unpack_pairs
 from .slot_sides import FixedSlotCipher, MovingSlotCipher
-from .slots import FRESH_NOISE, PRIMES, SLOT_MODULUS, SPECIAL, Words, slots_of, uniform_words
+from .slots import FRESH_NOISE, PRIMES, SLOT_MODULUS, SPECIAL, slots_of, uniform_words
 
 __all__ = ["BfvFixedSlotCipher", "BfvMovingSlotCipher"]
 

@@ -49,31 +49,35 @@ class Scheme:
 
 
 class Allowance:
-    """What a session may still do before the cipher's security bounds end.
+    """What a session may still do before a cipher's security bounds end.
 
     Args:
+        name: of the protocol.
         most: units in all.
-        line: of the refusal, with `{most}` in it.
+        unit: as a refusal names it.
+        covers: what says how many, as a refusal names it.
 
     Attributes:
         used: units until now.
 
-    >>> words = Allowance(2, "at most {most} words")
+    >>> words = Allowance("bfv", 2, "results", "the flood covers")
     >>> words.use(2)
     >>> words.use(1)
     Traceback (most recent call last):
         ...
-    ppir_torch.errors.RangeError: at most 2 words
+    ppir_torch.errors.RangeError: bfv: at most 2 results per session, the flood covers no more; start a new one
     """
 
-    def __init__(self, most: int, line: str) -> None:
-        self.most, self.used = most, 0
-        self._line = line
+    def __init__(self, name: str, most: int, unit: str, covers: str) -> None:
+        self.used = 0
+        self._name, self._most, self._unit, self._covers = name, most, unit, covers
 
     def use(self, count: int) -> None:
         """Count these units; raises RangeError, and counts nothing, where they are too many."""
-        if self.used + count > self.most:
-            raise RangeError(self._line.format(most=self.most))
+        if self.used + count > self._most:
+            raise RangeError(
+                f"{self._name}: at most {self._most} {self._unit} per session, {self._covers} no more; start a new one"
+            )
         self.used += count
 
 

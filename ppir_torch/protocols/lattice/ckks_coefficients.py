@@ -27,10 +27,11 @@ from ...wire.kinds import MessageKind
 from ...wire.messages import Message
 from ...wire.payload import Buffer
 from .ciphers import Allowance, Scheme, centred_integer
-from .coefficient_products import MovingCoefficientCipher, Words
-from .coefficient_sides import RELEASED, CoefficientReply, FixedCoefficientCipher
+from .coefficient_products import MovingCoefficientCipher
+from .coefficient_sides import CoefficientReply, FixedCoefficientCipher
 from .packing import DEGREE, Layout, layout_of
 from .seal_format import (
+    Words,
     ciphertext_file,
     ciphertext_words,
     ckks_context,
@@ -254,7 +255,7 @@ class CkksFixedCoefficientCipher(CkksCoefficients, FixedCoefficientCipher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.released = Allowance(MAX_WORDS, RELEASED.format(name="ckks"))
+        self.released = Allowance("ckks", MAX_WORDS, "results", "the flood covers")
         self._stream = KeyStream(new_key())
         self._answers = 0  # in this session
 

@@ -21,10 +21,9 @@ from ...joint.bounds import Limits, Pairs
 from ...joint.header import OperandHeader
 from .ciphers import MovingCipher
 from .packing import Layout
+from .seal_format import Words
 
-__all__ = ["Covered", "MovingCoefficientCipher", "OwnProducts", "Products", "Words"]
-
-Words = NDArray[np.uint64]
+__all__ = ["Covered", "MovingCoefficientCipher", "OwnProducts", "Products"]
 
 
 class MovingCoefficientCipher(MovingCipher):
@@ -80,6 +79,13 @@ class MovingCoefficientCipher(MovingCipher):
 @dataclass(frozen=True)
 class Covered:
     """Products that are safe to send, and the masks that party_1 takes off the answer.
+
+    >>> def words(*values: int) -> Covered:
+    ...     places = np.zeros((len(values), 2), np.uint16)
+    ...     return Covered(list(values), np.array(values, np.uint64)[:, None], places, [np.zeros((1, 4), np.uint64)])
+    >>> both = words(7).joined(words(5, 6)).ordered([2, 0, 1])
+    >>> both.masks, both.places[:, 0].tolist(), len(both.c1)
+    ([5, 6, 7], [1, 1, 0], 2)
 
     Attributes:
         masks: (words,) integers.

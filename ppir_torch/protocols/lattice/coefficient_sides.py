@@ -31,14 +31,13 @@ from ...wire.kinds import MessageKind
 from ...wire.messages import Message
 from ...wire.payload import Buffer
 from .ciphers import Allowance, FixedCipher, receive_operand, send_operand
-from .coefficient_products import MovingCoefficientCipher, OwnProducts, Products, Words
+from .coefficient_products import MovingCoefficientCipher, OwnProducts, Products
 from .packing import DEGREE, Layout
-from .seal_format import pack_pairs, unpack_pairs
+from .seal_format import Words, pack_pairs, unpack_pairs
 
 __all__ = ["CoefficientReply", "FixedCoefficientCipher", "FixedCoefficientSide", "MovingCoefficientSide"]
 
 MOST_WORDS = 1 << 16  # of a reply: sums are numbered in 16 bits
-RELEASED = "{name}: at most {{most}} results per session, the flood covers no more; start a new one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +160,7 @@ class MovingCoefficientSide:
         products: Callable[[OperandHeader, Layout], Products] | None = None,
     ) -> None:
         self.channel, self.cipher, self.reply = channel, cipher, reply
-        self.released = Allowance(cipher.max_words, RELEASED.format(name=cipher.name))
+        self.released = Allowance(cipher.name, cipher.max_words, "results", "the flood covers")
         self._products = products or (lambda _header, layout: OwnProducts(cipher, layout))
 
     def open(self, side: MovingSide, header: OperandHeader) -> MovingCoefficientOperand:

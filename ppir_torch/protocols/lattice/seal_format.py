@@ -27,6 +27,7 @@ from ...errors import LinkError
 
 __all__ = [
     "SealFile",
+    "Words",
     "bfv_context",
     "ciphertext_file",
     "ciphertext_words",
@@ -39,6 +40,9 @@ __all__ = [
     "stored_content",
     "unpack_pairs",
 ]
+
+Words = NDArray[np.uint64]
+"""Coefficients, each modulo its prime."""
 
 _HEADER = struct.Struct("<HBBBBHQ")
 _VERSION = (4, 3)
@@ -64,7 +68,7 @@ class SealFile:
         os.ftruncate(descriptor, len(head) + 8 * count)
         memory = mmap.mmap(descriptor, len(head) + 8 * count)
         memory[: len(head)] = head
-        self.words: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, count, len(head))
+        self.words: Words = np.frombuffer(memory, np.uint64, count, len(head))
         self.path = f"/proc/self/fd/{descriptor}"
 
     def load(self, item: Any, context: Any) -> None:
@@ -124,7 +128,7 @@ def load_seal(item: Any, context: Any, data: bytes | memoryview, what: str) -> N
         os.close(descriptor)
 
 
-def ciphertext_words(ciphertext: Any, start: int, stop: int) -> NDArray[np.uint64]:
+def ciphertext_words(ciphertext: Any, start: int, stop: int) -> Words:
     """Words start to stop of a ciphertext, in the order of its file.
 
     Words of 60 bits are beyond Zstandard, which stores them as they are; others are read one by one, which is slow.
@@ -137,8 +141,13 @@ def ciphertext_words(ciphertext: Any, start: int, stop: int) -> NDArray[np.uint6
     return np.fromiter(map(ciphertext.dyn_array().at, range(start, stop)), np.uint64, stop - start)
 
 
-def pack_pairs(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint8]:
-    """Words below 2^bits (52, 56 or 60), an even number of them, as bits / 4 bytes per pair."""
+def pack_pairs(words: Words, bits: int) -> NDArray[np.uint8]:
+    """Words below 2^bits (52, 56 or 60), an even number of them, as bits / 4 bytes per pair.
+
+    >>> packed = pack_pairs(np.array([1, 2**60 - 1], np.uint64), 60)
+    >>> len(packed), unpack_pairs(packed, 60).tolist() == [1, 2**60 - 1]
+    (15, True)
+    """
     first, second = words.reshape(-1, 2).T
     out = np.empty((len(first), bits // 4), np.uint8)
     out[:, :8] = (first | second << np.uint64(bits)).view(np.uint8).reshape(-1, 8)
@@ -146,7 +155,7 @@ def pack_pairs(words: NDArray[np.uint64], bits: int) -> NDArray[np.uint8]:
     return out.reshape(-1)
 
 
-def unpack_pairs(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
+def unpack_pairs(packed: NDArray[np.uint8], bits: int) -> Words:
     """Inverse of `pack_pairs`."""
     pairs = packed.reshape(-1, bits // 4)
     wide = np.zeros((len(pairs), 16), np.uint8)
@@ -157,7 +166,11 @@ def unpack_pairs(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
 
 
 def compose_residues(residues: list[int], primes: tuple[int, ...]) -> int:
-    """The integer modulo the product of the primes that has these residues (Garner)."""
+    """The integer modulo the product of the primes that has these residues (Garner).
+
+    >>> compose_residues([1, 2], (3, 5))
+    7
+    """
     value, modulus = residues[0], primes[0]
     for residue, prime in zip(residues[1:], primes[1:], strict=True):
         value += (residue - value) * pow(modulus, -1, prime) % prime * modulus

@@ -35,7 +35,8 @@ from ...wire.kinds import MessageKind
 from ...wire.messages import Message
 from ...wire.payload import Buffer
 from .ciphers import Allowance, FixedCipher, MovingCipher, receive_operand, send_operand
-from .slots import SLOT_MODULUS, WIDTH, SlotLayout, Words, mapped_sums, slot_limits
+from .seal_format import Words
+from .slots import SLOT_MODULUS, WIDTH, SlotLayout, mapped_sums, slot_limits
 
 __all__ = ["FixedSlotCipher", "FixedSlotSide", "MovingSlotCipher", "MovingSlotSide", "SlotReplies", "SlotResult"]
 
@@ -142,8 +143,7 @@ class MovingSlotSide:
 
     def __init__(self, channel: Channel, cipher: MovingSlotCipher) -> None:
         self.channel, self.cipher = channel, cipher
-        line = f"{cipher.name}: at most {{most}} products per session, its bounds cover no more; start a new one"
-        self.products = Allowance(cipher.max_products, line)
+        self.products = Allowance(cipher.name, cipher.max_products, "products", "its bounds cover")
 
     def open(self, side: MovingSide, header: OperandHeader, public_map: PublicMap) -> MovingSlotOperand:
         """Receive the public key (first operand only) and the operand's ciphertexts; `side` is the one this is part of.

@@ -4,6 +4,12 @@
 
 t = 1 mod 2n, so that a polynomial modulo t is n values, one for each root of x^n + 1, which add and multiply one by
 one. Shares of them add up modulo t; each party maps its own, exactly.
+
+>>> layout = SlotLayout(channels=2, points=10_000)
+>>> layout.blocks, layout.ciphertexts, len(layout.part(np.arange(20_000), 3))
+(2, 4, 1809)
+>>> slots_of(np.array([5, -1]), last=1)[[0, 1, 2, -1]].tolist() == [5, SLOT_MODULUS - 1, 0, 1]
+True
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from ...joint.bounds import Limits
 from ...joint.header import OperandHeader
 from ...joint.public_map import MOST_BITS, PublicMap
 from .packing import DEGREE
+from .seal_format import Words
 
 __all__ = [
     "FRESH_NOISE",
@@ -32,7 +39,6 @@ __all__ = [
     "SPECIAL",
     "WIDTH",
     "SlotLayout",
-    "Words",
     "mapped_sums",
     "slot_bits",
     "slot_limits",
@@ -52,8 +58,6 @@ POINTS = DEGREE - 1  # of a ciphertext
 WIDTH = 48  # of words modulo t on the wire
 
 _MAX_SUM = 1 << 37  # of a map's weights: words are mapped in parts of 24 or 16 bits, exactly in float64
-
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
