@@ -31,7 +31,8 @@ from ppir_torch.parties.handshake import greet
 from ppir_torch.parties.moving_points import MovingPoints
 from ppir_torch.parties.points import UnequalSets, released_values
 from ppir_torch.protocols import load_protocol
-from ppir_torch.runs.points import align_points, run_points
+from ppir_torch.runs.api import align_points
+from ppir_torch.runs.points import run_points
 from ppir_torch.transforms import load_transform
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
