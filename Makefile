@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Compiled once at set-up, so that every party starts quickly.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all coverage check bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,12 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest
 
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not gpu"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -40,4 +46,4 @@ bench: setup
 	$(BIN)/python benchmarks/peers.py
 
 clean:
-	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

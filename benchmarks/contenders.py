@@ -35,9 +35,9 @@ from ppir_torch.joint.public_map import PublicMap
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.protocols import load_protocol
 from ppir_torch.registration.request import map_of
-from ppir_torch.runs.open_private import link_keys
 from ppir_torch.sampling import Sample
 from ppir_torch.transforms import ControlLattice
+from ppir_torch.transport.wiring import link_keys
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link
 from ppir_torch.wire.payload import pack, unpack

@@ -43,9 +43,9 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .registration import Plan as Plan
     from .registration import Result as Result
     from .registration import register_images as register_images
-    from .runs.images import register as register
+    from .runs.api import align_points as align_points
+    from .runs.api import register as register
     from .runs.open_private import open_private as open_private
-    from .runs.points import align_points as align_points
     from .sampling import Chunks as Chunks
     from .sampling import Full as Full
     from .sampling import GradientMagnitude as GradientMagnitude
@@ -93,8 +93,7 @@ _HOMES = {
     "registration": ("ClearFixed", "Deformable", "OperandRequest", "Plan", "Result", "register_images"),
     "metrics.registration": ("displacement_rmse",),
     "runs.open_private": ("open_private",),
-    "runs.images": ("register",),
-    "runs.points": ("align_points",),
+    "runs.api": ("align_points", "register"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -19,7 +19,7 @@ __all__ = ["TRANSPORTS", "LocalConfig", "Transport", "TransportConfig", "Transpo
 
 @dataclass(frozen=True)
 class TransportEntry(Entry):
-    """A transport; `home` is what makes and joins the ends of links."""
+    """A transport; `home` is its class, a `ppir_torch.transport.Transport` made with the settings."""
 
 
 class TransportConfig(KindSettings):
@@ -39,7 +39,9 @@ TRANSPORTS = Registry(
     "ppir_torch.transports",
     TransportEntry,
     TransportConfig,
-    TransportEntry(LocalConfig, "socket pairs between processes of this machine", "ppir_torch.transport.local:LOCAL"),
+    TransportEntry(
+        LocalConfig, "socket pairs between processes of this machine", "ppir_torch.transport.local:LocalTransport"
+    ),
 )
 
 Transport = Annotated[TransportConfig, OneOf(TRANSPORTS, default="local")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..wire.link import Link
+from ..wire.channel import Channel
 
 __all__ = ["Account", "Stopwatch", "peak_memory_mb", "write_json"]
 
@@ -41,19 +41,20 @@ class Stopwatch:
 
     started: float = field(default_factory=time.perf_counter)
 
-    def account(self, links: Sequence[Link]) -> Account:
-        """The figures up to now over this party's links."""
-        waited = sum(link.waited for link in links)
+    def account(self, channels: Iterable[Channel]) -> Account:
+        """The figures up to now over this party's channels."""
+        ends = list(channels)
+        waited = sum(end.waited for end in ends)
         messages: dict[str, int] = {}
-        for link in links:
-            for kind, count in link.sent.items():
+        for end in ends:
+            for kind, count in end.sent.items():
                 messages[kind.name] = messages.get(kind.name, 0) + count
         return Account(
             seconds=time.perf_counter() - self.started - waited,
             waiting_seconds=waited,
-            bytes_sent=sum(link.bytes_sent for link in links),
-            bytes_received=sum(sum(link.received.values()) for link in links),
-            set_up_bytes=sum(link.set_up_bytes_sent for link in links),
+            bytes_sent=sum(end.bytes_sent for end in ends),
+            bytes_received=sum(sum(end.received.values()) for end in ends),
+            set_up_bytes=sum(end.set_up_bytes_sent for end in ends),
             peak_memory_mb=peak_memory_mb(),
             messages=messages,
         )

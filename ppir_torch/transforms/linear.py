@@ -21,6 +21,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..config.transforms import TRANSFORMS, linear_names
 from ..errors import ConfigError
 from ..grids import Grid
 
@@ -96,7 +97,8 @@ class LinearTransform(nn.Module):
             parameter.copy_(part.reshape(parameter.shape))
         self.set_affine_map(*self.compose(inner.inverse()).affine_map())
 
-    def _set_translation(self, matrix: Tensor, offset: Tensor) -> None:
+    def set_translation(self, matrix: Tensor, offset: Tensor) -> None:
+        """Take the translation of y = matrix x + offset: for `set_affine_map`, without gradients."""
         self.translation.copy_(offset.to(self.centre) + matrix.to(self.centre) @ self.centre - self.centre)
 
     def _affine(self, matrix: Tensor, offset: Tensor) -> Affine:
@@ -126,7 +128,7 @@ class Translation(LinearTransform):
     @torch.no_grad()
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
         """Take the translation; the matrix is the identity."""
-        self._set_translation(matrix, offset)
+        self.set_translation(matrix, offset)
 
 
 class Rigid(LinearTransform):
@@ -144,7 +146,7 @@ class Rigid(LinearTransform):
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
         """Take rotation and translation; the matrix is a rotation by less than pi."""
         self.rotation.copy_(_rotation_vector(matrix) * self.radius)
-        self._set_translation(matrix, offset)
+        self.set_translation(matrix, offset)
 
 
 class Similarity(Rigid):
@@ -164,7 +166,7 @@ class Similarity(Rigid):
         scale = torch.linalg.det(matrix) ** (1 / self.dimension)
         self.log_scale.copy_(scale.log() * self.radius)
         self.rotation.copy_(_rotation_vector(matrix / scale) * self.radius)
-        self._set_translation(matrix, offset)
+        self.set_translation(matrix, offset)
 
 
 class Affine(LinearTransform):
@@ -186,7 +188,7 @@ class Affine(LinearTransform):
         """Take the parameters of y = matrix x + offset, matrix (D, D), offset (D,) mm."""
         identity = torch.eye(self.dimension, dtype=self.shear.dtype)
         self.shear.copy_((matrix.to(self.shear.dtype) - identity) * self.radius)
-        self._set_translation(matrix, offset)
+        self.set_translation(matrix, offset)
 
 
 LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
@@ -198,17 +200,18 @@ LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
 
 
 def linear_transform(name: str) -> type[LinearTransform]:
-    """The class of a linear transform.
+    """The class of a linear transform, ours or another package's.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or one whose package cannot be imported.
 
     >>> linear_transform("rigid").__name__
     'Rigid'
     """
-    if name not in LINEAR_TRANSFORMS:
-        raise ConfigError(f"transform: {name!r}, one of {', '.join(LINEAR_TRANSFORMS)} is needed")
-    return LINEAR_TRANSFORMS[name]
+    if name not in linear_names():
+        raise ConfigError(f"transform: {TRANSFORMS.refusal(name, linear_names())}")
+    found: type[LinearTransform] = TRANSFORMS[name].load()
+    return found
 
 
 def affine_from_map(grid: Grid, matrix: Tensor, offset: Tensor) -> Affine:

@@ -24,9 +24,11 @@ import pytest
 
 from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.images import save_image
-from ppir_torch.protocols import load_protocol
-from ppir_torch.runs import open_private as launch
+from ppir_torch.parties.given import Given
+from ppir_torch.runs import processes as launch
 from ppir_torch.transforms import save_transform
+from ppir_torch.transport import LinkEnd
+from ppir_torch.transport.local import LocalTransport
 from ppir_torch.wire.kinds import MessageKind
 
 # As link.py documents it, written out again: magic, session, sequence, level, iteration, kind, payload length; then the
@@ -59,7 +61,7 @@ _zygote = functools.cache(_Zygote)
 
 
 class _Forked:
-    """What `launch.Party` needs of a Popen, for a process that the zygote forked."""
+    """What `launch.Party` needs of a Popen, of a process that the zygote forked."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.returncode = pid, None
@@ -81,26 +83,9 @@ class _Forked:
         os.kill(self.pid, signal.SIGKILL)
 
 
-class QuickParty(launch.Party):
-    """A party forked from the zygote; the rest is `launch.Party`."""
-
-    def __init__(
-        self,
-        role: str,
-        config: str,
-        links: dict[str, socket.socket],
-        session: bytes,
-        keys: dict[str, bytes],
-        report: Path,
-    ) -> None:
-        self.role, self._report = role, report
-        report.unlink(missing_ok=True)
-        request = {"role": role, "peers": list(links), "session": session.hex(), "report": str(report)}
-        request["stdin"] = launch.standard_input(config, keys)
-        descriptors = tuple(stream.fileno() for stream in links.values())
-        self.process = _Forked(_zygote().ask(request, descriptors))  # type: ignore[assignment]
-        for stream in links.values():
-            stream.close()
+def start_quickly(arguments: list[str], given: str, descriptors: list[int]) -> Any:
+    """As `launch.start_process`, from the zygote."""
+    return _Forked(_zygote().ask({"arguments": arguments, "stdin": given}, tuple(descriptors)))
 
 
 class Started(list[launch.Party]):
@@ -118,17 +103,18 @@ class Started(list[launch.Party]):
 def started_parties(quick: bool = True) -> Iterator[Started]:
     """Record every party that is started inside; `quick` ones are forked from the zygote."""
     started = Started()
-    base = QuickParty if quick else launch.Party
 
-    class Recorded(base):  # type: ignore[misc, valid-type]
-        def __init__(self, role: str, config: str, *rest: Any) -> None:
-            super().__init__(role, config, *rest)
+    class Recorded(launch.Party):
+        def __init__(self, role: str, given: Given, *rest: Any) -> None:
+            super().__init__(role, given, *rest)
             started.append(self)
-            started.configs[role] = config
+            started.configs[role] = json.dumps(given.config)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "Party", Recorded)
+            if quick:
+                patch.setattr(launch, "start_process", start_quickly)
             # A slow machine may need long to end; whoever is still there then is killed, which tests see.
             patch.setattr(launch, "GRACE_S", 100.0)
             yield started
@@ -189,21 +175,14 @@ class Taps:
         self._watch = watch
         self._threads: list[threading.Thread] = []
 
-    def connect(self, backend: str) -> dict[str, dict[str, socket.socket]]:
-        """As `launch._connect`, with a relay in each wire."""
-        pairs = [("party_1", "party_2")]
-        if load_protocol(backend).dealer is not None:
-            pairs += [("party_1", "dealer"), ("party_2", "dealer")]
-        links: dict[str, dict[str, socket.socket]] = {}
-        for one, two in pairs:
-            outer_one, inner_one = socket.socketpair()
-            outer_two, inner_two = socket.socketpair()
-            links.setdefault(one, {})[two] = outer_one
-            links.setdefault(two, {})[one] = outer_two
-            for source, target, way in ((inner_one, inner_two, (one, two)), (inner_two, inner_one, (two, one))):
-                self._threads.append(threading.Thread(target=self._relay, args=(source, target, way), daemon=True))
-                self._threads[-1].start()
-        return links
+    def connect(self, one: str, two: str) -> tuple[LinkEnd, LinkEnd]:
+        """As `LocalTransport.connect`, with a relay in the wire."""
+        outer_one, inner_one = socket.socketpair()
+        outer_two, inner_two = socket.socketpair()
+        for source, target, way in ((inner_one, inner_two, (one, two)), (inner_two, inner_one, (two, one))):
+            self._threads.append(threading.Thread(target=self._relay, args=(source, target, way), daemon=True))
+            self._threads[-1].start()
+        return LinkEnd(inherited=(outer_one,)), LinkEnd(inherited=(outer_two,))
 
     def join(self) -> None:
         """Wait until every wire is closed."""
@@ -248,7 +227,7 @@ def tapped_wires(watch: Watch | None = None) -> Iterator[Taps]:
     """Parties started inside are connected through taps."""
     taps = Taps(watch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_connect", taps.connect)
+        patch.setattr(LocalTransport, "connect", lambda _self, one, two: taps.connect(one, two))
         yield taps
         taps.join()
 

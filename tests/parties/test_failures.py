@@ -142,7 +142,7 @@ def test_a_silent_party_2_is_lost_after_the_timeout(site_files: Callable[..., Fi
 
     config = site_files("affine", 2).configuration("bfv", transport={"kind": "local", "timeout_s": 10.0})
     with started_parties() as started, tapped_wires(watch), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppir_torch.runs.open_private.GRACE_S", 1.0)
+        patch.setattr("ppir_torch.runs.processes.GRACE_S", 1.0)
         with pytest.raises(PeerLost, match="nothing arrived for 10 s"):
             run(config, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())

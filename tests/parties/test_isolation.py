@@ -31,10 +31,12 @@ from ppir_torch.joint.columns import IMAGE, Columns, columns_of
 from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
 from ppir_torch.metrics.registration import displacement_rmse
+from ppir_torch.parties.given import Given
 from ppir_torch.registration import ClearFixed, OperandRequest
-from ppir_torch.runs import open_private as launch
+from ppir_torch.runs import processes as launch
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import Affine, load_transform
+from ppir_torch.transport import LinkEnd
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import link_pair
 from ppir_torch.wire.payload import pack, unpack
@@ -185,13 +187,15 @@ def test_the_hidden_folder_is_hidden(site_files: Callable[..., Files], tmp_path:
     if not _unshare():
         pytest.skip("mount namespaces are not permitted here (unshare --mount)")
     files = site_files("affine", 2)
-    config = fixed_party(Files(files.moving, files.moving, files.truth).configuration("bfv")).model_dump_json()
+    config = fixed_party(Files(files.moving, files.moving, files.truth).configuration("bfv"))
 
     def start(name: str) -> tuple[launch.Party, socket.socket]:
         mine, theirs = socket.socketpair()
         report = tmp_path / f"{name}.json"
-        session, keys = secrets.token_bytes(16), {"party_1": secrets.token_bytes(16)}
-        return launch.Party("party_2", config, {"party_1": theirs}, session, keys, report), mine
+        settings, transport = (json.loads(part.model_dump_json()) for part in (config, config.transport))
+        given = Given("images", settings, transport, {"party_1": {}}, {"party_1": secrets.token_bytes(16)})
+        ends = {"party_1": LinkEnd(inherited=(theirs,))}
+        return launch.Party("party_2", given, ends, secrets.token_bytes(16), report), mine
 
     parties = {"open": start("open")}
     with separate_sites(files):
@@ -201,9 +205,9 @@ def test_the_hidden_folder_is_hidden(site_files: Callable[..., Files], tmp_path:
         mine.shutdown(socket.SHUT_WR)  # party_1 is gone: no party_2 goes on for long
         reports[name] = party.wait(120)
         mine.close()
-    assert reports["hidden"]["error"] == f"{files.moving}: no such file or folder"
-    assert reports["hidden"]["exit_code"] == 2
-    assert "party_1 is gone" in reports["open"]["error"]
+    assert reports["hidden"].error == f"{files.moving}: no such file or folder"
+    assert reports["hidden"].exit_code == 2
+    assert "party_1 is gone" in reports["open"].error
 
 
 # --- every byte is part of a declared message -------------------------------------------------------------------------

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from parties.harness import Files, started_parties, tapped_wires
 
-from ppir_torch.runs import open_private as launch
+from ppir_torch.parties.given import Given
+from ppir_torch.runs import processes as launch
 from ppir_torch.runs.images import run
+from ppir_torch.transport import LinkEnd, wiring
 
 ROLES = {"party_1": ["party_2", "dealer"], "party_2": ["party_1", "dealer"], "dealer": ["party_1", "party_2"]}
 
 
 def test_every_pair_of_roles_has_a_key_of_its_own() -> None:
-    made = [launch.link_keys({role: dict.fromkeys(peers) for role, peers in ROLES.items()}) for _ in range(2)]
+    made = [wiring.link_keys(ROLES) for _ in range(2)]
     for keys in made:
         assert {role: list(peers) for role, peers in keys.items()} == ROLES
         for role, peers in keys.items():
@@ -43,9 +45,16 @@ def test_a_process_is_given_its_keys_on_its_standard_input_only(
     monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=start, PIPE=-1, DEVNULL=-3))
     one, two = socket.socketpair()
     key = bytes(range(100, 116))
-    launch.Party("party_2", '{"threads": 1}', {"party_1": one}, bytes(16), {"party_1": key}, tmp_path / "report.json")
+    given = Given("images", {"threads": 1}, {"kind": "local"}, {"party_1": {"port": 1}}, {"party_1": key})
+    launch.Party("party_2", given, {"party_1": LinkEnd(inherited=(one,))}, bytes(16), tmp_path / "report.json")
     two.close()
-    assert json.loads(seen["stdin"]) == {"config": {"threads": 1}, "keys": {"party_1": key.hex()}}
+    assert json.loads(seen["stdin"]) == {
+        "task": "images",
+        "config": {"threads": 1},
+        "transport": {"kind": "local"},
+        "links": {"party_1": {"port": 1}},
+        "keys": {"party_1": key.hex()},
+    }
     for form in (key.hex(), repr(key)):
         assert form not in repr((seen["command"], seen["options"]))
 
@@ -56,14 +65,14 @@ def test_a_run_leaves_its_keys_nowhere(
 ) -> None:
     """Neither in a file that it writes nor on a wire."""
     made: list[bytes] = []
-    link_keys = launch.link_keys
+    link_keys = wiring.link_keys
 
-    def recorded(links: dict[str, dict[str, socket.socket]]) -> dict[str, dict[str, bytes]]:
-        keys = link_keys(links)
+    def recorded(peers_of: dict[str, dict[str, Any]]) -> dict[str, dict[str, bytes]]:
+        keys = link_keys(peers_of)
         made.extend(key for peers in keys.values() for key in peers.values())
         return keys
 
-    monkeypatch.setattr(launch, "link_keys", recorded)
+    monkeypatch.setattr(wiring, "link_keys", recorded)
     with started_parties(), tapped_wires() as taps:
         run(site_files("rigid", 2).configuration(backend, "rigid"), tmp_path)
     forms = [form for key in made for form in (key, key.hex().encode())]

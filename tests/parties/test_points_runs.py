@@ -33,7 +33,8 @@ from ppir_torch.parties.handshake import greet
 from ppir_torch.parties.moving_points import MovingPoints
 from ppir_torch.parties.points import UnequalSets, released_values
 from ppir_torch.protocols import load_protocol
-from ppir_torch.runs.points import align_points, run_points
+from ppir_torch.runs.api import align_points
+from ppir_torch.runs.points import run_points
 from ppir_torch.transforms import load_transform
 from ppir_torch.wire.channel import Channel, Received
 from ppir_torch.wire.kinds import MessageKind

@@ -34,7 +34,8 @@ from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.optimizers import LBFGS, Stopping
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
-from ppir_torch.runs.images import register, run
+from ppir_torch.runs.api import register
+from ppir_torch.runs.images import run
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Uniform
 from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice
 from ppir_torch.transforms.smoothness import Regulariser

@@ -18,7 +18,7 @@ from ppir_torch.errors import ConfigError
 from ppir_torch.images import Image, load_image, save_image
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.runs.images import run
-from ppir_torch.runs.open_private import run_parties
+from ppir_torch.runs.processes import run_parties
 from ppir_torch.transforms import Translation, load_transform
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
@@ -333,9 +333,9 @@ def test_the_fixed_centre_of_mass_needs_consent(
     assert rmse_over_grid(tmp_path, clear_run("rigid", 2, start=start)[1], load_image(files.fixed)) <= 0.01
     # Each party judges by its own configuration: party_2 did not agree, so party_1 cannot have it.
     unwilling = fixed_party(config).model_copy(update={"disclose_centre_of_mass": False})
-    reports = run_parties(moving_party(config), unwilling, tmp_path / "unwilling")
-    assert reports["party_1"]["exit_code"] == 2
-    assert "does not disclose" in reports["party_1"]["error"]
+    reports = run_parties("images", moving_party(config), unwilling, tmp_path / "unwilling")
+    assert reports["party_1"].exit_code == 2
+    assert "does not disclose" in reports["party_1"].error
     assert len(started) == 4
 
 

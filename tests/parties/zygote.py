@@ -24,13 +24,15 @@ def serve(control: socket.socket) -> None:
     import tenseal.sealapi  # noqa: F401
 
     import ppir_torch.images
-    import ppir_torch.parties.fixed
     import ppir_torch.parties.process
+    import ppir_torch.parties.tasks.fixed_images
+    import ppir_torch.parties.tasks.fixed_points
+    import ppir_torch.parties.tasks.moving_images
+    import ppir_torch.parties.tasks.moving_points
     import ppir_torch.protocols.crypten_link
     import ppir_torch.protocols.lattice.bfv
     import ppir_torch.protocols.spdz
-    import ppir_torch.reporting.files
-    import ppir_torch.reporting.progress  # noqa: F401
+    import ppir_torch.transport  # noqa: F401
 
     codes: dict[int, int] = {}
     while True:
@@ -60,9 +62,11 @@ def _become_party(request: dict[str, Any], descriptors: list[int]) -> None:
         from ppir_torch.parties.process import main
 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        links = dict(zip(request["peers"], descriptors, strict=True))
-        sys.argv = ["process", request["role"], "--links", json.dumps(links), "--session", request["session"]]
-        sys.argv += ["--report", request["report"]]
+        role, flag, links, *rest = request["arguments"]
+        # The descriptors have other numbers here than in the process that asked.
+        here = iter(descriptors)
+        numbers = {peer: [next(here) for _ in theirs] for peer, theirs in json.loads(links).items()}
+        sys.argv = ["process", role, flag, json.dumps(numbers), *rest]
         sys.stdin = io.StringIO(request["stdin"])
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = main()

@@ -19,6 +19,7 @@ from ppir_torch.config.protocols import ClearConfig
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.images import Level, save_image
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.runs.disclosed import disclosed_of_images
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import load_transform
 
@@ -230,9 +231,7 @@ def test_cuda_where_there_is_none(files: Files, tmp_path: Path, monkeypatch: pyt
 
 
 def disclosed(config: RunConfig) -> tuple[str, str]:
-    from ppir_torch.runs.images import _disclosed
-
-    lines = _disclosed(config)
+    lines = disclosed_of_images(config)
     return "; ".join(lines["party_1"]), "; ".join(lines["party_2"])
 
 

@@ -1,0 +1,74 @@
+"""party_1 of an image run: its image against the operands of party_2's, and the transform that it finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...config.images import MovingPartyConfig
+from ...images import Image, load_image
+from ...joint.interface import compute_device
+from ...protocols import load_protocol
+from ...registration import Result, register_images
+from ...registration.build import build_plan, preprocessed
+from ...reporting.files import save_result, summary
+from ...reporting.progress import Progress
+from ...transforms import load_transform
+from ...warping import warp
+from ...wire.messages import Finish
+from ..moving import PrivateFixed
+from ..session import Role, Session
+
+__all__ = ["MovingImagesRole"]
+
+
+class MovingImagesRole(Role):
+    """See the module's docstring.
+
+    Args:
+        config: a `MovingPartyConfig`, JSON.
+    """
+
+    name, told = "party_1", "party_2"
+
+    def __init__(self, config: str) -> None:
+        super().__init__(config)
+        self._config = MovingPartyConfig.model_validate_json(config)
+        self.threads = self._config.threads
+        self._result: Result | None = None
+
+    def work(self, session: Session) -> None:
+        """See `Role`."""
+        config = self._config
+        protocol = load_protocol(config.backend.kind)
+        device = compute_device(getattr(config.backend, "device", "cpu"))
+        original = load_image(config.moving, getattr(torch, config.dtype))
+        moving = preprocessed(original, config.preprocess).to(device)
+        side = protocol.moving_side(session.channels["party_2"], session.dealer(), device)
+        fixed = PrivateFixed(
+            session.channels["party_2"], side, protocol.name, config.ledger.enabled, config.ledger.most
+        )
+        result = self._register(session, moving, fixed)
+        if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
+            result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
+        if result.complete:
+            fixed.finish(result.transform if config.share_transform else None)
+            if (dealer := session.dealer()) is not None:
+                Finish().send(dealer)
+        else:
+            self.report.complete, self.report.error, self.report.exit_code = False, result.error, 3
+        self._result, self.report.ledger = result, fixed.ledger_rows()
+
+    def keep(self, folder: Path) -> None:
+        """The transform and the warped image: the best so far where party_2 was lost."""
+        if self._result is not None:
+            save_result(self._result, folder)
+            self.report.run = summary(self._result)
+
+    def _register(self, session: Session, moving: Image, fixed: PrivateFixed) -> Result:
+        config = self._config
+        start = load_transform(config.start.path, fixed.grid) if config.start.path else None
+        with Progress(config.backend.kind, session.bytes_sent) as progress:
+            return register_images(moving, fixed, build_plan(config, fixed.grid.spacing, start), progress.show)

@@ -1,0 +1,94 @@
+"""How the public functions read their arguments: shorthands that were given, over a configuration where there is one.
+
+A shorthand that is None says nothing: what the configuration says holds, or else the configuration's own default, which
+stands in `ppir_torch.config` and nowhere else.
+
+>>> merged({"seed": 3, "loss": {"kind": "mind", "radius": 1}}, {"seed": None, "loss": {"kind": "ncc"}})
+{'seed': 3, 'loss': {'kind': 'ncc'}}
+>>> merged({"budget": {"noise": 0.1}}, {"budget": {"noise": None, "max_values": 100}})
+{'budget': {'noise': 0.1, 'max_values': 100}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config.base import Settings
+from ..config.registry import Registry
+from ..errors import ConfigError
+
+__all__ = ["merged", "named", "path_text", "required", "start_group", "values_of"]
+
+Values = dict[str, Any]
+NAMED_STARTS = ("centres", "centre_of_mass", "identity")
+
+
+def values_of(config: Settings | Mapping[str, Any] | None) -> Values:
+    """A configuration object or mapping as a mapping; an empty one where there is none."""
+    if config is None:
+        return {}
+    return config.model_dump() if isinstance(config, Settings) else dict(config)
+
+
+def merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
+    """`base` with what is given in its place: a group with a `kind` as a whole, any other group field by field."""
+    values = dict(base)
+    for name, value in given.items():
+        if isinstance(value, Mapping) and "kind" not in value:
+            inner = values.get(name)
+            group = merged(inner if isinstance(inner, Mapping) else {}, value)
+            if group:
+                values[name] = group
+        elif value is not None:
+            values[name] = value
+    return values
+
+
+def named(
+    choice: str | Mapping[str, Any] | None,
+    config: Mapping[str, Any] | None,
+    registry: Registry[Any],
+    details: Mapping[str, Any],
+) -> Values | None:
+    """The group of a thing that is chosen by its name or its settings, with those details that it has.
+
+    Args:
+        choice: name, or a mapping with the kind and its settings; None: as the configuration has it.
+        config: the configuration's group; None where it has none.
+        registry: of the things.
+        details: further settings; None of one says nothing, and one that the thing does not have is left out.
+
+    Returns:
+        The group; None where neither says anything.
+    """
+    group = {"kind": choice} if isinstance(choice, str) else choice if choice is not None else config
+    if group is None:
+        return None
+    kind = str(group.get("kind"))
+    known = registry[kind].settings.model_fields if kind in registry else {}
+    return {**group, **{name: value for name, value in details.items() if value is not None and name in known}}
+
+
+def start_group(start: str | None) -> Values | None:
+    """Of a named start, or of a transform's file."""
+    if start is None:
+        return None
+    return {"kind": start} if start in NAMED_STARTS else {"kind": "file", "path": start}
+
+
+def path_text(path: str | Path | None) -> str | None:
+    """As configurations have paths."""
+    return None if path is None else str(path)
+
+
+def required(value: Any, name: str) -> Any:
+    """What must be given, as an argument or in the configuration.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    if value is None:
+        raise ConfigError(f"{name}: missing; give it, or a configuration that names it")
+    return value
