@@ -54,11 +54,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def ppir(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Register two medical images that may not be shown to each other."""
+    from .reporting.console import show_log
+
+    show_log()
 
 
 @app.command()

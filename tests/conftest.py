@@ -14,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from ppir_torch.config.transforms import linear_names
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image
-from ppir_torch.transforms import LINEAR_TRANSFORMS, LinearTransform
+from ppir_torch.transforms import LinearTransform, linear_transform
 
 # What the tests' parties release is not entered into this user's own file.
 _RELEASES = tempfile.TemporaryDirectory(prefix="ppir-releases-")
@@ -91,7 +92,7 @@ def make_phantom(grid: Grid, seed: int = 0) -> Phantom:
 def make_transform(kind: str, grid: Grid, size_mm: float = 2.5, seed: int = 1) -> LinearTransform:
     """A transform with random parameters of about `size_mm`; every parameter is in mm."""
     generator = torch.Generator().manual_seed(seed)
-    transform = LINEAR_TRANSFORMS[kind](grid)
+    transform = linear_transform(kind)(grid)
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter.copy_(size_mm * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
@@ -109,7 +110,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return value
 
 
-@pytest.fixture(params=list(LINEAR_TRANSFORMS), scope="session")
+@pytest.fixture(params=list(linear_names()), scope="session")
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -107,6 +107,10 @@ class Registry(Generic[E]):
         """Of all entries."""
         return tuple(self._entries)
 
+    def ours(self, name: str) -> E:
+        """One of our own entries, for the code that it stands for: other packages are not looked at."""
+        return self._own[name]
+
     def __iter__(self) -> Iterator[E]:
         return iter(self._entries.values())
 

@@ -21,11 +21,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..config.transforms import linear_names
 from ..errors import ConfigError, ImageError
 from ..grids import Grid
 from ..histograms import bin_weights
 from ..images import Image
-from ..transforms import LINEAR_TRANSFORMS
+from ..transforms import linear_transform
 from ..warping import grid_gradient, steepest_descent
 from .bounds import Pairs
 from .header import COLUMN_BITS, ROW_BITS
@@ -70,7 +71,7 @@ class Columns:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ColumnKind):
             raise ConfigError(f"columns: {self.kind!r}, one of {', '.join(get_args(ColumnKind))} is needed")
-        if (self.kind == "steepest_descent") != (self.transform in LINEAR_TRANSFORMS):
+        if (self.kind == "steepest_descent") != (self.transform in linear_names()):
             raise ConfigError(f"columns: {self.kind!r} of transform {self.transform!r} do not go together")
         if self.bins not in (range(4, MOST_BINS + 1) if self.kind == "bins" else (0,)):
             raise ConfigError(f"columns: {self.bins} bins with {self.kind!r}, 4 to {MOST_BINS} with 'bins' are needed")
@@ -78,7 +79,7 @@ class Columns:
     def count(self, grid: Grid) -> int:
         """Number of columns for a fixed image on `grid`."""
         if self.kind == "steepest_descent":
-            return 1 + sum(p.numel() for p in LINEAR_TRANSFORMS[self.transform](grid).parameters())
+            return 1 + sum(p.numel() for p in linear_transform(self.transform)(grid).parameters())
         if self.kind == "image":
             return 1
         return (self.bins or 1) * (1 + grid.dimension)
@@ -160,7 +161,7 @@ def columns_of(
     elif wanted.kind == "steepest_descent":
         points = image.grid.points(index, flat.dtype, flat.device)
         gradient = grid_gradient(image)
-        transform = LINEAR_TRANSFORMS[wanted.transform](full or image.grid)
+        transform = linear_transform(wanted.transform)(full or image.grid)
         values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient.T, index).T)])
     else:
         values = centred[None]
@@ -196,7 +197,7 @@ def functionals(
     if wanted.kind != "steepest_descent":
         raise ValueError(f"functionals: of {wanted.kind!r} there are none, its products are not linear in J")
     points = grid.points(index, rows.dtype, rows.device)
-    transform = LINEAR_TRANSFORMS[wanted.transform](full or grid)
+    transform = linear_transform(wanted.transform)(full or grid)
     matrix, _ = grid.index_to_physical()
     axes = torch.linalg.inv(matrix).to(rows)  # (index axis, physical direction)
     place = slice(None) if index is None else index.to(rows.device)

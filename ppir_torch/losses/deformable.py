@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError
-from ..grids import Grid
 from ..images import Image
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
-from ..transforms import BSpline, LinearTransform, VelocityField, adjoint, expand, exponential
+from ..transforms import LatticeTransform, LinearTransform, adjoint, expand
 from ..transforms.smoothness import Regulariser
 from ..warping import channels_above_outside, sample_with_gradient
 from .linearisation import OperatorLinearisation
@@ -57,13 +56,13 @@ class DeformableSSD:
 
     Args:
         operand: the fixed image at one level with the lattice's map, clear or private.
-        transform: what is fitted, a BSpline or VelocityField.
+        transform: what is fitted.
         outer: the linear map from the deformed fixed points to the moving image; it stays as it is.
         smoothness: of the coefficients.
     """
 
     def __init__(
-        self, operand: Operand, transform: BSpline | VelocityField, outer: LinearTransform, smoothness: Smoothness
+        self, operand: Operand, transform: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
     ) -> None:
         self.operand, self.transform, self.outer, self.smoothness = operand, transform, outer, smoothness
         grid = operand.grid
@@ -116,11 +115,9 @@ class DeformableSSD:
         self._move_to(moving.tensor.device)
         grid, d, n = self.operand.grid, self.operand.grid.dimension, len(self._points)
         field = expand(self.transform.coefficients.detach().to(self._points), self._matrices)
-        if isinstance(self.transform, VelocityField):
-            # On the level's own grid: the finest one would cost as much at every level.
-            field = exponential(field, grid, self.transform.squarings)
-        moved = field.flatten(1).T
-        jacobian = _pull_back(moved, grid) if isinstance(self.transform, VelocityField) else None
+        # On the level's own grid: the finest one would cost as much at every level.
+        field = self.transform.field_of(field, grid)
+        moved, jacobian = field.flatten(1).T, self.transform.response(field, grid)
         if self._index is not None:
             moved = moved[self._index]
             jacobian = None if jacobian is None else jacobian[self._index]
@@ -201,7 +198,7 @@ class DeformableNCC(DeformableSSD):
     """
 
     def __init__(
-        self, operand: Operand, transform: BSpline | VelocityField, outer: LinearTransform, smoothness: Smoothness
+        self, operand: Operand, transform: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
     ) -> None:
         super().__init__(operand, transform, outer, smoothness)
         self._alpha /= 2
@@ -225,16 +222,3 @@ class DeformableNCC(DeformableSSD):
         fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
         without = torch.stack([field.flatten() for field in fields]) / n
         return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)
-
-
-def _pull_back(moved: Tensor, grid: Grid) -> Tensor:
-    """The derivative (N, D, D) of x + u(x), u (N, D) mm on the grid: [n, i, j] = d y_i / d x_j."""
-    d = grid.dimension
-    field = moved.T.reshape(d, *grid.shape)
-    axes = [a for a in range(d) if grid.shape[a] > 1]
-    by_index = moved.new_zeros(d, d, *grid.shape)
-    for axis, slope in zip(axes, torch.gradient(field, dim=[a + 1 for a in axes]), strict=True):
-        by_index[:, d - 1 - axis] = slope
-    inverse = torch.linalg.inv(grid.index_to_physical()[0]).to(moved)
-    result = torch.einsum("ik...,kj->...ij", by_index, inverse).reshape(-1, d, d)
-    return result + torch.eye(d, dtype=moved.dtype, device=moved.device)

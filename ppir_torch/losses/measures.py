@@ -55,7 +55,7 @@ from ..grids import Grid
 from ..images import Image
 from ..joint.columns import IMAGE, MOST_BINS, Columns
 from ..joint.operands import Operand
-from ..transforms import BSpline, LinearTransform, VelocityField
+from ..transforms import LatticeTransform, LinearTransform
 from .deformable import DeformableNCC, DeformableSSD, Smoothness
 from .mutual_information import MI
 from .ncc import NCC
@@ -121,7 +121,7 @@ class Measure(ABC):
         return NCC(operand) if self.normalised else SSD(operand)
 
     def deformable_loss(
-        self, operand: Operand, part: BSpline | VelocityField, outer: LinearTransform, smoothness: Smoothness
+        self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
     ) -> DeformableSSD:
         """The same for a control lattice's coefficients."""
         return (DeformableNCC if self.normalised else DeformableSSD)(operand, part, outer, smoothness)

@@ -33,7 +33,7 @@ from ..errors import BudgetExceeded, ConfigError
 if TYPE_CHECKING:
     from ..images import Image
 
-__all__ = ["LedgerRow", "ReleaseBudget", "default_path", "image_identity", "open_ledger_rows"]
+__all__ = ["LedgerRow", "ReleaseBudget", "default_path", "image_identity", "open_ledger_rows", "utc_now"]
 
 BUSY_TIMEOUT_S = 30.0
 LARGEST_CAP = 2**62  # sums of what is below stay integers in SQLite
@@ -120,7 +120,7 @@ class ReleaseBudget:
             if count:
                 ledger.execute(
                     "INSERT INTO releases (time, peer, image, session, kind, count) VALUES (?, ?, ?, ?, ?, ?)",
-                    (_now(), self.peer, self.image, self.session, kind, count),
+                    (utc_now(), self.peer, self.image, self.session, kind, count),
                 )
 
 
@@ -218,5 +218,6 @@ def _unusable(path: Path, reason: str | None) -> ConfigError:
     return ConfigError(f"{path}: not a usable file of released values ({reason})")
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time of a release, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

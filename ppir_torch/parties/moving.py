@@ -19,7 +19,7 @@ from ..joint.operands import PrivateOperand
 from ..joint.prepared import PreparedOperand
 from ..registration.request import OperandRequest
 from ..registration.source import select_points
-from ..transforms import BSpline, Composite, LinearTransform, VelocityField
+from ..transforms import Composite, LatticeTransform, LinearTransform
 from ..wire.link import Link
 from ..wire.messages import Finish, Geometry, SharedTransform
 from .handshake import greet
@@ -148,10 +148,9 @@ def _shared(transform: LinearTransform | Composite) -> SharedTransform:
     matrix, offset = (entry.detach().tolist() for entry in linear.affine_map())
     told = SharedTransform(matrix, offset)
     for part in parts:
-        if isinstance(part, BSpline | VelocityField):
-            kind = "bspline" if isinstance(part, BSpline) else "velocity"
+        if isinstance(part, LatticeTransform):
             coefficients = part.coefficients.detach().double().numpy()
             told = replace(
-                told, deformation=kind, control_spacing_mm=part.lattice.control_spacing, coefficients=coefficients
+                told, deformation=part.name, control_spacing_mm=part.lattice.control_spacing, coefficients=coefficients
             )
     return told

@@ -1,5 +1,7 @@
 """The registration loop: levels, iterations, one joint product each. The same code for clear and private runs.
 
+>>> import torch
+>>> from ppir_torch import ClearFixed, Grid
 >>> grid = Grid((24, 24))
 >>> points = grid.points() - 12
 >>> blob = torch.exp(-(points**2).sum(1) / 40).reshape(1, 24, 24)
@@ -15,13 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import ConfigError, ImageError, LedgerStop, LinkError
-from ..grids import Grid
+from ..errors import ImageError, LedgerStop, LinkError
 from ..images import Image, Level, check_content
 from ..joint.operands import Operand
 from ..losses import Smoothness
 from ..optimizers import Iteration
-from ..transforms import BSpline, Composite, ControlLattice, LinearTransform, VelocityField
+from ..transforms import Composite, ControlLattice, LatticeTransform, LinearTransform, lattice_transform
 from ..transforms.smoothness import Regulariser
 from ..warping import warp
 from .level_operand import RunLevel, moving_features
@@ -93,13 +94,13 @@ class _Run:
             steps = optimizer.minimise(transform, linearise, self.plan.stopping, min(operand.grid.spacing))
             self._follow(steps, here, operand)
 
-    def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> Iterator[BSpline | VelocityField]:
+    def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> Iterator[LatticeTransform]:
         """The deformable stage, coarse to fine; yields what is being fitted before each level."""
-        part: BSpline | VelocityField | None = None
-        optimizer = self.plan.optimizer.for_lattices()
+        part: LatticeTransform | None = None
+        family, optimizer = lattice_transform(wanted.kind), self.plan.optimizer.for_lattices()
         for place, level in enumerate(wanted.levels):
             spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
-            part = _lattice_transform(wanted.kind, self.fixed.grid, spacing) if part is None else part.refined(spacing)
+            part = family(ControlLattice(self.fixed.grid, spacing)) if part is None else part.refined(spacing)
             yield part
             here = self._enter(level, len(self.plan.levels) + place, outer)
             lattice = part.lattice
@@ -125,10 +126,3 @@ class _Run:
             self.history.append(entry)
             if self.observer is not None:
                 self.observer(entry)
-
-
-def _lattice_transform(kind: str, grid: Grid, spacing_mm: float) -> BSpline | VelocityField:
-    kinds: dict[str, type[BSpline] | type[VelocityField]] = {"bspline": BSpline, "velocity": VelocityField}
-    if kind not in kinds:
-        raise ConfigError(f"deformable: {kind!r}, one of {', '.join(kinds)} is needed")
-    return kinds[kind](ControlLattice(grid, spacing_mm))

@@ -5,6 +5,7 @@ What was asked for goes to standard output, what goes on meanwhile to standard e
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["print_result", "say", "say_meanwhile", "show_table"]
+__all__ = ["print_result", "say", "say_meanwhile", "show_log", "show_table"]
 
 
 def say(line: str) -> None:
@@ -24,6 +25,19 @@ def say(line: str) -> None:
 def say_meanwhile(line: str) -> None:
     """A line on standard error, at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def show_log() -> None:
+    """From now on the package's log, from INFO on, is on standard error, a line a record."""
+    log = logging.getLogger("ppir_torch")
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines(logging.INFO))
+        log.setLevel(min(logging.INFO, log.level or logging.INFO))
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say_meanwhile(self.format(record))
 
 
 def show_table(table: Table) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from ..images import save_image
 from ..metrics.registration import folding_share, jacobian_determinant
 from ..registration.result import Result
-from ..transforms import BSpline, Composite, LinearTransform, save_displacement, save_transform
+from ..transforms import Composite, LatticeTransform, LinearTransform, save_displacement, save_transform
 
 __all__ = ["save_result", "summary", "transform_file"]
 
@@ -66,15 +66,14 @@ def _transform_meta(result: Result) -> dict[str, Any]:
     found = result.transform
     linear = next(part for part in (found.parts if isinstance(found, Composite) else [found]) if _is_linear(part))
     matrix, offset = (part.detach().tolist() for part in linear.affine_map())
-    kind = type(linear).__name__.lower()
-    meta = {"kind": kind, "file": transform_file(found), "matrix": matrix, "offset_mm": offset}
+    meta = {"kind": linear.name, "file": transform_file(found), "matrix": matrix, "offset_mm": offset}
     if not isinstance(found, Composite):
         return meta
-    deformation: Any = found.parts[0]
+    deformation = next(part for part in found.parts if isinstance(part, LatticeTransform))
     determinant = jacobian_determinant(found, result.warped.grid)
     return meta | {
-        "kind": "bspline" if isinstance(deformation, BSpline) else "velocity",
-        "linear": kind,
+        "kind": deformation.name,
+        "linear": linear.name,
         "control_spacing_mm": deformation.lattice.control_spacing,
         "control_points": deformation.lattice.size,
         "jacobian_min": float(determinant.min()),

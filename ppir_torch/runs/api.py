@@ -108,7 +108,8 @@ def register(
     if loss is not None and not isinstance(loss, str | Mapping):
         raise ConfigError(f"loss: {type(loss).__name__}, a name or a mapping is needed; networks: register_images")
     base = values_of(config)
-    backend = "clear" if backend is None and "backend" not in base else backend
+    if config is None and backend is None:  # of a configuration a lost line never makes a private run a clear one
+        backend = "clear"
     sampling = {"fraction": fraction, "disclose_points": disclose_points}
     with tempfile.TemporaryDirectory(prefix="ppir-") as scratch:
         given = {
@@ -196,7 +197,8 @@ def align_points(
     [3.0, 3.0]
     """
     base = values_of(config)
-    backend = "clear" if backend is None and "backend" not in base else backend
+    if config is None and backend is None:  # of a configuration a lost line never makes a private run a clear one
+        backend = "clear"
     with tempfile.TemporaryDirectory(prefix="ppir-") as scratch:
         given = {
             "moving": _points_file(moving, Path(scratch) / "moving.npy"),

@@ -29,7 +29,7 @@ from ..registration import ClearFixed, register_images
 from ..registration.build import build_measure, build_plan, preprocessed
 from ..reporting.files import save_result, summary
 from ..reporting.progress import Progress
-from ..transforms import LINEAR_TRANSFORMS, load_any_transform, load_transform
+from ..transforms import linear_transform, load_any_transform, load_transform
 from ..warping import warp
 from .disclosed import disclosed_of_images
 from .folder import made_folder, refuse_overwriting
@@ -103,7 +103,7 @@ def _choose_backend(config: RunConfig) -> tuple[RunConfig, str]:
     if not isinstance(chosen, AutoConfig):
         return config, ""
     size = image_size(config.data.fixed)
-    transform = LINEAR_TRANSFORMS.get(config.transform.linear, LINEAR_TRANSFORMS["affine"])(Grid(size))
+    transform = linear_transform("affine" if config.transform.linear == "none" else config.transform.linear)(Grid(size))
     parameters = sum(p.numel() for p in transform.parameters())
     points = math.prod(size) * build_measure(config.loss).channels(len(size))
     choice = choose(points, parameters, len(size), chosen.bandwidth_mbit, chosen.dealer)

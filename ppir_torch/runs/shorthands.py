@@ -17,9 +17,8 @@ from typing import Any
 
 from ..config.base import Settings
 from ..config.registry import Registry
-from ..errors import ConfigError
 
-__all__ = ["merged", "named", "path_text", "required", "start_group", "values_of"]
+__all__ = ["merged", "named", "path_text", "start_group", "values_of"]
 
 Values = dict[str, Any]
 NAMED_STARTS = ("centres", "centre_of_mass", "identity")
@@ -81,14 +80,3 @@ def start_group(start: str | None) -> Values | None:
 def path_text(path: str | Path | None) -> str | None:
     """As configurations have paths."""
     return None if path is None else str(path)
-
-
-def required(value: Any, name: str) -> Any:
-    """What must be given, as an argument or in the configuration.
-
-    Raises:
-        ConfigError: it is in neither.
-    """
-    if value is None:
-        raise ConfigError(f"{name}: missing; give it, or a configuration that names it")
-    return value

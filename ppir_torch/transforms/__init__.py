@@ -1,6 +1,6 @@
 """Transforms: nn.Modules that map fixed points to moving points in physical space, and their ITK files."""
 
-from .bspline import BSpline, ControlLattice, adjoint, expand
+from .bspline import BSpline
 from .composite import Composite
 from .dense import Displacement
 from .itk import (
@@ -12,8 +12,8 @@ from .itk import (
     save_transform,
     to_simpleitk_transform,
 )
+from .lattice import ControlLattice, LatticeTransform, adjoint, expand, lattice_transform
 from .linear import (
-    LINEAR_TRANSFORMS,
     Affine,
     LinearTransform,
     Rigid,
@@ -25,12 +25,12 @@ from .linear import (
 from .velocity import VelocityField, exponential
 
 __all__ = [
-    "LINEAR_TRANSFORMS",
     "Affine",
     "BSpline",
     "Composite",
     "ControlLattice",
     "Displacement",
+    "LatticeTransform",
     "LinearTransform",
     "Rigid",
     "Similarity",
@@ -41,6 +41,7 @@ __all__ = [
     "expand",
     "exponential",
     "from_simpleitk_transform",
+    "lattice_transform",
     "linear_transform",
     "load_any_transform",
     "load_displacement",

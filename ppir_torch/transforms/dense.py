@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..grids import Grid
 
-__all__ = ["Displacement", "interpolate", "invert", "sampled_once"]
+__all__ = ["Displacement", "interpolate", "invert", "sampled_once", "spatial_derivative"]
 
 
 class Displacement(nn.Module):
@@ -133,6 +133,26 @@ def interpolate(field: Tensor, grid: Grid, points: Tensor) -> Tensor:
     where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
     values = F.grid_sample(field[None].to(points), where, padding_mode="border", align_corners=True)
     return torch.where(inside[:, None], values.reshape(d, -1).T, 0.0).reshape(points.shape)
+
+
+def spatial_derivative(field: Tensor, grid: Grid) -> Tensor:
+    """The derivative (N, D, D) of x + u(x), u (D, [z,] y, x) mm on the grid: [n, i, j] = d y_i / d x_j.
+
+    Central differences, one-sided at the border; any floating dtype and device, kept.
+
+    >>> grid = Grid((4, 4), (2.0, 2.0))
+    >>> stretch = grid.points().T.reshape(2, 4, 4) * 0.5
+    >>> spatial_derivative(stretch, grid)[0].tolist()
+    [[1.5, 0.0], [0.0, 1.5]]
+    """
+    d = grid.dimension
+    axes = [a for a in range(d) if grid.shape[a] > 1]
+    by_index = field.new_zeros(d, d, *grid.shape)
+    for axis, slope in zip(axes, torch.gradient(field, dim=[a + 1 for a in axes]), strict=True):
+        by_index[:, d - 1 - axis] = slope
+    inverse = torch.linalg.inv(grid.index_to_physical()[0]).to(field)
+    result = torch.einsum("ik...,kj->...ij", by_index, inverse).reshape(-1, d, d)
+    return result + torch.eye(d, dtype=field.dtype, device=field.device)
 
 
 def invert(

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ImageError
 from ..grids import Grid
 from ..images import _check_whole, simpleitk
-from .bspline import BSpline, ControlLattice
+from .bspline import BSpline
 from .composite import Composite
 from .dense import Displacement
+from .lattice import ControlLattice, LatticeTransform
 from .linear import Affine, LinearTransform, affine_from_map
-from .velocity import VelocityField
 
 __all__ = [
     "from_simpleitk_transform",
@@ -42,8 +42,9 @@ def to_simpleitk_transform(transform: nn.Module) -> Any:
     """The SimpleITK transform with the same map, mm LPS, in float64.
 
     Linear transforms become an AffineTransform with the same centre, BSpline a BSplineTransform of order 3 with the
-    same coefficients, Displacement and VelocityField a DisplacementFieldTransform (the sampled flow), Composite a flat
-    CompositeTransform, its parts added last to first because ITK applies the one added last first.
+    same coefficients, Displacement a DisplacementFieldTransform, every other control lattice the same of its field on
+    its grid, Composite a flat CompositeTransform, its parts added last to first because ITK applies the one added last
+    first. For another module register a function of your own: `to_simpleitk_transform.register`.
 
     Raises:
         ConfigError: no such form for this module; `Displacement.from_transform` samples it.
@@ -84,7 +85,7 @@ def _(transform: Displacement) -> Any:
 
 
 @to_simpleitk_transform.register
-def _(transform: VelocityField) -> Any:
+def _(transform: LatticeTransform) -> Any:
     return to_simpleitk_transform(Displacement.from_transform(transform, transform.lattice.grid))
 
 
@@ -100,7 +101,8 @@ def _(transform: Composite) -> Any:
 def save_transform(transform: nn.Module, path: str | Path) -> None:
     """Write an ITK transform file (.tfm or .txt text, .mat or .h5), whole or not at all; mm LPS, float64.
 
-    What holds a dense field (Displacement, VelocityField) goes into .h5 only; a Composite into any but .mat.
+    What holds a dense field goes into .h5 only: Displacement, and control lattices without a form in ITK, such as
+    VelocityField. A Composite goes into any but .mat.
 
     Raises:
         ConfigError: the ending cannot hold this transform, or the folder cannot be written to.
@@ -113,13 +115,17 @@ def save_transform(transform: nn.Module, path: str | Path) -> None:
     """
     endings: tuple[str, ...] = TRANSFORM_ENDINGS
     hint = ""
-    if any(isinstance(part, Displacement | VelocityField) for part in transform.modules()):
+    if any(_is_dense(part) for part in transform.modules()):
         # A text file would hold millions of numbers in one line.
         endings, hint = (".h5",), f" for a dense field (save_displacement writes {', '.join(DISPLACEMENT_ENDINGS)})"
     elif isinstance(transform, Composite):
         endings, hint = tuple(e for e in endings if e != ".mat"), " for a composite"
     converted = to_simpleitk_transform(transform)
     _write(Path(path), endings, hint, lambda partial: simpleitk().WriteTransform(converted, partial))
+
+
+def _is_dense(part: nn.Module) -> bool:
+    return isinstance(part, Displacement) or (isinstance(part, LatticeTransform) and not part.has_itk_form)
 
 
 def save_displacement(transform: nn.Module, grid: Grid, path: str | Path) -> None:

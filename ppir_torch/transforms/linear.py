@@ -21,12 +21,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..config.transforms import TRANSFORMS, linear_names
+from ..config.transforms import TRANSFORMS, TransformEntry, linear_names
 from ..errors import ConfigError
 from ..grids import Grid
 
 __all__ = [
-    "LINEAR_TRANSFORMS",
     "Affine",
     "LinearTransform",
     "Rigid",
@@ -43,9 +42,12 @@ class LinearTransform(nn.Module):
     Args:
         grid: the fixed image's grid; its centre is c and its radius scales the parameters.
         dtype: of the parameters.
+
+    Attributes:
+        entry: what is known of it: its name in configurations, files and messages.
     """
 
-    any_affine_map: ClassVar[bool] = False  # the parameters are those of every map A x + b
+    entry: ClassVar[TransformEntry]
     centre: Tensor
 
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
@@ -54,6 +56,16 @@ class LinearTransform(nn.Module):
         self.radius = grid.radius
         self.register_buffer("centre", grid.centre.to(dtype))
         self.translation = nn.Parameter(torch.zeros(grid.dimension, dtype=dtype))
+
+    @property
+    def name(self) -> str:
+        """As in configurations."""
+        return self.entry.name
+
+    @property
+    def any_affine_map(self) -> bool:
+        """Whether the parameters are those of every map A x + b."""
+        return self.entry.any_affine
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -121,6 +133,8 @@ class LinearTransform(nn.Module):
 class Translation(LinearTransform):
     """y = x + t; D parameters."""
 
+    entry = TRANSFORMS.ours("translation")
+
     def matrix(self) -> Tensor:
         """Identity."""
         return torch.eye(self.dimension, dtype=self.translation.dtype, device=self.translation.device)
@@ -133,6 +147,8 @@ class Translation(LinearTransform):
 
 class Rigid(LinearTransform):
     """Rotation (matrix exponential of a skew matrix) about the grid's centre, and translation; 3 or 6 parameters."""
+
+    entry = TRANSFORMS.ours("rigid")
 
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(grid, dtype)
@@ -151,6 +167,8 @@ class Rigid(LinearTransform):
 
 class Similarity(Rigid):
     """Rigid times one scale exp(log_scale / radius); 4 or 7 parameters."""
+
+    entry = TRANSFORMS.ours("similarity")
 
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(grid, dtype)
@@ -172,7 +190,7 @@ class Similarity(Rigid):
 class Affine(LinearTransform):
     """A = I + shear / radius; 6 or 12 parameters."""
 
-    any_affine_map = True
+    entry = TRANSFORMS.ours("affine")
 
     def __init__(self, grid: Grid, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(grid, dtype)
@@ -189,14 +207,6 @@ class Affine(LinearTransform):
         identity = torch.eye(self.dimension, dtype=self.shear.dtype)
         self.shear.copy_((matrix.to(self.shear.dtype) - identity) * self.radius)
         self.set_translation(matrix, offset)
-
-
-LINEAR_TRANSFORMS: dict[str, type[LinearTransform]] = {
-    "translation": Translation,
-    "rigid": Rigid,
-    "similarity": Similarity,
-    "affine": Affine,
-}
 
 
 def linear_transform(name: str) -> type[LinearTransform]:

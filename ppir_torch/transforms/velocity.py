@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config.transforms import TRANSFORMS
 from ..errors import ConfigError
 from ..grids import Grid
-from .bspline import ControlLattice, expand, refinement
-from .dense import Displacement, interpolate
+from .dense import spatial_derivative
+from .lattice import ControlLattice, LatticeTransform, expand
 
 __all__ = ["VelocityField", "exponential"]
 
@@ -28,7 +29,7 @@ FEWEST_SQUARINGS = 4
 FIRST_STEP_VOXELS = 0.25
 
 
-class VelocityField(nn.Module):
+class VelocityField(LatticeTransform):
     """The flow exp(v) of a stationary velocity field: smooth and invertible also where a displacement would fold.
 
     The parameter `coefficients` (D, [mz,] my, mx) holds the control points' velocities in mm (per unit time) along the
@@ -50,16 +51,15 @@ class VelocityField(nn.Module):
     VelocityField(size=(5, 5), control_spacing_mm=(4.0, 4.0), squarings=6, largest_mm=0)
     """
 
+    entry = TRANSFORMS.ours("velocity")
+
     def __init__(
         self, lattice: ControlLattice, squarings: int | None = None, dtype: torch.dtype = torch.float64
     ) -> None:
-        super().__init__()
+        super().__init__(lattice, dtype)
         if squarings is not None and squarings < 0:
             raise ConfigError(f"squarings: {squarings}, at least 0 are needed")
-        self.lattice = lattice
         self.squarings = squarings
-        self.dimension = lattice.grid.dimension
-        self.coefficients = nn.Parameter(torch.zeros(self.dimension, *lattice.shape, dtype=dtype))
 
     def velocity(self) -> Tensor:
         """v (D, [z,] y, x) in mm at the voxels of `lattice.grid`, in the parameter's dtype; differentiable.
@@ -69,56 +69,17 @@ class VelocityField(nn.Module):
         """
         return expand(self.coefficients, self.lattice.matrices(self.lattice.grid))
 
-    def field(self) -> Tensor:
-        """exp(v) - id: displacements (D, [z,] y, x) in mm at the voxels of `lattice.grid`; differentiable.
+    def field_of(self, spline: Tensor, grid: Grid) -> Tensor:
+        """exp(v) - id; see `exponential`.
 
         Raises:
             ConfigError: a coefficient is NaN or infinite.
-
-        >>> VelocityField(ControlLattice(Grid((9, 7)), 4.0)).field().shape
-        torch.Size([2, 7, 9])
         """
-        return exponential(self.velocity(), self.lattice.grid, self.squarings)
+        return exponential(spline, grid, self.squarings)
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Map any points (..., D) in mm to points (..., D) in mm, in the points' dtype; reverse-mode differentiable.
-
-        >>> VelocityField(ControlLattice(Grid((9, 9)), 4.0))(torch.ones(2, 3, 2)).shape
-        torch.Size([2, 3, 2])
-        """
-        return points + interpolate(self.field(), self.lattice.grid, points)
-
-    def displacement(self, grid: Grid) -> Tensor:
-        """exp(v) - id (N, D) in mm at the voxels of any `grid`, in the parameter's dtype; differentiable.
-
-        >>> VelocityField(ControlLattice(Grid((9, 9)), 4.0)).displacement(Grid((3, 3), (4.0, 4.0))).shape
-        torch.Size([9, 2])
-        """
-        if grid == self.lattice.grid:
-            return self.field().flatten(1).T
-        points = grid.points(dtype=self.coefficients.dtype, device=self.coefficients.device)
-        return interpolate(self.field(), self.lattice.grid, points)
-
-    def sampled(self) -> Displacement:
-        """The same map with the flow worked out: for many calls without derivatives.
-
-        >>> VelocityField(ControlLattice(Grid((9, 7)), 4.0)).sampled()
-        Displacement(size=(9, 7), spacing_mm=(1.0, 1.0), largest_mm=0)
-        """
-        with torch.no_grad():
-            return Displacement(self.lattice.grid, self.field())
-
-    def refined(self, spacing_mm: float | tuple[float, ...]) -> VelocityField:
-        """The same velocity with control points `spacing_mm` apart; exact where `BSpline.refined` is.
-
-        Raises:
-            ConfigError: as ControlLattice.
-
-        >>> VelocityField(ControlLattice(Grid((9, 9)), 4.0)).refined(2.0).lattice.size
-        (7, 7)
-        """
-        lattice = ControlLattice(self.lattice.grid, spacing_mm)
-        return self._with(lattice, expand(self.coefficients.detach(), refinement(self.lattice, lattice)))
+    def response(self, field: Tensor, grid: Grid) -> Tensor:
+        """dy/dx: an update of v is carried along by the flow (Vercauteren et al., MICCAI 2008)."""
+        return spatial_derivative(field, grid)
 
     def inverse(self) -> VelocityField:
         """exp(-v): the exact inverse of the continuous flow; linear interpolation leaves a small round-trip error.
@@ -128,19 +89,18 @@ class VelocityField(nn.Module):
         >>> transform.inverse().coefficients.unique().item()
         -1.0
         """
-        return self._with(self.lattice, -self.coefficients.detach())
+        return self.on(self.lattice, -self.coefficients.detach())
 
-    def _with(self, lattice: ControlLattice, coefficients: Tensor) -> VelocityField:
+    def on(self, lattice: ControlLattice, coefficients: Tensor) -> VelocityField:
+        """See `LatticeTransform`; with as many squarings."""
         result = VelocityField(lattice, self.squarings, coefficients.dtype)
         result.coefficients = nn.Parameter(coefficients)
         return result
 
     def extra_repr(self) -> str:
-        """Shown by print: the lattice and the largest coefficient in mm."""
-        return (
-            f"size={self.lattice.size}, control_spacing_mm={self.lattice.control_spacing}, "
-            f"squarings={self.squarings}, largest_mm={float(self.coefficients.detach().abs().max()):.4g}"
-        )
+        """Shown by print: the squarings, too."""
+        where, largest = super().extra_repr().rsplit(", ", 1)
+        return f"{where}, squarings={self.squarings}, {largest}"
 
 
 def exponential(velocity: Tensor, grid: Grid, squarings: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppir_torch.config.transforms import linear_names
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
@@ -21,13 +22,13 @@ from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import SSD
 from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS
+from ppir_torch.transforms import linear_transform
 from ppir_torch.warping import grid_gradient
 
 Make = Callable[..., Any]
 FULL = Level(1, 0.0)
 MOMENTS = Columns("moments")
-EVERY_KIND = [IMAGE, MOMENTS, *(Columns("steepest_descent", name) for name in LINEAR_TRANSFORMS)]
+EVERY_KIND = [IMAGE, MOMENTS, *(Columns("steepest_descent", name) for name in linear_names())]
 every_kind = pytest.mark.parametrize("columns", EVERY_KIND, ids=lambda c: f"{c.kind} {c.transform}")
 
 
@@ -139,7 +140,7 @@ def test_moments_give_the_value_gradient_and_hessian_of_the_ssd(
     mask = torch.rand(grid.shape, generator=generator) < 0.4 if sampler == "mask" else None
     by_gradient = GradientMagnitude(0.3, 1).draw(images.fixed.tensor.flatten(), 0)
     choice = {"uniform": Uniform(0.3, 1), "gradient magnitude": by_gradient, "chunks": Permuted(1)}.get(sampler, Full())
-    transform = LINEAR_TRANSFORMS[kind](grid)
+    transform = linear_transform(kind)(grid)
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -220,7 +221,7 @@ def test_grid_gradient_along_an_axis_of_one_voxel_is_zero() -> None:
 
 def derivatives(kind: str, full: Grid, points: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
     """(P, n) derivative of J(W(x; dp)) by dp at dp = 0, by autograd through the formula of J."""
-    transform = LINEAR_TRANSFORMS[kind](full)
+    transform = linear_transform(kind)(full)
     names = [name for name, _ in transform.named_parameters()]
 
     def moved(*parameters: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ def test_steepest_descent_images_are_the_derivatives_of_a_moved_image(
     assert expected.abs().amax(1).min() > 0.05
     torch.testing.assert_close(columns[1:], expected, rtol=0, atol=1e-9)
     # And by finite differences, which know no chain rule.
-    transform, step = LINEAR_TRANSFORMS[kind](grid), 1e-4
+    transform, step = linear_transform(kind)(grid), 1e-4
     vector = torch.nn.utils.parameters_to_vector(transform.parameters()).detach()
     for number in range(vector.numel()):
         ends = []
@@ -285,7 +286,7 @@ def test_steepest_descent_images_of_a_phantom_converge(kind: str, dimension: int
         points = grid.points(index, torch.float64)
         tracked = points.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(formula(tracked).sum(), tracked)
-        transform = LINEAR_TRANSFORMS[kind](grid)
+        transform = linear_transform(kind)(grid)
         names = [name for name, _ in transform.named_parameters()]
 
         def moved(*parameters: Tensor, transform: Any = transform, names: Any = names, at: Any = points) -> Tensor:

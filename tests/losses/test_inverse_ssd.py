@@ -17,7 +17,7 @@ from ppir_torch.joint.columns import IMAGE, Columns
 from ppir_torch.losses import SSD, InverseSSD
 from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.sampling import Full, GradientMagnitude, Sample, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS
+from ppir_torch.transforms import linear_transform
 from ppir_torch.warping import sample
 
 Make = Callable[..., Any]
@@ -80,7 +80,7 @@ def test_gradient_and_hessian_are_those_of_a_moved_fixed_image(
     transform = random_transform(kind, grid)
     with torch.no_grad():
         warped = sample(images.moving, transform(points))
-    step_transform = LINEAR_TRANSFORMS[kind](grid)
+    step_transform = linear_transform(kind)(grid)
     count = sum(p.numel() for p in step_transform.parameters())
 
     def residual(step: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_gradient_and_hessian_are_those_of_a_moved_fixed_image(
 def test_the_gradient_does_not_depend_on_how_the_moving_image_is_differentiated(pair: Make) -> None:
     """Only its values are read: with nearest-voxel noise on I_w the gradient is still J's."""
     images = pair("rigid", 2, torch.float64)
-    transform = LINEAR_TRANSFORMS["rigid"](images.fixed.grid)
+    transform = linear_transform("rigid")(images.fixed.grid)
     operand = ClearFixed(images.fixed).operand(OperandRequest(FULL, columns=columns("rigid")))
     at = InverseSSD(operand).linearise(transform, images.moving)
     assert operand.gram is not None

@@ -32,12 +32,12 @@ from ppir_torch.optimizers import Adam, InverseCompositional
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
 from ppir_torch.transforms import (
-    LINEAR_TRANSFORMS,
     BSpline,
     ControlLattice,
     Translation,
     VelocityField,
     affine_from_map,
+    linear_transform,
 )
 from ppir_torch.transforms.smoothness import Regulariser
 from ppir_torch.warping import sample, warp
@@ -80,7 +80,7 @@ def measure(request: pytest.FixtureRequest, dimension: int) -> Measure:
 
 def off(kind: str, fixed: Grid, moving: Grid, seed: int = 2) -> Any:
     """A transform off the truth by some millimetres."""
-    transform = LINEAR_TRANSFORMS[kind](fixed)
+    transform = linear_transform(kind)(fixed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in transform.parameters():
@@ -200,14 +200,14 @@ def test_another_number_of_channels_is_refused(dimension: int, pair: Make) -> No
     images = pair("affine", dimension)
     loss = Mind().loss(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=Mind())))
     with pytest.raises(ImageError, match=r"^moving image: 1 channels, the operand has (4|12)$"):
-        loss(LINEAR_TRANSFORMS["affine"](images.fixed.grid), images.moving)
+        loss(linear_transform("affine")(images.fixed.grid), images.moving)
 
 
 def test_a_flat_image_has_no_correlation(dimension: int, pair: Make) -> None:
     """Not better than any overlap: an optimiser must not walk out of the image."""
     images = pair("affine", dimension, torch.float64)
     loss = NCC(ClearFixed(images.fixed).operand(OperandRequest(FULL, measure=Correlation())))
-    far = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
+    far = linear_transform("affine")(images.fixed.grid)
     far.translation.data.fill_(1e4)
     at = loss.linearise(far, images.moving)
     assert (at.value, float(at.gradient.norm()), loss(far, images.moving).item()) == (1.0, 0.0, 1.0)

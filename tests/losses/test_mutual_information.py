@@ -17,6 +17,7 @@ from scipy.interpolate import BSpline as SciPySpline
 from scipy.stats import entropy
 from torch import Tensor, nn
 
+from ppir_torch.config.transforms import linear_names
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level, load_image, to_simpleitk
@@ -28,7 +29,7 @@ from ppir_torch.metrics.similarity import mutual_information
 from ppir_torch.optimizers import LBFGS, GaussNewton, Stopping
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice, LinearTransform, affine_from_map
+from ppir_torch.transforms import BSpline, ControlLattice, LinearTransform, affine_from_map, linear_transform
 from ppir_torch.warping import sample
 
 Make = Callable[..., Any]
@@ -48,7 +49,7 @@ AFFINE_REMAPS = ("brighter", "inverted")
 
 def off(kind: str, images: Any, seed: int = 2) -> Any:
     """A transform off the truth by some millimetres."""
-    transform, generator = LINEAR_TRANSFORMS[kind](images.fixed.grid), torch.Generator().manual_seed(seed)
+    transform, generator = linear_transform(kind)(images.fixed.grid), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -474,4 +475,4 @@ def test_what_the_measure_says_of_itself(dimension: int) -> None:
     assert measure.most_rows(dimension) == max(20, 9 * dimension)
     assert (measure.channels(dimension), measure.deforms, measure.kind) == (1, False, "mi")
     assert isinstance(SquaredDifference(), Measure)
-    assert set(LINEAR_TRANSFORMS) == {"translation", "rigid", "similarity", "affine"}
+    assert set(linear_names()) == {"translation", "rigid", "similarity", "affine"}

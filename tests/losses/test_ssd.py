@@ -27,7 +27,7 @@ from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
 from ppir_torch.losses import SSD
 from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS
+from ppir_torch.transforms import linear_transform
 from ppir_torch.warping import parameters_of, warp
 from ppir_torch.wire.link import link_pair
 from ppir_torch.wire.payload import pack, unpack
@@ -116,7 +116,7 @@ def test_value_is_the_mean_squared_difference_of_the_warped_image(
     kind: str, dimension: int, dtype: torch.dtype, pair: Make
 ) -> None:
     images = pair(kind, dimension, dtype)
-    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    transform = linear_transform(kind)(images.fixed.grid)
     expected = F.mse_loss(warp(images.moving, transform, images.fixed.grid).tensor, images.fixed.tensor).item()
     loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     rel = 1e-5 if dtype == torch.float32 else 1e-9
@@ -128,7 +128,7 @@ def test_value_is_the_mean_squared_difference_of_the_warped_image(
 
 def test_gradient_and_hessian_are_those_of_autograd(kind: str, dimension: int, pair: Make) -> None:
     images = pair(kind, dimension, torch.float64)
-    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    transform = linear_transform(kind)(images.fixed.grid)
     points = images.fixed.grid.points(dtype=torch.float64)
     expected = autograd_gradient(
         F.mse_loss(warped_values(transform, images.moving, points), images.fixed.tensor.flatten()), transform
@@ -222,7 +222,7 @@ def test_backward_fills_the_gradients_of_the_parameters(
     kind: str, dimension: int, dtype: torch.dtype, pair: Make
 ) -> None:
     images = pair(kind, dimension, dtype)
-    transform = LINEAR_TRANSFORMS[kind](images.fixed.grid)
+    transform = linear_transform(kind)(images.fixed.grid)
     loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     (3 * loss(transform, images.moving)).backward()
     filled = torch.cat([p.grad.flatten() for p in transform.parameters()])
@@ -253,7 +253,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_any_torch_optimizer_lowers_the_loss(optimizer: Callable[..., Any], pair: Make) -> None:
     images = pair("rigid", 2, torch.float64)
-    transform = LINEAR_TRANSFORMS["rigid"](images.fixed.grid)
+    transform = linear_transform("rigid")(images.fixed.grid)
     with torch.no_grad():
         transform.translation += images.moving.grid.centre - images.fixed.grid.centre
     loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
@@ -396,7 +396,7 @@ def test_private_value_gradient_and_hessian_are_the_clear_ones(
         private, clear = (operand.part(Chunks(0.3, 1).window(count, 0), None) for operand in (private, clear))
     if sampler == "hidden gradient magnitude":
         private, clear = (operand.part(by_gradient.index, by_gradient.weights) for operand in (private, clear))
-    transform = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
+    transform = linear_transform("affine")(images.fixed.grid)
     got, expected = (SSD(operand).linearise(transform, images.moving) for operand in (private, clear))
     assert got.value == pytest.approx(expected.value, rel=1e-4)
     scale = float(expected.gradient.abs().max())

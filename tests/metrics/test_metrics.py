@@ -27,7 +27,7 @@ from ppir_torch.metrics.registration import (
     jacobian_determinant,
     target_registration_error,
 )
-from ppir_torch.transforms import LINEAR_TRANSFORMS, LinearTransform, Translation, to_simpleitk_transform
+from ppir_torch.transforms import LinearTransform, Translation, linear_transform, to_simpleitk_transform
 from ppir_torch.warping import warp
 
 INTEGERS = (torch.uint8, torch.int16, torch.uint16, torch.int64)
@@ -227,7 +227,7 @@ def test_determinant_of_a_linear_map_is_exact_to_the_border(
     kind: str, dimension: int, dtype: torch.dtype, oblique_grid: Callable[..., Grid]
 ) -> None:
     grid = oblique_grid(dimension)
-    transform = LINEAR_TRANSFORMS[kind](grid, dtype)
+    transform = linear_transform(kind)(grid, dtype)
     generator = torch.Generator().manual_seed(6)
     for parameter in transform.parameters():
         parameter.data = 5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)

@@ -27,7 +27,7 @@ from ppir_torch.optimizers import GaussNewton, InverseCompositional, Stopping
 from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.registration import ClearFixed, OperandRequest, Plan, Result, register_images
 from ppir_torch.sampling import Chunks, GradientMagnitude, Sampler, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, LinearTransform, Rigid, Similarity, Translation
+from ppir_torch.transforms import Affine, LinearTransform, Rigid, Similarity, Translation, linear_transform
 
 Make = Callable[..., Any]
 # As in tests/registration/test_registration.py.
@@ -129,7 +129,7 @@ def test_a_transform_steps_back_to_the_identity_and_a_step_of_nothing_leaves_it(
 
 def test_a_transform_in_single_precision_steps_back(kind: str, dimension: int, oblique_grid: Make) -> None:
     grid = oblique_grid(dimension)
-    transform, exact = LINEAR_TRANSFORMS[kind](grid, torch.float32), LINEAR_TRANSFORMS[kind](grid)
+    transform, exact = linear_transform(kind)(grid, torch.float32), linear_transform(kind)(grid)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         step = torch.randn(parameters_of(exact).numel(), generator=generator, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_a_transform_in_single_precision_steps_back(kind: str, dimension: int, o
 
 def test_the_parameters_stay_the_same_tensors(kind: str, oblique_grid: Make) -> None:
     """An optimiser that holds them sees the step."""
-    transform = LINEAR_TRANSFORMS[kind](oblique_grid(3))
+    transform = linear_transform(kind)(oblique_grid(3))
     before = list(transform.parameters())
     transform.step_back(torch.ones(sum(p.numel() for p in before), dtype=torch.float64))
     assert all(a is b for a, b in zip(before, transform.parameters(), strict=True))

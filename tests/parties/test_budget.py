@@ -179,8 +179,8 @@ from pathlib import Path
 from ppir_torch.errors import BudgetExceeded
 from ppir_torch.parties import budget as module
 from ppir_torch.parties.budget import ReleaseBudget
-now = module._now
-module._now = lambda: time.sleep(0.005) or now()
+now = module.utc_now
+module.utc_now = lambda: time.sleep(0.005) or now()
 print("ready", flush=True)
 sys.stdin.readline()
 budget, granted = ReleaseBudget(Path(sys.argv[1]), "party_1", sys.argv[2], 200), 0
@@ -218,14 +218,14 @@ def test_processes_that_charge_at_once_never_pass_the_cap(path: Path) -> None:
 
 def test_a_charge_waits_for_the_one_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first has been checked and is not yet added when the second begins: there is room for one."""
-    budget, checked, now = ReleaseBudget(path, "party_1", IMAGE, 10), threading.Event(), budget_module._now
+    budget, checked, now = ReleaseBudget(path, "party_1", IMAGE, 10), threading.Event(), budget_module.utc_now
 
     def late() -> str:
         checked.set()
         time.sleep(0.3)
         return now()
 
-    monkeypatch.setattr(budget_module, "_now", late)
+    monkeypatch.setattr(budget_module, "utc_now", late)
     first = threading.Thread(target=budget.charge, args=(10, "product"))
     first.start()
     assert checked.wait(60)
@@ -366,7 +366,7 @@ def test_the_audit_of_no_file_is_one_clear_line(path: Path) -> None:
 
 def test_the_audit_has_totals_by_peer_and_image(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = (f"2025-01-0{day}T10:00:00+00:00" for day in range(1, 9))
-    monkeypatch.setattr(budget_module, "_now", lambda: next(times))
+    monkeypatch.setattr(budget_module, "utc_now", lambda: next(times))
     first = ReleaseBudget(path, "south", "b", 100, session="one")
     first.charge(3, "product")
     first.charge(4, "mean")

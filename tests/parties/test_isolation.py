@@ -100,11 +100,11 @@ _HIDE = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 97; shift; do
 
 def hidden_from(command: list[str], folders: list[Path]) -> list[str]:
     """The same command in a mount namespace in which these folders are empty."""
-    return [*_unshare(), "sh", "-c", _HIDE, "sh", *map(str, folders), "--", *command]
+    return [*unshare_command(), "sh", "-c", _HIDE, "sh", *map(str, folders), "--", *command]
 
 
 @functools.cache
-def _unshare() -> tuple[str, ...]:
+def unshare_command() -> tuple[str, ...]:
     """How mount namespaces are made here; () where they are not permitted."""
     for way in (("unshare", "--mount"), ("unshare", "--map-root-user", "--mount")):
         try:
@@ -129,7 +129,7 @@ def separate_sites(files: Files) -> Iterator[None]:
 
     names = {name: getattr(subprocess, name) for name in ("PIPE", "DEVNULL", "TimeoutExpired")}
     with pytest.MonkeyPatch.context() as patch:
-        if _unshare():
+        if unshare_command():
             patch.setattr(launch, "subprocess", SimpleNamespace(Popen=start, **names))
         yield
 
@@ -165,7 +165,7 @@ def _pyramid() -> dict[str, Any]:
 def test_parties_that_cannot_see_the_other_file_end_where_the_clear_run_ends(
     observed: Observed, clear_run: Callable[..., Any]
 ) -> None:
-    if not _unshare():
+    if not unshare_command():
         pytest.skip("mount namespaces are not permitted here (unshare --mount)")
     clear, folder = clear_run("affine", 2, pyramid=_pyramid())
     grid = load_image(observed.files.fixed).grid
@@ -184,7 +184,7 @@ def test_an_interpreter_of_its_own_changes_nothing(observed: Observed, started: 
 
 def test_the_hidden_folder_is_hidden(site_files: Callable[..., Files], tmp_path: Path) -> None:
     """Control: party_2, asked for party_1's image, opens it; in party_2's namespace there is no such file."""
-    if not _unshare():
+    if not unshare_command():
         pytest.skip("mount namespaces are not permitted here (unshare --mount)")
     files = site_files("affine", 2)
     config = fixed_party(Files(files.moving, files.moving, files.truth).configuration("bfv"))

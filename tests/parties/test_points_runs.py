@@ -16,7 +16,7 @@ import pytest
 import torch
 from joint.ends import Trio, python_products
 from parties.harness import Started, Taps, started_parties, tapped_wires
-from parties.test_isolation import _unshare, separate_sites
+from parties.test_isolation import separate_sites, unshare_command
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -626,7 +626,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def test_parties_that_cannot_see_the_other_file_end_where_the_clear_run_ends(observed: Any, tmp_path: Path) -> None:
-    if not _unshare():
+    if not unshare_command():
         pytest.skip("mount namespaces are not permitted here (unshare --mount)")
     clear = run_points(observed.files.configuration("clear"), tmp_path)
     assert apart_mm(observed.result, clear, observed.fixed) <= MOST_MM

@@ -37,7 +37,7 @@ from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan
 from ppir_torch.runs.api import register
 from ppir_torch.runs.images import run
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS, BSpline, ControlLattice
+from ppir_torch.transforms import BSpline, ControlLattice, linear_transform
 from ppir_torch.transforms.smoothness import Regulariser
 
 Make = Callable[..., Any]
@@ -230,7 +230,7 @@ def test_a_deformable_gradient_is_that_of_the_clear_loss(protocol: str, name: st
     """One linearisation off the optimum: rows of 11 bits, columns of 12, weights of 1/256."""
     images, measure, level = pair("affine", dimension), MEASURES[name](dimension), Level(2, 1.0)
     lattice = ControlLattice(images.fixed.grid, 12.0 if dimension == 2 else 24.0)
-    outer = LINEAR_TRANSFORMS["translation"](images.fixed.grid)
+    outer = linear_transform("translation")(images.fixed.grid)
     outer.translation.data.copy_(images.moving.grid.centre - images.fixed.grid.centre)
     smooth = Smoothness(Regulariser.of("bending", lattice.size, lattice.control_spacing, lattice.grid.direction), 1.0)
     rows = dimension + 1
@@ -251,7 +251,7 @@ def test_a_deformable_gradient_is_that_of_the_clear_loss(protocol: str, name: st
 def test_moments_and_rows_say_the_same(dimension: int, pair: Make) -> None:
     """Both kinds of product, over features: the gradients agree to the rounding."""
     images = pair("affine", dimension)
-    transform = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
+    transform = linear_transform("affine")(images.fixed.grid)
     transform.translation.data.copy_(images.moving.grid.centre - images.fixed.grid.centre)
     for make in MEASURES.values():
         measure = make(dimension)

@@ -34,7 +34,7 @@ from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.protocols.beaver import BeaverFixedSide
 from ppir_torch.registration import ClearFixed, FixedSource, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Full, Permuted, PointChoice, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS
+from ppir_torch.transforms import linear_transform
 
 Make = Callable[..., Any]
 LEVEL = Level(1, 0.0)
@@ -439,7 +439,7 @@ def one_iteration(moving: Image, fixed: Image, bins: tuple[int, int] = (16, 8)) 
     with private_fixed("beaver", FixedParty(fixed, measure=measure)) as source:
         rows = measure.most_rows(fixed.grid.dimension)
         operand = source.operand(OperandRequest(LEVEL, Full(), 0, rows, measure.columns(), measure=measure))
-        measure.loss(operand).linearise(LINEAR_TRANSFORMS["affine"](fixed.grid), moving)
+        measure.loss(operand).linearise(linear_transform("affine")(fixed.grid), moving)
         [kept] = source.ledgers
     assert kept.last is not None
     return kept.last

@@ -29,7 +29,7 @@ from ppir_torch.registration import (
 )
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import Affine, BSpline, Composite, ControlLattice, VelocityField
-from ppir_torch.transforms.bspline import refinement
+from ppir_torch.transforms.lattice import refinement
 from ppir_torch.warping import sample_with_gradient
 
 Make = Callable[..., Any]

@@ -23,7 +23,7 @@ from ppir_torch.optimizers import Adam, GaussNewton, Stopping
 from ppir_torch.registration import ClearFixed, LevelIteration, OperandRequest, Plan, Result, register_images
 from ppir_torch.registration.source import select_points
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS, Affine, load_transform, save_transform
+from ppir_torch.transforms import Affine, linear_transform, load_transform, save_transform
 
 Make = Callable[..., Any]
 # The phantoms' voxels are 1.5 to 2 mm. The truth is exact, but the moving image is interpolated linearly, which moves
@@ -86,7 +86,7 @@ def test_a_freer_transform_recovers_a_stiffer_truth(dimension: int, pair: Make) 
 def test_an_image_and_itself_give_the_identity(kind: str, dimension: int, pair: Make) -> None:
     image = pair("rigid", dimension).fixed
     result = register_images(image, ClearFixed(image), plan(transform=kind))
-    identity = LINEAR_TRANSFORMS[kind](image.grid)
+    identity = linear_transform(kind)(image.grid)
     assert displacement_rmse(result.transform, identity, foreground_points(image)) < 1e-3
     assert len(result.history) == len(LEVELS)
 
@@ -287,7 +287,7 @@ def test_an_affine_file_is_a_start(dimension: int, pair: Make, tmp_path: Path) -
 
 def test_the_runs_transform_is_not_the_start_itself(pair: Make) -> None:
     images = pair("affine", 2)
-    start = LINEAR_TRANSFORMS["affine"](images.fixed.grid)
+    start = linear_transform("affine")(images.fixed.grid)
     assert isinstance(start, Affine)
     register_images(images.moving, ClearFixed(images.fixed), plan(start=start))
     assert not any(p.any() for p in start.parameters())

@@ -20,7 +20,7 @@ from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.metrics.registration import displacement_rmse
 from ppir_torch.registration import OperandRequest
 from ppir_torch.sampling import Full, Sample, Uniform
-from ppir_torch.transforms import LINEAR_TRANSFORMS, load_transform
+from ppir_torch.transforms import linear_transform, load_transform
 from ppir_torch.warping import sample
 
 BACKENDS = ("bfv", "ckks", "spdz", "beaver")
@@ -62,7 +62,7 @@ def make_transform(kind: str, fixed: Image, moving: Image) -> nn.Module:
     """Off the truth by some millimetres, so that the residual is not small."""
     if kind == "network":
         return Network(fixed)
-    transform = LINEAR_TRANSFORMS[kind](fixed.grid)
+    transform = linear_transform(kind)(fixed.grid)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in transform.parameters():

@@ -175,7 +175,7 @@ def test_the_number_of_threads_is_given_back(files: Files, tmp_path: Path) -> No
 def test_a_missing_transform_is_refused_before_the_run(
     field: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppir_torch.runs.images._run_clear", lambda *_: pytest.fail("the run was started"))
+    monkeypatch.setattr("ppir_torch.runs.images.register_images", lambda *_: pytest.fail("the run was started"))
     config = files.configuration("clear", data={field: str(tmp_path / "no.tfm")})
     with pytest.raises(ConfigError, match=r"no\.tfm: no such transform file \(data\.truth or data\.reference\)"):
         run(config, tmp_path / "out")

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from ppir_torch.config.transforms import linear_names
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
 from ppir_torch.transforms import (
-    LINEAR_TRANSFORMS,
     Affine,
     LinearTransform,
     Rigid,
     Similarity,
     Translation,
     affine_from_map,
+    linear_transform,
 )
 
 Make = Callable[..., LinearTransform]
@@ -34,11 +35,11 @@ def test_identity_at_the_start_is_exactly_identity(
     grid = oblique_grid(dimension)
     points = grid.points(dtype=dtype)
     with torch.no_grad():
-        assert torch.equal(LINEAR_TRANSFORMS[kind](grid)(points), points)
+        assert torch.equal(linear_transform(kind)(grid)(points), points)
 
 
 def test_number_of_parameters(kind: str, dimension: int, oblique_grid: Callable[..., Grid]) -> None:
-    transform = LINEAR_TRANSFORMS[kind](oblique_grid(dimension))
+    transform = linear_transform(kind)(oblique_grid(dimension))
     assert sum(p.numel() for p in transform.parameters()) == COUNTS[kind][dimension - 2]
 
 
@@ -88,10 +89,10 @@ def test_one_unit_of_every_parameter_moves_the_grid_by_about_one_mm(
 ) -> None:
     grid = oblique_grid(dimension)
     points = grid.points(dtype=torch.float64)
-    reference = LINEAR_TRANSFORMS[kind](grid)
+    reference = linear_transform(kind)(grid)
     for name, parameter in reference.named_parameters():
         for entry in range(parameter.numel()):
-            transform = LINEAR_TRANSFORMS[kind](grid)
+            transform = linear_transform(kind)(grid)
             with torch.no_grad():
                 transform.get_parameter(name).view(-1)[entry] = 1.0
             motion = rms_motion(transform, points)
@@ -146,7 +147,7 @@ def test_inverse_takes_points_back(
     torch.testing.assert_close(transform.inverse()(transform(points)), points, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("first", list(LINEAR_TRANSFORMS))
+@pytest.mark.parametrize("first", list(linear_names()))
 def test_compose_applies_first_then_self(
     kind: str, first: str, dimension: int, oblique_grid: Callable[..., Grid], random_transform: Make
 ) -> None:
@@ -191,7 +192,7 @@ def test_state_dict_carries_a_transform_to_another(
 ) -> None:
     grid = oblique_grid(dimension)
     transform = random_transform(kind, grid)
-    again = LINEAR_TRANSFORMS[kind](grid)
+    again = linear_transform(kind)(grid)
     again.load_state_dict(transform.state_dict())
     points = grid.points()
     assert torch.equal(again(points), transform(points))
