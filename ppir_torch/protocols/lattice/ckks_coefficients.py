@@ -262,15 +262,15 @@ class CkksFixedCoefficientCipher(CkksCoefficients, FixedCoefficientCipher):
     def keep(self, secret_key: Any) -> None:
         """See `FixedCipher`."""
         self._secret = secret_coefficients(secret_key)
+        self._file = plaintext_file(DEGREE, len(self.scheme.primes), self.scheme.top)
 
     def plaintext(self, values: NDArray[np.int64]) -> Any:
         """See `FixedCipher`: up to n / group points, scaled; zero modulo q2 and q3."""
         scheme, plain = self.scheme, self.scheme.seal.Plaintext()
         coefficients = np.zeros(DEGREE, np.int64)
         coefficients[: len(values)] = values
-        file = plaintext_file(DEGREE, len(scheme.primes), scheme.top)
-        file.words[:DEGREE] = scaled_ntt(coefficients)
-        file.load(plain, scheme.context)
+        self._file.words[:DEGREE] = scaled_ntt(coefficients)
+        self._file.load(plain, scheme.context)
         return plain
 
     def charge(self, words: int) -> None:
