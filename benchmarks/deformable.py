@@ -30,7 +30,9 @@ from peers import available
 
 WORKER = Path(__file__).resolve().parent / "deformable_worker.py"
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-SETTINGS = {"known": [], "05": ["experiment=between_subjects"], "06": ["experiment=between_subjects"]}
+# The weight again: the worker chooses the transform, and a choice drops what an experiment sets.
+BETWEEN = ["experiment=between_subjects", "transform.weight=1.0"]
+SETTINGS = {"known": list[str](), "05": BETWEEN, "06": BETWEEN}
 PAIRS = {
     "05": (
         "05_brain3d_subject_to_mni_labels",

@@ -1,19 +1,21 @@
 """The command line: `ppir run` (YAML groups and overrides), `ppir register` (two files), `ppir points`, `ppir info`.
 
-Only typer is imported here; torch, hydra and pydantic are loaded by the command that needs them.
+Only typer is imported here; torch, hydra and pydantic are loaded by the command that needs them. What can be chosen
+stands in the registries; help texts name it as {losses}, {transforms}, ..., filled in when a help text is shown.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from . import __version__
 from .errors import ConfigError, PpirError
@@ -27,16 +29,20 @@ __all__ = ["app", "main"]
 # Tracebacks stay plain: typer's show local variables, and those may hold an image.
 app = typer.Typer(name="ppir", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-PROTOCOLS = {
-    "clear": "both images in one process; the reference",
-    "beaver": "one-sided product on integer words; needs a dealer process; the fastest",
-    "spdz": "additive shares and Beaver triples (CrypTen); needs a dealer process",
-    "bfv": "homomorphic encryption (TenSEAL BFV); exact, no dealer",
-    "ckks": "homomorphic encryption (TenSEAL CKKS), rounded to exact integers; no dealer",
-    "ckks-v1": "the published CKKS product, INSECURE: a baseline, only with backend.allow_insecure=true",
-    "auto": "the cheapest secure one for these images and this network; says which, and why",
-}
 PACKAGES = ("torch", "crypten", "tenseal", "SimpleITK", "hydra-core", "pydantic")
+
+
+class Command(TyperCommand):
+    """A command whose help texts name what the registries hold."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; {names} in braces are filled in first."""
+        from .config.registries import names_for_help
+
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption | TyperArgument) and parameter.help:
+                parameter.help = parameter.help.format_map(names_for_help())
+        super().format_help(ctx, formatter)
 
 
 def main() -> None:
@@ -64,7 +70,7 @@ def ppir(
     show_log()
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Hydra overrides: experiment=demo backend=bfv seed=3")
@@ -73,38 +79,41 @@ def run(
     config_dir: Annotated[
         Path | None, typer.Option(help="A folder with further YAML groups, e.g. experiment/.")
     ] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--config", help="A config.yaml that a run has saved; overrides win over it.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the composed configuration and run nothing.")] = False,
 ) -> None:
-    """Run what the YAML groups under configs/ and the overrides describe."""
+    """Run what the YAML groups under configs/ (or one saved configuration) and the overrides describe."""
     with _error_lines():
         from .config.compose import compose_runs
 
-        runs = compose_runs(overrides or [], sweep=multirun, extra=config_dir)
+        runs = compose_runs(overrides or [], sweep=multirun, extra=config_dir, saved=saved)
         if show:
             for _, config in runs:
                 typer.echo(_yaml(config), nl=False)
             return
         if not multirun:
-            _run_one(runs[0][1], None)
+            _run_one(runs[0][1], None, runs[0][0])
             return
         _run_all(runs)
 
 
-@app.command()
+@app.command(cls=Command)
 def register(
     moving: Annotated[Path, typer.Argument(help="party_1's image: NIfTI, NRRD, MHA, PNG or a DICOM folder.")],
     fixed: Annotated[Path, typer.Argument(help="party_2's image.")],
-    transform: Annotated[str, typer.Option(help="translation, rigid, similarity or affine")] = "affine",
-    backend: Annotated[str, typer.Option(help="clear, auto, beaver, spdz, bfv or ckks")] = "clear",
+    transform: Annotated[str, typer.Option(help="{transforms}")] = "affine",
+    backend: Annotated[str, typer.Option(help="{backends}")] = "clear",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
-    sampler: Annotated[str, typer.Option(help="none, urs, chunks or gms")] = "none",
+    sampler: Annotated[str, typer.Option(help="{samplers}")] = "none",
     fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1] (default 0.1).")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv, ckks)")] = None,
-    loss: Annotated[str, typer.Option(help="ssd, ncc, local_ncc, mind or mi")] = "ssd",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for {without_device})")] = None,
+    loss: Annotated[str, typer.Option(help="{losses}")] = "ssd",
     optimizer: Annotated[
         str | None,
-        typer.Option(help="gauss_newton, lbfgs, inverse_compositional or adam; by default what suits the loss"),
+        typer.Option(help="{optimizers}; by default what suits the loss"),
     ] = None,
     levels: Annotated[str, typer.Option(help="Shrink factors, coarse to fine.")] = "4,2,1",
     start: Annotated[str, typer.Option(help="centres, centre_of_mass, identity or an ITK transform file")] = "centres",
@@ -149,14 +158,14 @@ def register(
                 "output": output,
             }
         )
-        _run_one(config, None)
+        _run_one(config, None, [f"backend={backend}"])
 
 
-@app.command()
+@app.command(cls=Command)
 def points(
     moving: Annotated[Path, typer.Option(help="party_1's points, mm: .csv, .txt, .fcsv, .mrk.json or .npy.")],
     fixed: Annotated[Path, typer.Option(help="party_2's points, in the same order.")],
-    backend: Annotated[str, typer.Option(help="clear, beaver, spdz, bfv or ckks")] = "clear",
+    backend: Annotated[str, typer.Option(help="{points_backends}")] = "clear",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
     scale: Annotated[bool, typer.Option("--scale", help="A similarity, not a rigid transform.")] = False,
     columns: Annotated[str | None, typer.Option(help="Columns x, y[, z] of both .csv files: col,row")] = None,
@@ -172,7 +181,7 @@ def points(
     figure: Annotated[
         bool, typer.Option("--figure", help="Draw both sets of a private run, too (an experiment: it reads both).")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for bfv, ckks)")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for {without_device})")] = None,
     releases: Annotated[
         Path | None, typer.Option(help="party_2's SQLite file of released values; default: the site's own.")
     ] = None,
@@ -203,17 +212,10 @@ def points(
                 "output": output,
             }
         )
-        folder = _new_folder(output, _dated_folder(f"points-{backend}"))
-        config = config.model_copy(update={"output": folder})
-        from .reporting.console import print_result
-        from .runs.points import run_points
-
-        result = run_points(config, folder)
-        (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
-        print_result(result, folder)
+        _run_one(config, None, [f"backend={backend}"])
 
 
-@app.command()
+@app.command(cls=Command)
 def audit(
     run: Annotated[Path | None, typer.Argument(help="Folder of a private run: what its values told party_1.")] = None,
     releases: Annotated[Path | None, typer.Option(help="party_2's SQLite file; default: the site's own.")] = None,
@@ -236,7 +238,7 @@ def audit(
             print_releases(path, rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def info() -> None:
     """Versions, device and protocols: what to put in a bug report."""
     from importlib.metadata import PackageNotFoundError, version
@@ -251,8 +253,12 @@ def info() -> None:
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"
     typer.echo(f"CUDA: {cuda}")
-    for name, line in PROTOCOLS.items():
-        typer.echo(f"{name}: {line}")
+    from .config.registries import backends, from_elsewhere
+
+    for entry in backends():
+        typer.echo(f"{entry.name}: {entry.title}")
+    for line in from_elsewhere():
+        typer.echo(line)
 
 
 @contextmanager
@@ -281,7 +287,7 @@ def _start(start: str) -> dict[str, object]:
     return {"kind": "file", "path": start}
 
 
-def _run_all(runs: Sequence[tuple[list[str], RunConfig]]) -> None:
+def _run_all(runs: Sequence[tuple[list[str], RunConfig | PointsConfig]]) -> None:
     """Every run of a sweep in its own folder; one that fails does not stop the others."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     failed: list[int] = []
@@ -289,7 +295,7 @@ def _run_all(runs: Sequence[tuple[list[str], RunConfig]]) -> None:
         typer.echo(f"[{number + 1}/{len(runs)}] {' '.join(overrides)}")
         root = config.output or Path("multirun") / stamp
         try:
-            _run_one(config, root / str(number))
+            _run_one(config, root / str(number), overrides)
         except PpirError as error:
             _print_error(error)
             failed.append(error.exit_code)
@@ -298,15 +304,40 @@ def _run_all(runs: Sequence[tuple[list[str], RunConfig]]) -> None:
         raise typer.Exit(failed[0])
 
 
-def _run_one(config: RunConfig, folder: Path | None) -> None:
+def _run_one(config: RunConfig | PointsConfig, folder: Path | None, overrides: Sequence[str]) -> None:
     """Run in `folder` (null: the configuration's, or a new one), with the configuration saved beside the results."""
-    folder = _new_folder(folder or config.output, _dated_folder(config.backend.kind))
-    config = config.model_copy(update={"output": folder})
-    (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
+    from .config.guard import asked_backends, refuse_clear
     from .reporting.console import print_result
-    from .runs.images import run as run_registration
 
-    print_result(run_registration(config, folder), folder)
+    refuse_clear(asked_backends(overrides), config.backend.kind)
+    prefix, run = _TASKS[config.task]
+    folder = _new_folder(folder or config.output, _dated_folder(prefix + config.backend.kind))
+    print_result(run(config.model_copy(update={"output": folder}), folder), folder)
+
+
+def _run_images(config: Any, folder: Path) -> Mapping[str, Any]:
+    from .runs.images import run
+
+    _save(config, folder)
+    return run(config, folder)
+
+
+def _run_points(config: Any, folder: Path) -> Mapping[str, Any]:
+    from .runs.points import run_points
+
+    result = run_points(config, folder)  # one that fails leaves what an earlier run wrote
+    _save(config, folder)
+    return result
+
+
+_TASKS: dict[str, tuple[str, Callable[[Any, Path], Mapping[str, Any]]]] = {
+    "images": ("", _run_images),
+    "points": ("points-", _run_points),
+}
+
+
+def _save(config: RunConfig | PointsConfig, folder: Path) -> None:
+    (folder / "config.yaml").write_text(_yaml(config), encoding="utf-8")
 
 
 def _dated_folder(name: str) -> Path:

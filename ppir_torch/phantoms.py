@@ -131,10 +131,10 @@ def deformed(
         window = torch.sin(math.pi * torch.arange(n, dtype=torch.float64) / (n - 1))
         field = field * window.reshape([-1 if a == axis else 1 for a in range(d)])
     inside = fixed.tensor[0] > fixed.outside + 0.1 * (float(fixed.tensor.max()) - fixed.outside)
-    field = field * (largest_mm / float(torch.linalg.vector_norm(field, dim=0)[inside].max()))
+    field = field * (largest_mm / float(torch.linalg.vector_norm(field, dim=0)[inside.cpu()].max()))
     truth = Composite([Displacement(grid, field), affine])
     moved = warp(fixed, truth.inverse(), grid).tensor
-    noisy = moved + noise * float(moved.max()) * torch.randn(moved.shape, generator=generator)
+    noisy = moved + noise * float(moved.max()) * torch.randn(moved.shape, generator=generator).to(moved)
     return DeformedPair(Image(noisy, grid), fixed, truth)
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 
 import torch
@@ -107,9 +108,15 @@ def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear"
     """The moving image resampled onto `grid` through `transform` (fixed points to moving points)."""
     points = grid.points(dtype=moving.tensor.dtype, device=moving.tensor.device)
     with torch.no_grad():
-        once = sampled_once(transform)
+        once = sampled_once(_on_device(transform, points.device))
         values = torch.cat([sample(moving, once(part), mode) for part in torch.split(points, 2**20)])
     return Image(values.reshape(1, *grid.shape), grid)
+
+
+def _on_device(transform: nn.Module, device: torch.device) -> nn.Module:
+    """The transform with its parameters on a device, where a flow is worked out: itself, or a copy."""
+    here = all(tensor.device == device for tensor in [*transform.parameters(), *transform.buffers()])
+    return transform if here else copy.deepcopy(transform).to(device)
 
 
 def resampled_along(image: Image, matrix: Tensor, grid: Grid) -> Image:
@@ -200,4 +207,4 @@ class _AffineMap(nn.Module):
 
 def _unflatten(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = torch.split(vector, [p.numel() for p in like.values()])
-    return {name: part.reshape(p.shape).to(p.dtype) for (name, p), part in zip(like.items(), parts, strict=True)}
+    return {name: part.reshape(p.shape).to(p) for (name, p), part in zip(like.items(), parts, strict=True)}

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 __all__ = ["PRETENDED", "PretendedTensor", "copies_between_devices"]
@@ -94,6 +95,11 @@ class PretendedTensor(Tensor):
         made.inner = inner
         return made
 
+    @property
+    def is_cuda(self) -> bool:
+        """True: CrypTen asks for it, and takes its way through matrices of floating numbers."""
+        return True
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -143,6 +149,9 @@ class _Rule:
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation: refused, or run on the values."""
     rule = _Rule.of(func)
+    if any(tensor.is_meta for tensor in _tensors(args)):
+        # Shapes alone, with which torch tries its forward-mode derivatives.
+        return func(*(_inner(arg).to("meta") if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
     _check(func, rule, args, kwargs)
     device = kwargs.get("device")
     plain = {name: _inner(value) for name, value in kwargs.items()} | ({} if device is None else {"device": "cpu"})
@@ -155,11 +164,15 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return result
     if not rule.written:
         return _wrapped(result)
-    # The very tensors that were written to, as autograd expects; they keep the shape that they have.
+    if torch.Tag.inplace_view in func.tags and func is not _aten.set_.source_Tensor:
+        # squeeze_ and the like: the shape outside follows that of the values.
+        with no_dispatch():
+            func(*args, **kwargs)
+    # The very tensors that were written to, as autograd expects.
     outputs = rule.outputs(args, kwargs)
     for tensor in outputs:
         if isinstance(tensor, PretendedTensor) and tensor.shape != tensor.inner.shape:
-            raise RuntimeError(f"{func}: changes a tensor's shape, which the pretended device cannot")
+            raise RuntimeError(f"{func}: resizes a tensor, which the pretended device cannot")
     return outputs[0] if len(outputs) == 1 and len(func._schema.returns) <= 1 else tuple(outputs)
 
 

@@ -129,6 +129,71 @@ def test_show_runs_nothing(runs: Runs) -> None:
     assert load_config(yaml.safe_load(done.stdout)) == compose_runs([*DATA, "sampler=gms"])[0][1]
 
 
+def test_a_saved_configuration_runs_again(runs: Runs) -> None:
+    """As it stands, into the folder that it names; words of the command line win over it."""
+    assert ppir("run", *DATA, "sampler=urs", "sampler.fraction=0.3", "output=first").exit_code == 0
+    done = ppir("run", "--config", "first/config.yaml")
+    assert done.exit_code == 0, done.output
+    assert runs[1] == runs[0]
+    done = ppir("run", "backend=bfv", "--config", "first/config.yaml", "sampler.fraction=0.2", "output=second")
+    assert done.exit_code == 0, done.output
+    config, folder = runs[2]
+    assert (config.backend.kind, config.sampler.fraction, folder) == ("bfv", 0.2, Path("second"))
+    assert load_config(yaml.safe_load(Path("second/config.yaml").read_text())) == config
+
+
+def test_a_saved_clear_experiment_with_a_private_backend_runs_privately(runs: Runs) -> None:
+    ppir("run", *DATA, "output=first")
+    Path("experiment").mkdir()
+    text = "# @package _global_\n" + Path("first/config.yaml").read_text()
+    Path("experiment/mine.yaml").write_text(text)
+    for words in (["backend=bfv", "experiment=mine"], ["experiment=mine", "backend=bfv", "transform=rigid"]):
+        done = ppir("run", "--config-dir", ".", *words)
+        assert done.exit_code == 0, done.output
+        assert runs[-1][0].backend.kind == "bfv"
+    assert runs[-1][0].transform.kind == "rigid"
+
+
+def test_points_run_again_from_their_saved_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_points("m.csv", "f.csv")
+    ppir("points", "--moving", "m.csv", "--fixed", "f.csv", "--columns", "col,row", "-o", "out")
+    done = ppir("run", "--config", "out/config.yaml", "transform=similarity", "output=again")
+    assert done.exit_code == 0, done.output
+    saved = load_points_config(yaml.safe_load(Path("again/config.yaml").read_text()))
+    assert (saved.transform, saved.moving_columns, str(saved.output)) == ("similarity", "col,row", "again")
+    assert Path("again/transform.tfm").exists()
+
+
+@pytest.mark.parametrize("show", [[], ["--show"], ["-m"]])
+def test_private_and_clear_asked_for_at_once_is_refused(runs: Runs, show: list[str]) -> None:
+    done = ppir("run", *show, *DATA, "backend=bfv", "backend.kind=clear")
+    line = "backend: 'bfv' was asked for, but the run would be in clear; refused: name one backend only"
+    assert (done.exit_code, done.stderr) == (2, f"ppir: error: {line}\n")
+    assert not runs
+
+
+def test_the_guard_stands_right_before_the_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever composing makes of the words: a clear run where bfv was asked for does not begin."""
+    clear = load_config({"data": {"moving": "m", "fixed": "f"}, "backend": {"kind": "clear"}})
+    monkeypatch.setattr("ppir_torch.config.compose.compose_runs", lambda *_, **__: [(["backend=bfv"], clear)])
+    monkeypatch.setattr("ppir_torch.config.images.load_config", lambda _mapping: clear)
+    for words in (["run", "backend=bfv"], ["register", "m", "f", "--backend", "bfv"]):
+        done = ppir(*words)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("ppir: error: backend: 'bfv' was asked for, but the run would be in clear")
+    assert not runs
+    assert not Path("outputs").exists()
+
+
+def test_help_names_what_the_registries_hold() -> None:
+    text = " ".join(ppir("register", "--help").output.replace("\u2502", " ").split())
+    for names in ("translation, rigid, similarity", "clear, auto, beaver, spdz, bfv", "none, urs, chunks or gms"):
+        assert names in text
+    assert "{losses}" not in text
+    assert "clear, beaver, spdz, bfv" in ppir("points", "--help").output
+
+
 def test_register_builds_the_same_configuration(runs: Runs) -> None:
     Path("start.tfm").touch()
     arguments = ["--backend", "spdz", "--device", "cpu", "--sampler", "urs", "--fraction", "0.2", "--seed", "4"]
@@ -286,6 +351,7 @@ def test_version_and_info() -> None:
     text = ppir("info").stdout
     for name in ("torch 2", "crypten", "tenseal", "CUDA", "clear", "spdz", "bfv"):
         assert name in text
+    assert "beaver: one-sided product on integer words; needs a dealer process; the fastest" in text.splitlines()
 
 
 def test_import_is_light() -> None:

@@ -176,6 +176,14 @@ def test_a_view_shares_what_it_is_a_view_of() -> None:
     assert whole.tolist() == [[0, 1, 1, 0, 0], [2, 1, 1, 0, 2]]
 
 
+def test_a_shape_that_is_changed_in_place_is_seen() -> None:
+    row, table = here(), torch.arange(8.0).reshape(4, 2)
+    product = on(row) @ on(table)  # torch takes a dimension away in place
+    assert (product.shape, product.tolist()) == ((2,), (row @ table).tolist())
+    with pytest.raises(RuntimeError, match="resizes a tensor"):
+        torch.add(on(row), 1, out=on(torch.empty(0)))
+
+
 def test_autograd_gives_the_derivatives_of_the_cpu() -> None:
     volume = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(2))
     where = torch.linspace(-0.9, 0.8, 20).reshape(1, 1, 10, 2)

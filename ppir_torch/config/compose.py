@@ -1,4 +1,11 @@
-"""From overrides (`backend=bfv sampler.fraction=0.05`) and the YAML groups to checked configurations, with Hydra.
+"""From overrides (`backend=bfv sampler.fraction=0.05`) and YAML files to checked configurations, with Hydra.
+
+There are three steps, and the order of the arguments does not matter to them:
+
+1. files: the groups and an experiment, merged by Hydra; or a saved configuration in their place (`--config`);
+2. choices of the command line (`backend=bfv`, `sampler.kind=gms`): each replaces the whole group. So no file can set
+   another kind in it, and no setting of the old kind stays;
+3. single values of the command line (`sampler.fraction=0.05`).
 
 Hydra only composes. Its own check of keys is passed by (every value is force-added), so that there is one judge of
 keys, types and ranges: `config.load_config`.
@@ -6,27 +13,25 @@ keys, types and ranges: `config.load_config`.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .images import RunConfig, load_config
+from .guard import asked_backends, refuse_clear, refuse_clear_files
+from .images import RunConfig
+from .overrides import EXPERIMENT, Overrides, combinations, config_folder, hydra_loader, sorted_overrides
+from .points import PointsConfig
+from .problems import checked
 
 __all__ = ["compose", "compose_runs", "config_folder"]
 
-
-def config_folder() -> Path:
-    """The folder of the YAML groups: in an installed package beside the rooms, in a checkout one above."""
-    installed = Path(__file__).parents[1] / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+_MADE = "_made"  # the name, in Hydra's store, of what was composed so far
 
 
 def compose_runs(
-    overrides: Sequence[str], sweep: bool = False, extra: Path | None = None
-) -> list[tuple[list[str], RunConfig]]:
+    overrides: Sequence[str], sweep: bool = False, extra: Path | None = None, saved: Path | None = None
+) -> list[tuple[list[str], RunConfig | PointsConfig]]:
     """(overrides, configuration) of every run; more than one where `sweep` expands `key=a,b` into its combinations.
 
     Every run is checked before any is returned.
@@ -35,68 +40,156 @@ def compose_runs(
         overrides: in Hydra's grammar.
         sweep: expand sweeps; without it a sweep is refused.
         extra: a folder with further group files, beside the packaged ones.
+        saved: a configuration that a run has saved, of images or of points, in the place of groups and experiment.
 
     Raises:
         ConfigError: one line per problem.
     """
-    return [(one, load_config(compose(one, extra))) for one in _combinations(overrides, sweep)]
+    runs = [(one, _checked(compose(one, extra, saved), saved)) for one in combinations(overrides, sweep)]
+    for one, config in runs:
+        refuse_clear(asked_backends(one), config.backend.kind)
+    return runs
 
 
-def compose(overrides: Sequence[str], extra: Path | None = None) -> dict[str, object]:
-    """The composed configuration as a plain mapping, not checked yet."""
-    with _hydra() as loader:
-        from hydra import compose as hydra_compose
-        from omegaconf import OmegaConf
+def compose(overrides: Sequence[str], extra: Path | None = None, saved: Path | None = None) -> dict[str, object]:
+    """The composed configuration as a plain mapping, not checked yet; arguments as of `compose_runs`.
 
-        lines = [_forced(override, loader) for override in _parse(overrides, loader)]
-        if extra is not None:
-            lines.append(f"hydra.searchpath=['file://{_folder(extra)}']")
-        composed = hydra_compose("config", lines)
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise ConfigError("\n".join(f"{key}: missing, a value is needed ({key}=...)" for key in missing))
-        _refuse_resolvers(OmegaConf.to_container(composed, resolve=False), "")
-        plain = OmegaConf.to_container(composed, resolve=True)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _combinations(overrides: Sequence[str], sweep: bool) -> list[list[str]]:
-    choices: list[list[str]] = []
-    with _hydra() as loader:
-        for override in _parse(overrides, loader):
-            if not override.is_sweep_override():
-                choices.append([override.input_line])
-            elif not sweep:
-                raise ConfigError(f"{override.input_line}: several values; one is needed, or a sweep with -m")
-            elif not override.is_discrete_sweep():
-                raise ConfigError(f"{override.input_line}: an interval; a list of values or range(a,b) is needed")
-            else:
-                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-    return [list(one) for one in itertools.product(*choices)]
+    Raises:
+        ConfigError: a file or a word that cannot be read, a value that is missing, or a file that asks for a private
+            backend where the run would be in clear.
+    """
+    folders = [config_folder()] if extra is None else [config_folder(), _folder(extra)]
+    search = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
+    with hydra_loader() as loader:
+        read = None if saved is None else _read(saved)
+        said = sorted_overrides(overrides, loader, RunConfig if read is None else _model_of(read), folders)
+        if read is None:
+            composed = _of_groups([*said.groups, *search])
+            asked = _asked_by_files(loader, [*said.groups, *search], folders)
+        else:
+            composed, asked = _of_saved(read, said), {str(saved): _backend_of(read)}
+        if read is not None or said.experiment or search:  # else no file sets anything in another file's group
+            composed |= _chosen_groups(said.choices, search)
+        composed = _with_kinds(composed, said) | said.plain
+        plain = _with_values(composed, said.values)
+    refuse_clear_files(asked, overrides, _backend_of(plain))
+    return plain
 
 
-def _parse(overrides: Sequence[str], loader: Any) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    parsed = list(OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)))
-    for override in parsed:
-        if not override.key_or_group:
-            raise OverrideParseException(override.input_line, "no key")
-    return parsed
+def _checked(mapping: Mapping[str, object], saved: Path | None) -> RunConfig | PointsConfig:
+    model: type[RunConfig] | type[PointsConfig] = RunConfig if saved is None else _model_of(mapping)
+    return checked(model, mapping)
 
 
-def _forced(override: Any, loader: Any) -> str:
-    """The override's line; a plain value is marked `++`, so that unknown keys reach `load_config` too."""
-    key, line = override.key_or_group, str(override.input_line)
-    if override.is_hydra_override() or override.package is not None or override.type.name != "CHANGE":
-        return line
-    options = loader.get_group_options(key)
-    if not options:
-        return "++" + line
-    if not isinstance(override.value(), str | dict):
-        raise ConfigError(f"{line}: one of {', '.join(options)} is needed")
-    return line
+def _model_of(mapping: Mapping[str, object]) -> type[RunConfig] | type[PointsConfig]:
+    """Which configuration a saved one is: that of points names both files at its top."""
+    return PointsConfig if {"moving", "fixed"} & mapping.keys() else RunConfig
+
+
+# --- the first step: files
+
+
+def _of_groups(lines: list[str]) -> dict[str, Any]:
+    composed = _merged(lines)
+    if EXPERIMENT in composed:
+        raise ConfigError(
+            "experiment: its file starts with '# @package _global_'; a saved configuration goes with --config FILE"
+        )
+    return composed
+
+
+def _merged(lines: list[str]) -> dict[str, Any]:
+    """What Hydra makes of our files and these lines; interpolations are not resolved yet."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.to_container(hydra_compose("config", lines), resolve=False)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _read(saved: Path) -> dict[str, Any]:
+    """A saved configuration as it stands.
+
+    Raises:
+        ConfigError: no file that can be read, or none with a mapping.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        read = OmegaConf.to_container(OmegaConf.load(saved), resolve=False)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"--config: {str(saved)!r}, a YAML file that can be read is needed ({reason})") from None
+    if not isinstance(read, dict):
+        raise ConfigError(f"--config: {str(saved)!r}, a mapping of settings is needed in it")
+    return {str(key): value for key, value in read.items()}
+
+
+def _of_saved(read: dict[str, Any], said: Overrides) -> dict[str, Any]:
+    chosen = said.choices.keys() | said.left_out
+    others = [line for line in said.groups if line.lstrip("+~").partition("=")[0] not in chosen]
+    if said.experiment:
+        raise ConfigError("experiment: goes with the groups, not with --config, whose file stands for all of them")
+    if others:
+        raise ConfigError(f"{others[0]}: GROUP=NAME or GROUP.KEY=VALUE is needed with --config")
+    return {key: value for key, value in read.items() if key not in said.left_out}
+
+
+def _asked_by_files(loader: Any, lines: list[str], folders: list[Path]) -> dict[str, str]:
+    """file -> the backend that it names by itself, of all files that Hydra merges, whatever the others make of it."""
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    asked = {}
+    for default in loader.compute_defaults_list("config", lines, RunMode.RUN).defaults:
+        found = [path for folder in folders if (path := folder / f"{default.config_path}.yaml").is_file()]
+        content = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False) if found else None
+        if isinstance(content, dict):
+            inside = content if not default.package else {default.package: content}
+            asked[f"{default.config_path}.yaml"] = _backend_of(inside)
+    return asked
+
+
+def _backend_of(mapping: Mapping[str, Any]) -> str:
+    backend = mapping.get("backend")
+    return str(backend.get("kind", "")) if isinstance(backend, dict) else ""
+
+
+# --- the second and third step: choices and values
+
+
+def _chosen_groups(choices: Mapping[str, str], search: list[str]) -> dict[str, Any]:
+    """The groups that are chosen, each as its own file has it."""
+    if not search:
+        together = _merged(list(choices.values()))
+        return {group: together[group] for group in choices}
+    # One at a time: a file of the user's own may set something in another group.
+    return {group: _merged([line, *search]).get(group, {}) for group, line in choices.items()}
+
+
+def _with_kinds(composed: dict[str, Any], said: Overrides) -> dict[str, Any]:
+    """Every field whose kind is named anew without what belonged to the old one."""
+    kept = {}
+    for key, kind in said.kinds.items():
+        there = composed.get(key)
+        same = isinstance(there, dict) and there.get("kind") == kind and key not in said.whole
+        kept[key] = there if same else {"kind": kind}
+    return composed | kept
+
+
+def _with_values(composed: dict[str, Any], lines: list[str]) -> dict[str, object]:
+    """The mapping with single values, all interpolations resolved, nothing missing."""
+    from hydra import compose as hydra_compose
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(_MADE, composed)
+    whole = hydra_compose(_MADE, lines)
+    missing = sorted(OmegaConf.missing_keys(whole))
+    if missing:
+        raise ConfigError("\n".join(f"{key}: missing, a value is needed ({key}=...)" for key in missing))
+    _refuse_resolvers(OmegaConf.to_container(whole, resolve=False), "")
+    return {str(key): value for key, value in OmegaConf.to_container(whole, resolve=True).items()}
 
 
 def _refuse_resolvers(value: object, path: str) -> None:
@@ -115,30 +208,3 @@ def _folder(extra: Path) -> Path:
     if not extra.is_dir() or "'" in str(extra):
         raise ConfigError(f"--config-dir: {str(extra)!r}, an existing folder (without a quote in its name) is needed")
     return extra.resolve()
-
-
-@contextmanager
-def _hydra() -> Iterator[Any]:
-    """Hydra over the packaged groups, gives its config loader; what it refuses becomes a ConfigError of one line."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            yield GlobalHydra.instance().config_loader()
-    except MissingConfigException as error:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        allowed = f"one of {', '.join(error.options)} is needed" if error.options else "no such configuration"
-        raise ConfigError(f"{group or 'configuration'}: {name!r}, {allowed}") from None
-    except OverrideParseException as error:
-        hint = "key=value is needed; quote a value with special characters: \"key='a=b (1)'\""
-        raise ConfigError(f"{error.override!r}: {hint}") from None
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration: {_first_line(str(error))}") from None
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "unknown reason")

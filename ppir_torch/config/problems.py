@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .base import show
 from .registry import OneOf
 
-__all__ = ["checked", "choice_of", "kinds", "problem_line"]
+__all__ = ["checked", "choice_of", "holds_settings", "kinds", "problem_line"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -75,6 +75,12 @@ def _locate(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, typ
 def choice_of(field: FieldInfo | None) -> OneOf | None:
     """What says which settings a field may hold, where it is a choice of an entry."""
     return next((part for part in field.metadata if isinstance(part, OneOf)), None) if field else None
+
+
+def holds_settings(model: type[BaseModel], name: str) -> bool:
+    """Whether a field of the model is a mapping of settings."""
+    field = model.model_fields.get(name)
+    return field is not None and bool(_models(field.annotation))
 
 
 def _unknown_key(name: str, given: str, holder: type[BaseModel], family: list[type[BaseModel]]) -> str:

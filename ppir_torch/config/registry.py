@@ -134,6 +134,10 @@ class Registry(Generic[E]):
         """The package that an entry comes from, with its version; "" for ours."""
         return self._distributions.get(name, "") if name in self._entries else ""
 
+    def broken(self) -> dict[str, str]:
+        """name -> why it cannot be used, of the entries of other packages."""
+        return dict(self._broken) if self._entries else {}
+
     @functools.cached_property
     def _entries(self) -> dict[str, E]:
         found = dict(self._own)

@@ -89,11 +89,13 @@ def select_points(
 ) -> tuple[Tensor | None, Sample]:
     """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
 
+    Indices lie on the CPU, wherever the mask does: they are sent, drawn and counted there.
+
     Both parties run this on public values and get the same points. They are voxels: of features every channel is used
     at each of them.
     """
     coarse, keep = level_grid(grid, level)
-    candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten()
+    candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten().cpu()
     count = coarse.count if candidates is None else candidates.numel()
     if count == 0:
         raise ImageError(f"mask: no voxel left at shrink factor {level.shrink}; use fewer levels or a larger mask")

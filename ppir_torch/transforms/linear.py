@@ -119,7 +119,7 @@ class LinearTransform(nn.Module):
         result.dimension, result.radius = self.dimension, self.radius
         result.register_buffer("centre", self.centre.clone())
         result.translation = nn.Parameter(torch.zeros_like(self.translation))
-        result.shear = nn.Parameter(torch.zeros(self.dimension, self.dimension, dtype=self.translation.dtype))
+        result.shear = nn.Parameter(self.translation.new_zeros(self.dimension, self.dimension))
         result.set_affine_map(matrix, offset)
         return result
 
@@ -204,8 +204,8 @@ class Affine(LinearTransform):
     @torch.no_grad()
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
         """Take the parameters of y = matrix x + offset, matrix (D, D), offset (D,) mm."""
-        identity = torch.eye(self.dimension, dtype=self.shear.dtype)
-        self.shear.copy_((matrix.to(self.shear.dtype) - identity) * self.radius)
+        identity = torch.eye(self.dimension, dtype=self.shear.dtype, device=self.shear.device)
+        self.shear.copy_((matrix.to(self.shear) - identity) * self.radius)
         self.set_translation(matrix, offset)
 
 

@@ -167,7 +167,7 @@ class Regulariser:
         result = components * term.weight
         for n, orders in zip(self.lattice.size, term.orders, strict=True):
             # The last axis is contracted and goes to the front: after every axis the order is the old one.
-            result = (result @ gram_matrices(n)[orders].T.to(result)).movedim(-1, 1)
+            result = (result @ _gram_on(result.device, n, orders).T).movedim(-1, 1)
         return result
 
     def _turn(self, vectors: Tensor, back: bool) -> Tensor:
@@ -211,6 +211,12 @@ def gram_matrices(count: int) -> Tensor:
     for first in range(count - 3):
         result[:, :, first : first + 4, first : first + 4] += cell
     return result
+
+
+@functools.lru_cache(maxsize=256)
+def _gram_on(device: torch.device, count: int, orders: tuple[int, int]) -> Tensor:
+    """(m, m) of `gram_matrices`, on a device: conjugate gradients ask for it some thirty times an iteration."""
+    return gram_matrices(count)[orders].to(device)
 
 
 def _isotropic_terms(dimension: int, order: int) -> list[_Term]:
