@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .config.samplers import SAMPLERS, SamplerEntry
 from .errors import ConfigError
 
 __all__ = [
@@ -128,22 +129,25 @@ class Sampler(ABC):
     """Which of a level's points enter the loss; any subclass goes into a `Plan`.
 
     Attributes:
-        points_known: party_2 knows which points count, all alike, and so J's mean over them.
-        keeps_order: party_2 is asked for points in the image's order, as mapped products (deformable stages) need it.
+        entry: what is known of it: what it discloses, what it goes with.
     """
 
-    points_known: ClassVar[bool] = False
-    keeps_order: ClassVar[bool] = True
+    entry: ClassVar[SamplerEntry]
+
+    @property
+    def points_known(self) -> bool:
+        """Whether party_2 knows which points count, all alike, and so J's mean over them."""
+        return self.entry.known_to_party_2
 
     @property
     def discloses_to_party_1(self) -> str:
         """As it stands in the summary of a run."""
-        return "nothing"
+        return self.entry.discloses(self).party_1
 
     @property
     def discloses_to_party_2(self) -> str:
         """As it stands in the summary of a run."""
-        return "nothing"
+        return self.entry.discloses(self).party_2
 
     @abstractmethod
     def select(self, level: LevelView) -> Selection:
@@ -162,7 +166,7 @@ class Full(Sampler, PointChoice):
     """Every point of the level. Discloses nothing."""
 
     kind = "full"
-    points_known = True
+    entry = SAMPLERS.ours("none")
 
     def select(self, level: LevelView) -> Selection:  # noqa: ARG002
         """All points."""
@@ -188,9 +192,7 @@ class Uniform(Sampler, PointChoice):
     seed: int = 0
 
     kind = "uniform"
-    points_known = True
-    discloses_to_party_1 = "nothing (points drawn from a public seed)"
-    discloses_to_party_2 = "nothing (points drawn from a public seed)"
+    entry = SAMPLERS.ours("urs")
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -248,8 +250,7 @@ class Chunks(Sampler):
     fraction: float
     seed: int = 0
 
-    keeps_order = False
-    discloses_to_party_2 = "nothing (the points follow a public random order, which of them count is not sent)"
+    entry = SAMPLERS.ours("chunks")
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
@@ -288,12 +289,7 @@ class GradientMagnitude(Sampler):
     floor: float = 0.2
     disclose_points: bool = False
 
-    @property
-    def discloses_to_party_2(self) -> str:
-        """As it stands in the summary of a run."""
-        if self.disclose_points:
-            return "each level's chosen points, which show where the moving image has edges"
-        return "nothing (the chosen points stay with party_1)"
+    entry = SAMPLERS.ours("gms")
 
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)

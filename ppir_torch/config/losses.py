@@ -87,25 +87,25 @@ LOSSES = Registry(
     LossEntry(
         SsdConfig,
         "mean squared difference of the intensities: one modality on one scale",
-        "ppir_torch.losses.measures:SquaredDifference",
+        "ppir_torch.losses.ssd:SquaredDifference",
     ),
     LossEntry(
         NccConfig,
         "1 - correlation of the intensities: one modality, whatever brightness and contrast",
-        "ppir_torch.losses.measures:Correlation",
+        "ppir_torch.losses.ncc:Correlation",
         discloses=("with loss ncc J is the fixed image at zero mean and unit variance: neither is told",),
         normalised=True,
     ),
     LossEntry(
         LocalNccConfig,
         "squared difference of locally normalised images: one modality, brightness that drifts",
-        "ppir_torch.losses.measures:LocalCorrelation",
+        "ppir_torch.losses.local_ncc:LocalCorrelation",
         discloses=("with loss local_ncc J is the locally normalised fixed image, not its intensities",),
     ),
     LossEntry(
         MindConfig,
         "squared difference of MIND-SSC descriptors: across modalities",
-        "ppir_torch.losses.measures:Mind",
+        "ppir_torch.losses.mind:Mind",
         discloses=(
             "with loss mind J is the fixed image's MIND descriptors (12 channels, 4 in 2-D), not its intensities",
         ),
@@ -113,7 +113,7 @@ LOSSES = Registry(
     LossEntry(
         MutualInformationConfig,
         "minus the mutual information of the intensities: across modalities, linear transforms",
-        "ppir_torch.losses.measures:MutualInformation",
+        "ppir_torch.losses.mutual_information:MutualInformation",
         discloses=(
             "with loss mi it learns the joint histogram of the two images' bins and D (D + 1) moments of its "
             "derivative at each iteration; no range, mean, scale or energy of J is told",

@@ -1,20 +1,16 @@
 """Losses: what party_2's operand is, and how value, gradient and Hessian follow from the joint product."""
 
-from .deformable import DeformableNCC, DeformableSSD, Smoothness
+from .deformable import DeformableSSD
 from .inverse_ssd import InverseSSD
-from .linearisation import AnyLinearisation, Linearisation, LinearLoss, OperatorLinearisation
-from .measures import (
-    Correlation,
-    LocalCorrelation,
-    Measure,
-    Mind,
-    ModuleFeatures,
-    MutualInformation,
-    SquaredDifference,
-)
-from .mutual_information import MI
-from .ncc import NCC
-from .ssd import SSD
+from .linearisation import AnyLinearisation, LatticeLoss, Linearisation, LinearLoss, OperatorLinearisation
+from .local_ncc import LocalCorrelation
+from .measures import Measure
+from .mind import Mind
+from .module import ModuleFeatures
+from .mutual_information import MI, MutualInformation
+from .ncc import NCC, Correlation, DeformableNCC
+from .smooth import Smoothness
+from .ssd import SSD, FeatureDifference, SquaredDifference
 
 __all__ = [
     "MI",
@@ -24,7 +20,9 @@ __all__ = [
     "Correlation",
     "DeformableNCC",
     "DeformableSSD",
+    "FeatureDifference",
     "InverseSSD",
+    "LatticeLoss",
     "LinearLoss",
     "Linearisation",
     "LocalCorrelation",

@@ -9,16 +9,11 @@ opened. I . G stays with party_1, and the Hessian, which is applied and never bu
 (Free-form deformations: Rueckert et al., TMI 1999; Gauss-Newton for them: Andersson et al., FNIRT, 2007; velocity
 fields: Ashburner, NeuroImage 2007, the update being added to v: Vercauteren et al., MICCAI 2008.)
 
-`DeformableNCC` has (I - mean I) / deviation in the place of I, and half of all: 1 - rho. Its derivatives lose what lies
-along 1 and along the normalised image, which party_1 subtracts alone; the joint product is the same.
-
 Points, matrices, gradient and Hessian lie on the moving image's device; the coefficients, which are few, where the
 transform has them.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,27 +23,13 @@ from ..images import Image
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
 from ..transforms import LatticeTransform, LinearTransform, adjoint, expand
-from ..transforms.smoothness import Regulariser
 from ..warping import channels_above_outside, sample_with_gradient
 from .linearisation import OperatorLinearisation
-from .ncc import standardise
+from .smooth import Smoothness
 
-__all__ = ["DeformableNCC", "DeformableSSD", "Smoothness"]
+__all__ = ["DeformableSSD"]
 
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Smoothness:
-    """alpha R(c): a regulariser and its weight, relative to the fixed image's variance, so that units do not matter.
-
-    Args:
-        regulariser: of the transform's lattice.
-        weight: mm^2 for "diffusion" and "elastic" of a displacement in mm ... as R's unit asks; 0 switches it off.
-    """
-
-    regulariser: Regulariser
-    weight: float
 
 
 class DeformableSSD:
@@ -187,38 +168,3 @@ class DeformableSSD:
         if self._alpha > 0:
             result = result + self._alpha * self.smoothness.regulariser.diagonal().to(result)
         return result.flatten()
-
-
-class DeformableNCC(DeformableSSD):
-    """1 - correlation with a smoothness term, half of `DeformableSSD`'s value at normalised images; arguments as there.
-
-    With r = I^ - J^ of the normalised images and G^ = G / deviation of I:
-
-        gradient = 1/n B^T (G^ * (r - mean r - I^ mean(I^ r)))
-    """
-
-    def __init__(
-        self, operand: Operand, transform: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
-    ) -> None:
-        super().__init__(operand, transform, outer, smoothness)
-        self._alpha /= 2
-
-    def linearise(self, moving: Image) -> OperatorLinearisation:
-        """Value, gradient (P,) and Hessian operator, from one joint product; points of equal weight only."""
-        rows = self._rows(moving)
-        n = rows.shape[1]
-        deviation = standardise(rows, None)
-        if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
-            rows.zero_()
-        else:
-            rows[:-1] /= deviation
-        carried, projected, total = self.operand.project(rows)
-        warped = carried[-1]
-        energy, mean = float(exact_products(carried[-1:], carried[-1:])), float(warped.double().mean())
-        along = (energy - total) / n  # mean of I^ r
-        own = self.operand.adjoint(carried[:-1] * (warped * (1 - along) - mean))
-        gradient = (own - projected.to(own)).flatten() / n
-        value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
-        fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
-        without = torch.stack([field.flatten() for field in fields]) / n
-        return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)

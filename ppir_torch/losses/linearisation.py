@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..images import Image
 
-__all__ = ["AnyLinearisation", "LinearLoss", "Linearisation", "OperatorLinearisation"]
+__all__ = ["AnyLinearisation", "LatticeLoss", "LinearLoss", "Linearisation", "OperatorLinearisation"]
 
 _CG_TOLERANCE = 0.05
 _CG_ITERATIONS = 30
@@ -84,6 +84,14 @@ class LinearLoss(Protocol):
 
     def linearise(self, transform: nn.Module, moving: Image) -> Linearisation:
         """Value, gradient and Hessian, from one joint product; `moving` is of the operand's features."""
+        ...
+
+
+class LatticeLoss(Protocol):
+    """A loss that is linearised at the coefficients of the control lattice that it was made with."""
+
+    def linearise(self, moving: Image) -> AnyLinearisation:
+        """Value, gradient and Hessian operator, from one joint product; `moving` is of the operand's features."""
         ...
 
 

@@ -21,21 +21,26 @@ gradient take hundreds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..config.losses import LOSSES
 from ..errors import ConfigError, ImageError
 from ..histograms import bin_slopes, information
 from ..images import Image
 from ..joint.bounds import all_pairs
-from ..joint.columns import table_of
+from ..joint.columns import MOST_BINS, Columns, table_of
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
 from ..transforms import LinearTransform
 from .linearisation import Linearisation
+from .measures import Measure
 from .ssd import SSD
 
-__all__ = ["MI"]
+__all__ = ["MI", "MutualInformation"]
 
 
 class MI(SSD):
@@ -114,6 +119,48 @@ class MI(SSD):
         pairs, into = [(row, column) for row, column, _ in asked], [result for *_, result in asked]
         sums = self.operand.sums(products.reshape(-1, points), pairs, into)
         return sums.cpu().reshape(dimension, dimension + 1)
+
+
+@dataclass(frozen=True)
+class MutualInformation(Measure):
+    """Minus the mutual information of the intensities, in nats: across modalities, for linear transforms.
+
+    See `losses.mutual_information` for what is opened. Bins divide each party's own range of intensities, which is not
+    told; a cubic window lies over three of them on either side, so few are needed.
+
+    Args:
+        moving_bins: of the moving image, 4 to 64; every iteration sends as many rows.
+        fixed_bins: of the fixed image, 4 to 64; every iteration sends D times as many rows.
+
+    Raises:
+        ConfigError: other numbers of bins.
+    """
+
+    moving_bins: int = 16
+    fixed_bins: int = 8
+
+    entry = LOSSES.ours("mi")
+
+    def __post_init__(self) -> None:
+        for name, bins in (("moving_bins", self.moving_bins), ("fixed_bins", self.fixed_bins)):
+            if not 4 <= bins <= MOST_BINS:
+                raise ConfigError(f"{name}: {bins}, 4 to {MOST_BINS} are needed")
+
+    def columns(self) -> Columns:
+        """Bin weights, see `Columns`."""
+        return Columns("bins", bins=self.fixed_bins)
+
+    def most_rows(self, dimension: int) -> int:
+        """Of the histogram, and of its derivative."""
+        return max(self.moving_bins, dimension * self.fixed_bins)
+
+    def to_meta(self) -> dict[str, Any]:
+        """See `Measure`."""
+        return {"kind": self.kind, "moving_bins": self.moving_bins, "fixed_bins": self.fixed_bins}
+
+    def loss(self, operand: Operand) -> MI:
+        """See `Measure`."""
+        return MI(operand, self.moving_bins)
 
 
 def _range(moving: Image) -> tuple[float, float]:

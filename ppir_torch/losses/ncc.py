@@ -12,23 +12,32 @@ enhanced correlation coefficient of Evangelidis and Psarakis, TPAMI 2008.)
 
 By moments (affine transforms under some protocols) the product has S's spatial gradient as rows instead, and party_1
 takes mean(I^ (I^ - J^)) out of the sums afterwards; it has that from the value.
+
+`DeformableNCC` is the same on a control lattice's coefficients. Its derivatives lose what lies along 1 and along the
+normalised image, which party_1 subtracts alone; the joint product is that of `DeformableSSD`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..config.losses import LOSSES
 from ..errors import ConfigError
 from ..images import Image
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
-from .linearisation import Linearisation
+from ..transforms import LatticeTransform, LinearTransform
+from .deformable import DeformableSSD
+from .linearisation import Linearisation, OperatorLinearisation
+from .measures import Measure
+from .smooth import Smoothness
 from .ssd import SSD
 
-__all__ = ["NCC", "standardise"]
+__all__ = ["NCC", "Correlation", "DeformableNCC"]
 
 _FLAT = 1e-6  # deviation, as a share of the largest value, that is rounding
 
@@ -90,6 +99,62 @@ class NCC(SSD):
     def _value(self, transform: nn.Module, moving: Image) -> float:
         rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
         return self._compare(rows)[0] / 2 if standardise(rows, self._weights(rows)[0]) > 0 else 1.0
+
+
+class DeformableNCC(DeformableSSD):
+    """1 - correlation with a smoothness term, half of `DeformableSSD`'s value at normalised images; arguments as there.
+
+    With r = I^ - J^ of the normalised images and G^ = G / deviation of I:
+
+        gradient = 1/n B^T (G^ * (r - mean r - I^ mean(I^ r)))
+    """
+
+    def __init__(
+        self, operand: Operand, transform: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
+    ) -> None:
+        super().__init__(operand, transform, outer, smoothness)
+        self._alpha /= 2
+
+    def linearise(self, moving: Image) -> OperatorLinearisation:
+        """Value, gradient (P,) and Hessian operator, from one joint product; points of equal weight only."""
+        rows = self._rows(moving)
+        n = rows.shape[1]
+        deviation = standardise(rows, None)
+        if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
+            rows.zero_()
+        else:
+            rows[:-1] /= deviation
+        carried, projected, total = self.operand.project(rows)
+        warped = carried[-1]
+        energy, mean = float(exact_products(carried[-1:], carried[-1:])), float(warped.double().mean())
+        along = (energy - total) / n  # mean of I^ r
+        own = self.operand.adjoint(carried[:-1] * (warped * (1 - along) - mean))
+        gradient = (own - projected.to(own)).flatten() / n
+        value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
+        fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
+        without = torch.stack([field.flatten() for field in fields]) / n
+        return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)
+
+
+@dataclass(frozen=True)
+class Correlation(Measure):
+    """1 - Pearson's correlation of the intensities (NCC), over the points in use.
+
+    An increasing affine change of either image's intensities leaves it as it is. party_2's mean and variance are not
+    disclosed: its column is normalised before anything is said about it.
+    """
+
+    entry = LOSSES.ours("ncc")
+
+    def loss(self, operand: Operand) -> NCC:
+        """See `Measure`."""
+        return NCC(operand)
+
+    def deformable_loss(
+        self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
+    ) -> DeformableNCC:
+        """See `Measure`."""
+        return DeformableNCC(operand, part, outer, smoothness)
 
 
 def standardise(rows: Tensor, weights: Tensor | None) -> float:

@@ -10,21 +10,27 @@ Gauss-Newton for images: Lucas and Kanade 1981, Baker and Matthews 2004.)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..config.losses import LOSSES
 from ..errors import ImageError
 from ..images import Image
 from ..joint.columns import homogeneous
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
+from ..transforms import LatticeTransform, LinearTransform
 from ..warping import affine_table, channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
+from .deformable import DeformableSSD
 from .linearisation import Linearisation
+from .measures import Measure
+from .smooth import Smoothness
 
-__all__ = ["SSD"]
+__all__ = ["SSD", "FeatureDifference", "SquaredDifference"]
 
 _CHUNK = 1 << 16  # points whose images stay in the processor's cache
 
@@ -158,6 +164,27 @@ class SSD(nn.Module):
         if key not in self._points:
             self._points[key] = self.operand.grid.points(self.operand.sample.index, *key)
         return self._points[key]
+
+
+class FeatureDifference(Measure):
+    """Base of the measures that are the mean squared difference of features: `Measure.features` says of which."""
+
+    def loss(self, operand: Operand) -> SSD:
+        """See `Measure`."""
+        return SSD(operand)
+
+    def deformable_loss(
+        self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
+    ) -> DeformableSSD:
+        """See `Measure`."""
+        return DeformableSSD(operand, part, outer, smoothness)
+
+
+@dataclass(frozen=True)
+class SquaredDifference(FeatureDifference):
+    """Mean squared difference of the intensities (SSD)."""
+
+    entry = LOSSES.ours("ssd")
 
 
 def _count(transform: nn.Module) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
 from .parameters import copies, restore
@@ -26,6 +27,8 @@ class Adam(Optimizer):
     """
 
     learning_rate_voxels: float = 0.25
+
+    entry = OPTIMIZERS.ours("adam")
 
     def minimise(
         self,

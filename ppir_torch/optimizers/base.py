@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from torch import nn
 
+from ..config.optimizers import OptimizerEntry
+from ..config.registry import words
+from ..errors import ConfigError
 from ..joint.columns import Columns
 from ..joint.operands import Operand
 from ..losses import AnyLinearisation, LinearLoss, Measure
@@ -19,7 +23,12 @@ class Optimizer(ABC):
     """An optimiser sees value, gradient and Hessian of a linearised loss, never an image.
 
     `minimise` is all that most have to say. The other methods are for those whose loss is of another form.
+
+    Attributes:
+        entry: what is known of it: what it discloses, what it goes with.
     """
+
+    entry: ClassVar[OptimizerEntry]
 
     @abstractmethod
     def minimise(
@@ -38,12 +47,15 @@ class Optimizer(ABC):
             voxel_mm: of the level.
         """
 
-    def check(self, loss: str) -> None:  # noqa: B027
+    def check(self, loss: str) -> None:
         """Refuse a loss, by its name, that does not go with this optimiser.
 
         Raises:
             ConfigError: the two do not go together.
         """
+        if not self.entry.goes_with(loss):
+            names = words(map(repr, self.entry.losses or ()))
+            raise ConfigError(f"optimizer: {type(self).__name__} goes with loss {names} only, not {loss!r}")
 
     def columns(self, transform: str) -> Columns | None:  # noqa: ARG002
         """The columns that it needs of the fixed image with a linear transform; None: those of the loss."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
 from .parameters import add_step, copies, restore
@@ -33,6 +34,8 @@ class GaussNewton(Optimizer):
     """
 
     damping: float = 1e-4
+
+    entry = OPTIMIZERS.ours("gauss_newton")
 
     def minimise(
         self,

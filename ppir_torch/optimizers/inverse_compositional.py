@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from ..errors import ConfigError
+from ..config.optimizers import OPTIMIZERS
 from ..joint.columns import Columns
 from ..joint.operands import Operand
 from ..losses import AnyLinearisation, InverseSSD, Measure
@@ -32,10 +32,7 @@ class InverseCompositional(Optimizer):
 
     damping: float = 1e-4
 
-    def check(self, loss: str) -> None:
-        """See `Optimizer`: steepest-descent images are those of ssd."""
-        if loss != "ssd":
-            raise ConfigError(f"optimizer: InverseCompositional goes with loss 'ssd' only, not {loss!r}")
+    entry = OPTIMIZERS.ours("inverse_compositional")
 
     def columns(self, transform: str) -> Columns:
         """See `Optimizer`."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
 from .parameters import add_step, copies, restore
@@ -37,6 +38,8 @@ class LBFGS(Optimizer):
 
     memory: int = 10
     damping: float = 1e-4
+
+    entry = OPTIMIZERS.ours("lbfgs")
 
     def minimise(
         self,

@@ -86,12 +86,12 @@ class Plan:
                 f"loss: {self.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform"
             )
         sampler = type(self.sampler).__name__
-        if not self.sampler.keeps_order:
+        if not self.sampler.entry.deforms:
             raise ConfigError(
                 f"sampler: {sampler}, with a deformable stage one of Full, Uniform (URS), GradientMagnitude (GMS) is "
                 "needed: mapped products keep the image's order"
             )
-        if self.loss.normalised and not self.sampler.points_known:
+        if self.loss.normalised and self.sampler.entry.weighted:
             raise ConfigError(
                 f"sampler: {sampler}, with a deformable stage and loss {self.loss.kind!r} one of Full, Uniform "
                 "(URS) is needed: its gradient asks for J's mean over the weighted points, which is not opened"
