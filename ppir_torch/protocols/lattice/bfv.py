@@ -84,6 +84,4 @@ PROTOCOL = Protocol(
     fixed_side=lambda channel, _dealer, _device: BfvFixedSide(channel),
     product_kinds=(MessageKind.REPLY_CIPHERTEXTS,),
     result_bits=36,
-    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
-    party_2_learns="sizes and timing only (timing: about how many blocks of X are all zero)",
 )
