@@ -129,6 +129,27 @@ def level_count(image: Image, level: Level) -> int:
     return image.at_level(level).grid.count
 
 
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=[] if name in ("beaver", "bfv") else pytest.mark.slow) for name in BACKENDS]
+)
+def test_two_operands_of_one_private_source_are_both_usable(backend: str, images: dict[int, Files]) -> None:
+    """The first one's loss is the same before and after the second exists; so are those of two URS minibatches."""
+    files = images[2]
+    moving, fixed = load_image(files.moving, torch.float64), load_image(files.fixed)
+    transform = make_transform("affine", fixed, moving)
+    level = Level(2, 1.0)
+    requests = [OperandRequest(level), *(OperandRequest(level, Uniform(0.3, seed)) for seed in (1, 2))]
+    requests.append(OperandRequest(Level(1, 0.0)))
+    with open_private(files.fixed, backend, threads=1, max_values=100_000) as unseen, torch.no_grad():
+        losses, alone = [], []
+        for request in requests:
+            losses.append((SSD(unseen.operand(request)), moving.at_level(request.level)))
+            alone.append(losses[-1][0](transform, losses[-1][1]).item())
+        again = [losses[number][0](transform, losses[number][1]).item() for number in (0, 1, 2, 3, 1, 0)]
+    assert again == [alone[number] for number in (0, 1, 2, 3, 1, 0)]
+    assert len(set(alone)) == len(alone)
+
+
 def test_a_wrong_gradient_would_be_seen(images: dict[int, Files]) -> None:
     """Control: the quantisation alone (not the clear image's own values) moves the gradient by more than the bound."""
     files, level = images[2], Level(2, 1.0)
