@@ -20,12 +20,12 @@ from ppir_torch.features import apply_module, local_normalised, mind_ssc, prepro
 from ppir_torch.grids import Grid
 from ppir_torch.histograms import bin_slopes, bin_weights, information
 from ppir_torch.images import Image, Level
+from ppir_torch.joint.placement import select_points
 from ppir_torch.losses import Correlation, Measure, Mind, MutualInformation, SquaredDifference
 from ppir_torch.metrics import registration as metrics
 from ppir_torch.metrics import similarity
 from ppir_torch.phantoms import deformed
 from ppir_torch.registration import ClearFixed, OperandRequest
-from ppir_torch.registration.source import select_points
 from ppir_torch.sampling import Full, GradientMagnitude, Uniform
 from ppir_torch.transforms import (
     Affine,

@@ -287,7 +287,6 @@ class Protocol:
         dealer: serves (channel to party_1, channel to party_2) in a process of its own; None where none is needed.
         product_kinds: the messages that may begin a product.
         result_bits: about log2 of the largest |R|, by which point sets choose their scales.
-        party_1_learns, party_2_learns: for every run's summary.
     """
 
     name: str
@@ -296,8 +295,6 @@ class Protocol:
     dealer: Callable[[Channel, Channel], None] | None = None
     product_kinds: tuple[MessageKind, ...] = ()
     result_bits: int = 36
-    party_1_learns: str = ""
-    party_2_learns: str = ""
 
 
 def compute_device(name: str) -> str:

@@ -18,12 +18,12 @@ from ..joint.columns import BIN_PEAK, Columns, columns_of
 from ..joint.header import OperandHeader
 from ..joint.in_use import KeptOperands
 from ..joint.interface import FixedOperand, FixedSide
+from ..joint.placement import select_points
 from ..joint.prepared import PreparedOperand
 from ..joint.public_map import FEW_BITS, PublicMap
 from ..joint.quantise import quantise_columns, row_norm
 from ..losses import Measure
 from ..registration.request import SSD_MEASURE, AskedOperand
-from ..registration.source import select_points
 from ..wire.kinds import MessageKind
 from ..wire.link import Link, Received
 from ..wire.messages import Finish, Geometry, OperandInUse, SharedTransform

@@ -16,9 +16,9 @@ from ..joint.interface import MovingSide
 from ..joint.ledger import Ledger
 from ..joint.opened import KeptLedger
 from ..joint.operands import PrivateOperand
+from ..joint.placement import select_points
 from ..joint.prepared import PreparedOperand
 from ..registration.request import OperandRequest
-from ..registration.source import select_points
 from ..transforms import Composite, LatticeTransform, LinearTransform
 from ..wire.link import Link
 from ..wire.messages import Finish, Geometry, SharedTransform

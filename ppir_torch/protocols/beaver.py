@@ -338,6 +338,4 @@ PROTOCOL = Protocol(
     dealer=serve_dealer,
     product_kinds=(MessageKind.MASKED_ROWS,),
     result_bits=62,
-    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
-    party_2_learns="sizes and timing only; the dealer the same",
 )

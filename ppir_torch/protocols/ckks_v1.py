@@ -347,8 +347,4 @@ PROTOCOL = Protocol(
     fixed_side=lambda channel, _dealer, _device: CkksV1FixedSide(channel),
     product_kinds=(MessageKind.NAIVE_REPLY,),
     result_bits=36,
-    party_1_learns="INSECURE baseline: CKKS decryptions with their noise, which say something of party_2's key (Li and "
-    "Micciancio 2021), besides the products of each iteration; per level the mean, scale and energy of J",
-    party_2_learns="INSECURE baseline: the products of each iteration, the scale of each row, and many linear "
-    "functions of X itself: the reply is neither masked nor flooded",
 )

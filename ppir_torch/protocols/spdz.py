@@ -337,6 +337,4 @@ PROTOCOL = Protocol(
     dealer=serve_dealer,
     product_kinds=(MessageKind.PRODUCT,),
     result_bits=62,
-    party_1_learns="the opened products of each iteration; per level the mean, scale and energy of J",
-    party_2_learns="sizes and timing only; the dealer the same",
 )

@@ -16,13 +16,14 @@ from ..grids import Grid
 from ..images import Image, Level, level_grid
 from ..joint.columns import Columns
 from ..joint.operands import Operand
+from ..joint.placement import select_points
 from ..losses import Measure
 from ..sampling import Full, Sampler
 from ..transforms import ControlLattice, LinearTransform
 from ..warping import channels_above_outside, resampled_along, sample_with_gradient
 from .plan import Plan
 from .request import OperandRequest
-from .source import FixedSource, select_points
+from .source import FixedSource
 
 __all__ = ["RunLevel", "moving_features"]
 

@@ -1,5 +1,6 @@
 """Where a run gets its fixed image from, and the source that holds it in this process.
 
+>>> from ppir_torch.images import Level
 >>> from ppir_torch.registration.request import OperandRequest
 >>> fixed = ClearFixed(Image(torch.rand(1, 8, 8), Grid((8, 8))))
 >>> fixed.operand(OperandRequest(Level(1, 0.0))).grid.size
@@ -14,14 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ImageError, LinkError
+from ..errors import ImageError
 from ..grids import Grid
-from ..images import Image, Level, check_content, level_grid
+from ..images import Image, check_content
 from ..joint.operands import ClearOperand, Operand
-from ..sampling import PointChoice, Sample
+from ..joint.placement import select_points
 from .request import OperandRequest
 
-__all__ = ["ClearFixed", "FixedSource", "select_points"]
+__all__ = ["ClearFixed", "FixedSource"]
 
 
 class FixedSource(Protocol):
@@ -82,26 +83,3 @@ class ClearFixed:
         features = measure.features(coarse, coarse.grid)
         public_map = request.public_map(features.grid, sample)
         return ClearOperand.of(features, candidates, sample, request.columns, self.grid, public_map, measure.normalised)
-
-
-def select_points(
-    grid: Grid, mask: Tensor | None, level: Level, choice: PointChoice, number: int
-) -> tuple[Tensor | None, Sample]:
-    """(candidate points of a level, the sample among them) as flat indices on the level's grid; None means all.
-
-    Indices lie on the CPU, wherever the mask does: they are sent, drawn and counted there.
-
-    Both parties run this on public values and get the same points. They are voxels: of features every channel is used
-    at each of them.
-    """
-    coarse, keep = level_grid(grid, level)
-    candidates = None if mask is None else torch.nonzero(mask[keep].flatten()).flatten().cpu()
-    count = coarse.count if candidates is None else candidates.numel()
-    if count == 0:
-        raise ImageError(f"mask: no voxel left at shrink factor {level.shrink}; use fewer levels or a larger mask")
-    sample = choice.draw(count, number)
-    if sample.index is not None and (int(sample.index.min()) < 0 or int(sample.index.max()) >= count):
-        raise LinkError(f"sample: indices outside 0..{count - 1}")
-    if candidates is not None:
-        sample = Sample(candidates if sample.index is None else candidates[sample.index], sample.weights)
-    return candidates, sample

@@ -18,10 +18,10 @@ from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.bounds import Pairs
 from ppir_torch.joint.operands import Operand
+from ppir_torch.joint.placement import select_points
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points, mean_squared_difference
 from ppir_torch.optimizers import Adam, GaussNewton, Stopping
 from ppir_torch.registration import ClearFixed, LevelIteration, OperandRequest, Plan, Result, register_images
-from ppir_torch.registration.source import select_points
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Sample, Sampler, Uniform
 from ppir_torch.transforms import Affine, linear_transform, load_transform, save_transform
 
