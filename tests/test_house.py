@@ -6,6 +6,7 @@ Each rule is a function of source text, and is shown to see a made-up fault.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -52,6 +53,12 @@ KNOWN: dict[str, set[str]] = {
 }
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """Every file is looked at by several rules."""
+    return ast.parse(source)
+
+
 def files_of(folder: Path, pattern: str = "*.py") -> list[Path]:
     return sorted(path for path in folder.rglob(pattern) if not {"outputs", ".venv"} & set(path.parts))
 
@@ -95,7 +102,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def long_bodies(source: str) -> list[str]:
     return [
         f"{name} {body_lines(function)} lines"
-        for name, function in functions_in(ast.parse(source))
+        for name, function in functions_in(parsed(source))
         if body_lines(function) > MOST_BODY_LINES
     ]
 
@@ -103,7 +110,7 @@ def long_bodies(source: str) -> list[str]:
 def long_parameter_lists(source: str) -> list[str]:
     return [
         f"{name} {parameters(function)} parameters"
-        for name, function in functions_in(ast.parse(source))
+        for name, function in functions_in(parsed(source))
         if parameters(function) > MOST_PARAMETERS
     ]
 
@@ -174,7 +181,7 @@ MAY_PRINT = ("ppir_torch/cli.py", "ppir_torch/reporting/console.py")
 def prints(source: str) -> list[int]:
     """Lines that write to the terminal: print, a rich console's print, sys.stdout or sys.stderr, typer's echo."""
     wanted = re.compile(r"^(print|\w*[cC]onsole(\(.*\))?\.print|typer\.(echo|secho)|sys\.std(out|err)\.write)$")
-    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    calls = (node for node in ast.walk(parsed(source)) if isinstance(node, ast.Call))
     return [call.lineno for call in calls if wanted.match(ast.unparse(call.func))]
 
 
@@ -201,7 +208,7 @@ def private_uses(source: str) -> list[str]:
 
     Packages of others (`torch._subclasses`, `os._exit`) are their own business.
     """
-    tree = ast.parse(source)
+    tree = parsed(source)
     others = {"os", "sys"}
     found: list[str] = []
     for node in ast.walk(tree):
@@ -282,7 +289,7 @@ def imported(folder: Path) -> set[str]:
     own |= {path.name for path in folder.rglob("*") if path.is_dir()}
     tops: set[str] = set()
     for path in files_of(folder):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 tops |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

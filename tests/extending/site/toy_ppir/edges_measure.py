@@ -1,0 +1,28 @@
+"""The loss `edges`: what each party makes of its own image. The sum of squares over it is ppir_torch's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ppir_torch import Grid, Image
+from ppir_torch.losses import Measure
+from ppir_torch.warping import grid_gradient
+
+
+@dataclass(frozen=True)
+class Edges(Measure):
+    """Mean squared difference of (|grad I| per mm)^gamma."""
+
+    gamma: float = 0.5
+
+    kind = "edges"
+
+    def features(self, image: Image, fixed: Grid) -> Image:
+        """Of a party's own image at a level: one channel, on the image's own grid."""
+        strength = grid_gradient(image).norm(dim=1) ** self.gamma
+        return Image(strength.reshape(image.tensor.shape), image.grid)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Both parties must have the same settings."""
+        return {"kind": self.kind, "gamma": self.gamma}
