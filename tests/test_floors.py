@@ -49,7 +49,6 @@ FLOORS = (
 # Shrinking: circles that are being taken apart.
 KNOWN_CIRCLES = [
     ["parties.points_task", "parties.process"],
-    ["protocols.lattice.bfv", "protocols.lattice.second_process"],
 ]
 
 

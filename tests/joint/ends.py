@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from torch import Tensor
 
+from ppir_torch.arithmetic.csprng import KeyStream
 from ppir_torch.errors import PeerLost
 from ppir_torch.joint.bounds import all_pairs
 from ppir_torch.joint.header import OperandHeader
@@ -49,6 +51,19 @@ def python_products(rows: Tensor, values: Tensor, pairs: Sequence[tuple[int, int
     left, right = rows.tolist(), values.reshape(-1, values.shape[-1]).tolist()
     pairs = all_pairs(len(left), len(right)) if pairs is None else pairs
     return [sum(x * y for x, y in zip(left[row], right[column], strict=True)) for row, column in pairs]
+
+
+def keys_of_streams(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
+    """The key of every stream that is made from now on, by its identity: equal keys are of one secret."""
+    keys: dict[int, bytes] = {}
+    make = KeyStream.__init__
+
+    def remember(stream: KeyStream, key: bytes) -> None:
+        make(stream, key)
+        keys[id(stream)] = key
+
+    monkeypatch.setattr(KeyStream, "__init__", remember)
+    return keys
 
 
 class Trio:

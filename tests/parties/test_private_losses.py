@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from config.test_config import refused
 from joint.ends import private_fixed
 from parties.harness import Files, Started, started_parties, tapped_wires
-from test_config import refused
 from torch import Tensor, nn
 
 from ppir_torch.config.images import fixed_party, load_config, moving_party

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from joint.ends import OVERHEAD, Prepared, Session, Trio, answer_all, header_of, python_products, serving
+from joint.ends import (
+    OVERHEAD,
+    Prepared,
+    Session,
+    Trio,
+    answer_all,
+    header_of,
+    keys_of_streams,
+    python_products,
+    serving,
+)
 from torch import Tensor
 
 from ppir_torch.arithmetic.csprng import KeyStream
@@ -412,10 +422,10 @@ def test_equal_rows_and_operands_look_different_each_time(width: int, monkeypatc
 def test_no_mask_is_drawn_twice(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each A, c and b one party and the dealer draw the same words, once each."""
     drawn: dict[bytes, list[tuple[str, int, tuple[int, ...]]]] = {}
-    words = KeyStream.words
+    words, keys = KeyStream.words, keys_of_streams(monkeypatch)
 
     def record(stream: KeyStream, purpose: str, counter: int, shape: tuple[int, ...], bits: int) -> Any:
-        drawn.setdefault(stream._key, []).append((purpose, counter, tuple(shape)))
+        drawn.setdefault(keys[id(stream)], []).append((purpose, counter, tuple(shape)))
         assert bits == width
         return words(stream, purpose, counter, shape, bits)
 
