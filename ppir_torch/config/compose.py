@@ -26,8 +26,6 @@ from .problems import checked
 
 __all__ = ["compose", "compose_runs", "config_folder"]
 
-_MADE = "_made"  # the name, in Hydra's store, of what was composed so far
-
 
 def compose_runs(
     overrides: Sequence[str], sweep: bool = False, extra: Path | None = None, saved: Path | None = None
@@ -45,7 +43,9 @@ def compose_runs(
     Raises:
         ConfigError: one line per problem.
     """
-    runs = [(one, _checked(compose(one, extra, saved), saved)) for one in combinations(overrides, sweep)]
+    with hydra_loader() as loader:
+        mappings = [(one, _composed(loader, one, extra, saved)) for one in combinations(overrides, sweep, loader)]
+    runs = [(one, _checked(mapping, saved)) for one, mapping in mappings]
     for one, config in runs:
         refuse_clear(asked_backends(one), config.backend.kind)
     return runs
@@ -58,20 +58,24 @@ def compose(overrides: Sequence[str], extra: Path | None = None, saved: Path | N
         ConfigError: a file or a word that cannot be read, a value that is missing, or a file that asks for a private
             backend where the run would be in clear.
     """
+    with hydra_loader() as loader:
+        return _composed(loader, overrides, extra, saved)
+
+
+def _composed(loader: Any, overrides: Sequence[str], extra: Path | None, saved: Path | None) -> dict[str, object]:
     folders = [config_folder()] if extra is None else [config_folder(), _folder(extra)]
     search = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
-    with hydra_loader() as loader:
-        read = None if saved is None else _read(saved)
-        said = sorted_overrides(overrides, loader, RunConfig if read is None else _model_of(read), folders)
-        if read is None:
-            composed = _of_groups([*said.groups, *search])
-            asked = _asked_by_files(loader, [*said.groups, *search], folders)
-        else:
-            composed, asked = _of_saved(read, said), {str(saved): _backend_of(read)}
-        if read is not None or said.experiment or search:  # else no file sets anything in another file's group
-            composed |= _chosen_groups(said.choices, search)
-        composed = _with_kinds(composed, said) | said.plain
-        plain = _with_values(composed, said.values)
+    read = None if saved is None else _read(saved)
+    said = sorted_overrides(overrides, loader, RunConfig if read is None else _model_of(read), folders)
+    if read is None:
+        composed = _of_groups([*said.groups, *search])
+        asked = _asked_by_files(loader, [*said.groups, *search], folders)
+    else:
+        composed, asked = _of_saved(read, said), {str(saved): _backend_of(read)}
+    if read is not None or said.experiment or search:  # else no file sets anything in another file's group
+        composed |= _chosen_groups(said.choices, search)
+    composed = _with_kinds(composed, said) | said.plain
+    plain = _with_values(composed, said.values)
     refuse_clear_files(asked, overrides, _backend_of(plain))
     return plain
 
@@ -177,19 +181,31 @@ def _with_kinds(composed: dict[str, Any], said: Overrides) -> dict[str, Any]:
     return composed | kept
 
 
-def _with_values(composed: dict[str, Any], lines: list[str]) -> dict[str, object]:
+def _with_values(composed: dict[str, Any], values: Sequence[Any]) -> dict[str, object]:
     """The mapping with single values, all interpolations resolved, nothing missing."""
-    from hydra import compose as hydra_compose
-    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(_MADE, composed)
-    whole = hydra_compose(_MADE, lines)
+    whole = OmegaConf.create(composed)
+    for override in values:
+        if override.is_delete():
+            _delete(whole, override.key_or_group)
+        else:
+            OmegaConf.update(whole, override.key_or_group, override.value(), merge=True, force_add=True)
     missing = sorted(OmegaConf.missing_keys(whole))
     if missing:
         raise ConfigError("\n".join(f"{key}: missing, a value is needed ({key}=...)" for key in missing))
     _refuse_resolvers(OmegaConf.to_container(whole, resolve=False), "")
     return {str(key): value for key, value in OmegaConf.to_container(whole, resolve=True).items()}
+
+
+def _delete(whole: Any, key: str) -> None:
+    from omegaconf import OmegaConf
+
+    parent, _, name = key.rpartition(".")
+    inside = OmegaConf.select(whole, parent) if parent else whole
+    if inside is None or name not in inside:
+        raise ConfigError(f"configuration: Could not delete from config. {key!r} does not exist.")
+    del inside[name]
 
 
 def _refuse_resolvers(value: object, path: str) -> None:

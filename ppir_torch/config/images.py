@@ -33,9 +33,12 @@ from .transports import LocalConfig, Transport
 __all__ = ["FixedPartyConfig", "MovingPartyConfig", "RunConfig", "fixed_party", "load_config", "moving_party"]
 
 
+_DEFAULT_LOSS = SsdConfig()
+
+
 class _SharedConfig(Settings):
     # What both parties' processes need, beside the backend.
-    loss: Loss = SsdConfig()
+    loss: Loss = _DEFAULT_LOSS
     transport: Transport = LocalConfig()
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=2, ge=1, le=1024)
@@ -67,7 +70,7 @@ class _PublicConfig(_SharedConfig):
         if chosen is not None and not (isinstance(chosen, Mapping) and "kind" not in chosen):
             return values
         named = str(loss.get("kind")) if isinstance(loss, Mapping) else ""
-        kind = LOSSES[named if named in LOSSES else "ssd"].optimizer
+        kind = LOSSES[named if named in LOSSES else _DEFAULT_LOSS.kind].optimizer
         return {**values, "optimizer": {"kind": kind, **(chosen or {})}}
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ class Overrides:
         kinds: field -> its new kind, where no file is chosen.
         whole: fields that are given as a whole mapping, with a kind.
         plain: field -> value of fields that are no group here, though there is a group of that name.
-        values: lines for Hydra: everything else.
+        values: everything else, as Hydra's parser gives it.
     """
 
     groups: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Overrides:
     kinds: dict[str, str] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
     plain: dict[str, object] = field(default_factory=dict)
-    values: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
 
 
 def config_folder() -> Path:
@@ -50,23 +50,22 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def combinations(overrides: Sequence[str], sweep: bool) -> list[list[str]]:
-    """Every combination of `key=a,b`.
+def combinations(overrides: Sequence[str], sweep: bool, loader: Any) -> list[list[str]]:
+    """Every combination of `key=a,b`; `loader` is that of `hydra_loader`.
 
     Raises:
         ConfigError: several values without `sweep`, or an interval.
     """
     choices: list[list[str]] = []
-    with hydra_loader() as loader:
-        for override in _parsed(overrides, loader):
-            if not override.is_sweep_override():
-                choices.append([override.input_line])
-            elif not sweep:
-                raise ConfigError(f"{override.input_line}: several values; one is needed, or a sweep with -m")
-            elif not override.is_discrete_sweep():
-                raise ConfigError(f"{override.input_line}: an interval; a list of values or range(a,b) is needed")
-            else:
-                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+    for override in _parsed(overrides, loader):
+        if not override.is_sweep_override():
+            choices.append([override.input_line])
+        elif not sweep:
+            raise ConfigError(f"{override.input_line}: several values; one is needed, or a sweep with -m")
+        elif not override.is_discrete_sweep():
+            raise ConfigError(f"{override.input_line}: an interval; a list of values or range(a,b) is needed")
+        else:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
     return [list(one) for one in itertools.product(*choices)]
 
 
@@ -93,14 +92,14 @@ def sorted_overrides(
         if override.package is not None or (options and override.is_force_add() and not isinstance(value, dict)):
             said.groups.append(line)  # Hydra refuses it, or it becomes an unknown key
         elif not options:
-            _sort_value(said, override, key, line, value)
+            _sort_value(said, override, key, value)
         elif key in model.model_fields and not holds_settings(model, key):
             said.plain[key] = value
         elif override.is_delete():
             said.groups.append(line)
             said.left_out.append(key)
         elif isinstance(value, dict):
-            _sort_value(said, override, key, line, value)
+            _sort_value(said, override, key, value)
         elif isinstance(value, str):
             _sort_choice(said, key, line, value, options, model)
         else:
@@ -125,14 +124,14 @@ def _sort_choice(said: Overrides, group: str, line: str, name: str, options: lis
         raise ConfigError(f"{group}: {name!r}, one of {', '.join(_names(group, options, model))} is needed")
 
 
-def _sort_value(said: Overrides, override: Any, key: str, line: str, value: object) -> None:
+def _sort_value(said: Overrides, override: Any, key: str, value: object) -> None:
     """A single value; where it is a kind, or a mapping with one, it replaces what was there."""
     if isinstance(value, dict) and isinstance(value.get("kind"), str) and "." not in key:
         said.kinds[key] = value["kind"]
         said.whole.add(key)
     elif key.count(".") == 1 and key.endswith(".kind") and isinstance(value, str):
         said.kinds[key.removesuffix(".kind")] = value
-    said.values.append("++" + line if override.type.name == "CHANGE" else line)
+    said.values.append(override)
 
 
 def _options(key: str, loader: Any, folders: Sequence[Path]) -> list[str]:

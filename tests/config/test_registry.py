@@ -109,6 +109,40 @@ show(loss={"kind": "Toy"})
     assert lines[10] == "loss.kind: 'Toy', one of ssd, ncc, local_ncc, mind, mi, toy is needed"
 
 
+def test_a_kind_of_another_package_needs_no_file_among_the_groups(toykit: Path) -> None:
+    code = """
+from ppir_torch.config.compose import compose_runs
+def run(*words):
+    try:
+        [(_, config)] = compose_runs(["data.moving=m", "data.fixed=f", *words])
+        print(config.loss)
+    except ConfigError as error:
+        print(error)
+run("loss=toy")
+run("loss.power=3.0", "loss=toy", "backend=bfv")
+run("loss=cc")
+run("loss=toy", "loss=ncc")
+run("experiment=between_subjects", "loss=toy", "transform=shear")
+"""
+    lines = python(toykit, LOAD + code)
+    assert lines == [
+        "kind='toy' power=2.0",
+        "kind='toy' power=3.0",
+        "loss: 'cc', one of local_ncc, mi, mind, ncc, ssd, toy is needed",
+        "kind='ncc'",
+        "kind='toy' power=2.0",
+    ]
+
+
+def test_info_and_help_name_what_comes_from_another_package(toykit: Path) -> None:
+    code = "from typer.testing import CliRunner\nfrom ppir_torch.cli import app\n"
+    text = "\n".join(python(toykit, code + "print(CliRunner().invoke(app, ['info']).output)"))
+    assert "loss toy: a toy (of toykit 1.0)" in text
+    assert "transform shear: a shear (of toykit 1.0)" in text
+    text = "\n".join(python(toykit, code + "print(CliRunner().invoke(app, ['register', '--help']).output)"))
+    assert "mind, mi or toy" in " ".join(text.replace("\u2502", " ").split())
+
+
 def test_both_parties_take_a_kind_of_another_package(toykit: Path) -> None:
     code = """
 from ppir_torch.config import FixedPartyConfig, MovingPartyConfig, fixed_party, moving_party
