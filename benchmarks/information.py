@@ -71,7 +71,9 @@ def measure_one(
 
 def _party_1_bytes(fixed: Any) -> int:
     """Sent and received by party_1 so far, on its link to party_2."""
-    return 0 if isinstance(fixed, ClearFixed) else sum(fixed.link.sent.values()) + sum(fixed.link.received.values())
+    return (
+        0 if isinstance(fixed, ClearFixed) else sum(fixed.channel.sent.values()) + sum(fixed.channel.received.values())
+    )
 
 
 def main() -> None:

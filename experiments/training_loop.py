@@ -83,7 +83,7 @@ def main() -> int:
             private = Bumps(unseen.grid)
             loss = SSD(unseen.operand(OperandRequest(level, rows=19)))
             private_values = fit(loss, private, moving.at_level(level), arguments.steps)
-            sent = unseen.link.bytes_sent
+            sent = unseen.channel.bytes_sent
             [known] = unseen.ledger_rows()
 
     difference = float((clear.weights - private.weights).detach().abs().max())

@@ -1,26 +1,34 @@
-"""party_2's answer to a request: the public numbers of the operand that it prepared, encoded and decoded in one file.
+"""party_2's answer to a request: the operand that it prepared, and what is told of it, encoded and decoded in one file.
 
-`PreparedOperand` is that of an image's level, `PreparedPoints` that of a point set. Whether they are what was asked
-for is checked by whoever asked.
+`PreparedOperand` is told of an image's level, `PreparedPoints` of a point set. Whether they are what was asked for is
+checked by whoever asked.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import LinkError
 from ..wire.fields import read_flag, read_number, shown
 from ..wire.kinds import MessageKind
 from ..wire.messages import Message
 from ..wire.payload import Buffer, pack, unpack
+from .columns import BIN_PEAK, Columns, FixedColumns
 from .header import OperandHeader
+from .interface import FixedSide
+from .public_map import PublicMap
+from .quantise import quantise_columns
 
-__all__ = ["LARGEST_MM", "PreparedOperand", "PreparedPoints"]
+__all__ = ["LARGEST_MM", "PreparedOperand", "PreparedPoints", "prepare"]
 
 LARGEST_MM = 1e9  # of a point's coordinate
+TOLD_OF_J = 4  # numbers in every operand's header: mean, energy (two sums of squares), largest value
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,13 @@ class PreparedOperand(Message):
         """See `Message`."""
         means = {"sample_mean_square": self.sample_mean_square, "level_mean_square": self.level_mean_square}
         return pack({**self.header.to_meta(), **means}, [] if self.gram is None else [self.gram])
+
+    @property
+    def released(self) -> int:
+        """How many numbers of J are told with it, for party_2's count."""
+        count = 0 if self.gram is None else len(self.gram)
+        # The sums of the columns' products, and the size of each but J's own; moments share J's scale.
+        return TOLD_OF_J + count * (count + 1) // 2 + max(count - 1, 0)
 
     @classmethod
     def decode(cls, payload: Buffer) -> PreparedOperand:
@@ -98,3 +113,56 @@ class PreparedPoints(Message):
     def spread(self) -> float | None:
         """Sum of squares of party_2's centred points, mm^2, where it says so."""
         return self.header.energy * self.header.scale**2 if self.tells_spread else None
+
+
+def prepare(
+    fixed: FixedColumns, columns: Columns, rows: int, number: int, side: FixedSide, public_map: PublicMap | None
+) -> tuple[Tensor, PreparedOperand]:
+    """Quantise columns as a protocol carries them.
+
+    Args:
+        fixed: the columns, of one level's points.
+        columns: what they are.
+        rows: most rows of one product.
+        number: of the operand in its session.
+        side: party_2's end of the protocol.
+        public_map: that the products go through, or None.
+
+    Returns:
+        (Y int64 (columns, points), what party_1 is told of it).
+    """
+    points = fixed.values.shape[1]
+    row_bits, bits = columns.row_bits(points), columns.column_bits(points, side.column_bits(points))
+    if public_map is not None:
+        row_bits, bits = side.mapped_bits(public_map)
+    values, scales = quantise_columns(fixed, columns, bits)
+    max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
+    of_sample, group_energy = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
+    if columns.kind == "bins":  # what any image's could be: how full J's bins are is not told
+        max_abs = 2 ** (bits - 1)
+        energy, of_sample = points * max_abs**2, 0.0
+        # The squares of a value's weights sum to 1/2 at most, where the largest is BIN_PEAK; a tenth for rounding.
+        group_energy = math.ceil(1.1 * energy / 2 / BIN_PEAK**2)
+    header = OperandHeader(
+        number=number,
+        points=points,
+        rows=rows,
+        scale=scales[0],
+        offset=fixed.offset,
+        max_abs=max_abs,
+        energy=energy,
+        columns=len(scales),
+        further_scales=scales[1:],
+        row_bits=row_bits,
+        group_energy=group_energy,
+    )
+    gram = _gram(values, scales) if columns.kind == "steepest_descent" else None
+    return values, PreparedOperand(header, of_sample, fixed.level_mean_square, gram)
+
+
+def _gram(values: Tensor, scales: tuple[float, ...]) -> NDArray[np.float64]:
+    """Sums of the columns' products (columns, columns), of what the integers stand for."""
+    steps = torch.tensor(scales, dtype=torch.float64, device=values.device)
+    exact = values.double()
+    gram: NDArray[np.float64] = ((exact @ exact.T) * steps[:, None] * steps).cpu().numpy()
+    return gram

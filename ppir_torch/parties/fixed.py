@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,32 +13,21 @@ from torch import Tensor
 from ..arithmetic.csprng import KeyStream, gaussian_words, new_key
 from ..errors import ConfigError, LinkError
 from ..images import Image, level_grid
-from ..joint.columns import BIN_PEAK, Columns, columns_of
-from ..joint.header import OperandHeader
+from ..joint.columns import columns_of
 from ..joint.in_use import KeptOperands
-from ..joint.interface import FixedOperand, FixedSide
+from ..joint.interface import FixedOperand, FixedSide, Protocol
 from ..joint.placement import select_points
-from ..joint.prepared import PreparedOperand
+from ..joint.prepared import prepare
 from ..joint.public_map import FEW_BITS, PublicMap
-from ..joint.quantise import quantise_columns, row_norm
+from ..joint.quantise import row_norm
 from ..losses import Measure
 from ..registration.request import SSD_MEASURE, AskedOperand
-from ..wire.kinds import MessageKind
-from ..wire.link import Link, Received
+from ..wire.channel import Channel, Received
 from ..wire.messages import Finish, Geometry, OperandInUse, SharedTransform
 from .handshake import greet
 
 __all__ = ["FixedParty"]
 
-# What may be the first message of a product, by protocol.
-PRODUCT_KINDS = (
-    MessageKind.PRODUCT,
-    MessageKind.MASKED_ROWS,
-    MessageKind.REPLY_CIPHERTEXTS,
-    MessageKind.NAIVE_REPLY,
-    MessageKind.EXTENSION_REQUEST,
-)
-OPERAND_VALUES = 4  # of J, in every operand's header: mean, energy (two sums of squares), largest value
 NOISE_REACH = 6.0  # standard deviations; what is beyond is cut
 # Every operand discloses mean, scale and energy; over few points they would say much about each.
 MAX_OPERANDS = 256
@@ -78,28 +66,29 @@ class FixedParty:
     noise: float = 0.0
     measure: Measure = SSD_MEASURE
 
-    def serve(self, link: Link, side: FixedSide, protocol: str) -> SharedTransform | None:
+    def serve(self, channel: Channel, side: FixedSide, protocol: Protocol) -> SharedTransform | None:
         """Answer party_1 until it finishes; returns the final transform where party_1 shares it, else None.
 
         Raises:
             LinkError: a message that is not allowed here. PeerLost: party_1 is gone.
             BudgetExceeded: the cap of released values would be passed.
         """
-        greet(link, protocol)
-        self._geometry().send(link)
+        greet(channel, protocol.name)
+        self._geometry().send(channel)
         kept, number = KeptOperands[_Kept](), 0
         noise = KeyStream(new_key())
+        due = (AskedOperand.kind, OperandInUse.kind, *protocol.product_kinds, Finish.kind)
         while True:
-            message = link.receive(MessageKind.LEVEL, MessageKind.OPERAND_IN_USE, *PRODUCT_KINDS, MessageKind.FINISH)
-            link.at(message.level, message.iteration)
-            if message.kind is MessageKind.FINISH:
+            message = channel.receive(*due)
+            channel.at(message.level, message.iteration)
+            if message.kind is Finish.kind:
                 return Finish.decode(message.payload).shared
-            if message.kind is MessageKind.LEVEL:
-                kept.add(number, self._prepare(link, side, message, number))
+            if message.kind is AskedOperand.kind:
+                kept.add(number, self._prepare(channel, side, message, number))
                 number += 1
             elif number == 0:
                 raise LinkError(f"{message.kind.name} before the first level; refused")
-            elif message.kind is MessageKind.OPERAND_IN_USE:
+            elif message.kind is OperandInUse.kind:
                 kept.use(OperandInUse.decode(message.payload).number)
             else:
                 of = kept.in_use
@@ -142,69 +131,38 @@ class FixedParty:
         mask = None if self.mask is None else self.mask.flatten().numpy()
         return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
 
-    def _prepare(self, link: Link, side: FixedSide, request: Received, number: int) -> _Kept:
+    def _prepare(self, channel: Channel, side: FixedSide, request: Received, number: int) -> _Kept:
+        """The operand that a message asks for: refused, or charged, told and opened."""
         asked = AskedOperand.decode(request.payload)
-        level, rows, columns = asked.level, asked.rows, asked.columns
+        self._check(asked)
+        chosen = asked.points(channel)
+        candidates, sample = select_points(self.image.grid, self.mask, asked.level, chosen, request.level)
+        coarse = level_grid(self.image.grid, asked.level)[0]
+        voxels = coarse.count if sample.index is None else sample.index.numel()
+        public_map = asked.public_map(coarse, sample, self.measure.channels(coarse.dimension))
+        if number >= MAX_OPERANDS or voxels < MIN_POINTS:
+            raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
+        features = self.measure.features(self.image.at_level(asked.level), coarse)
+        full, normalised = self.image.grid, self.measure.normalised
+        fixed = columns_of(features, candidates, sample.index, asked.columns, full, normalised)
+        values, told = prepare(fixed, asked.columns, asked.rows, number, side, public_map)
+        self._spend(told.released, "operand")
+        told.send(channel)
+        if public_map is None:
+            return _Kept(side.open(told.header, values))
+        return _Kept(side.open_mapped(told.header, values, public_map), public_map)
+
+    def _check(self, asked: AskedOperand) -> None:
+        """Refuse an operand of anything but what was agreed on."""
+        columns, agreed = asked.columns, self.measure.to_meta()
         if columns.kind == "steepest_descent" and not self.disclose_gram:
             raise LinkError(
                 "operand: inverse-compositional was asked for, and this party does not disclose S^T S and S^T J "
                 "(optimizer.kind); refused"
             )
-        self._check_measure(asked.measure, columns)
-        choice = asked.points(link)
-        candidates, sample = select_points(self.image.grid, self.mask, level, choice, request.level)
-        coarse = level_grid(self.image.grid, level)[0]
-        voxels = coarse.count if sample.index is None else sample.index.numel()
-        channels = self.measure.channels(coarse.dimension)
-        points = channels * voxels
-        public_map = asked.public_map(coarse, sample, channels)
-        if number >= MAX_OPERANDS or voxels < MIN_POINTS:
-            raise LinkError(f"operand {number}: at most {MAX_OPERANDS} a session, of at least {MIN_POINTS} points each")
-        features = self.measure.features(self.image.at_level(level), coarse)
-        fixed = columns_of(features, candidates, sample.index, columns, self.image.grid, self.measure.normalised)
-        row_bits, bits = columns.row_bits(points), columns.column_bits(points, side.column_bits(points))
-        if public_map is not None:
-            row_bits, bits = side.mapped_bits(public_map)
-        values, scales = quantise_columns(fixed, columns, bits)
-        max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
-        of_sample, group_energy = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
-        if columns.kind == "bins":  # what any image's could be: how full J's bins are is not told
-            max_abs = 2 ** (bits - 1)
-            energy, of_sample = points * max_abs**2, 0.0
-            # The squares of a value's weights sum to 1/2 at most, where the largest is BIN_PEAK; a tenth for rounding.
-            group_energy = math.ceil(1.1 * energy / 2 / BIN_PEAK**2)
-        header = OperandHeader(
-            number=number,
-            points=points,
-            rows=rows,
-            scale=scales[0],
-            offset=fixed.offset,
-            max_abs=max_abs,
-            energy=energy,
-            columns=len(scales),
-            further_scales=scales[1:],
-            row_bits=row_bits,
-            group_energy=group_energy,
-        )
-        gram, sums = None, 0
-        if columns.kind == "steepest_descent":
-            steps = torch.tensor(scales, dtype=torch.float64)
-            exact = values.double()
-            gram = ((exact @ exact.T) * steps[:, None] * steps).numpy()
-            # The sums of the columns' products and the size of each; moments share J's scale.
-            sums = len(gram) * (len(gram) + 1) // 2 + len(gram) - 1
-        self._spend(OPERAND_VALUES + sums, "operand")
-        PreparedOperand(header, of_sample, fixed.level_mean_square, gram).send(link)
-        if public_map is None:
-            return _Kept(side.open(header, values))
-        return _Kept(side.open_mapped(header, values, public_map), public_map)
-
-    def _check_measure(self, asked: Any, columns: Columns) -> None:
-        """Refuse an operand of anything but what was agreed on."""
-        if asked != self.measure.to_meta():
+        if asked.measure != agreed:
             raise LinkError(
-                f"operand: loss {str(asked)[:200]} was asked for, this party agreed to {self.measure.to_meta()}; "
-                "refused"
+                f"operand: loss {str(asked.measure)[:200]} was asked for, this party agreed to {agreed}; refused"
             )
         if columns.bins != self.measure.columns().bins:
             raise LinkError(f"operand: {columns.bins} bins of loss {self.measure.kind!r}; refused")

@@ -11,19 +11,15 @@ import torch
 from torch import Tensor
 
 from ..errors import LinkError
-from ..joint.interface import FixedSide
+from ..joint.interface import FixedSide, Protocol
 from ..joint.prepared import PreparedPoints
 from ..joint.quantise_points import quantise_fixed
 from ..wire.channel import Channel
 from ..wire.messages import Finish, PointsRequest, SharedTransform
-from .fixed import PRODUCT_KINDS
 from .handshake import greet
 from .points import UnequalSets, centred_points, greeting, released_values
 
-__all__ = ["LEAST_RESULT_BITS", "RESULT_BITS", "FixedPoints", "point_set_identity"]
-
-RESULT_BITS = {"bfv": 36, "ckks": 48, "beaver": 62, "spdz": 62}  # about log2 of the largest |R|
-LEAST_RESULT_BITS = 36
+__all__ = ["FixedPoints", "point_set_identity"]
 
 
 @dataclass
@@ -47,7 +43,7 @@ class FixedPoints:
     def __post_init__(self) -> None:
         self._centre, self._columns = centred_points(self.points)
 
-    def serve(self, channel: Channel, side: FixedSide, protocol: str) -> SharedTransform | None:
+    def serve(self, channel: Channel, side: FixedSide, protocol: Protocol) -> SharedTransform | None:
         """Answer party_1's one product; returns the transform where party_1 shares it, else None.
 
         Raises:
@@ -56,7 +52,7 @@ class FixedPoints:
             BudgetExceeded: the cap of released values would be passed; nothing was sent.
         """
         count, dimension = self._columns.shape
-        greet(channel, greeting(protocol))
+        greet(channel, greeting(protocol.name))
         request = channel.receive(PointsRequest.kind)
         channel.at(request.level, request.iteration)
         asked = PointsRequest.decode(request.payload)
@@ -65,14 +61,13 @@ class FixedPoints:
                 f"point sets: party_1 has {asked.points} {asked.dimension}-D points and party_2 {count} {dimension}-D "
                 "points; the same number, in the same order, is needed"
             )
-        result_bits = RESULT_BITS.get(protocol, LEAST_RESULT_BITS)
-        header, values = quantise_fixed(self._columns, result_bits, self.disclose_spread)
+        header, values = quantise_fixed(self._columns, protocol.result_bits, self.disclose_spread)
         if self.charge is not None:  # all of it at once: what the cap does not allow in full is not begun
             self.charge(released_values(dimension), "points")
         self._left = dimension * dimension
         PreparedPoints(header, tuple(self._centre.tolist()), self.disclose_spread).send(channel)
         operand = side.open(header, values)
-        message = channel.receive(*PRODUCT_KINDS)
+        message = channel.receive(*protocol.product_kinds)
         channel.at(message.level, message.iteration)
         operand.answer(message, self._release)
         return Finish.receive(channel).shared

@@ -20,7 +20,7 @@ from ..joint.placement import select_points
 from ..joint.prepared import PreparedOperand
 from ..registration.request import OperandRequest
 from ..transforms import Composite, LatticeTransform, LinearTransform
-from ..wire.link import Link
+from ..wire.channel import Channel
 from ..wire.messages import Finish, Geometry, SharedTransform
 from .handshake import greet
 
@@ -34,7 +34,7 @@ class PrivateFixed:
     """The fixed image as party_1 sees it: its public geometry, and operands whose products go through a protocol.
 
     Args:
-        link: to party_2, which runs `serve_fixed`.
+        channel: to party_2, which runs `FixedParty.serve`.
         side: party_1's end of the protocol.
         protocol: its name; party_2 must run the same.
         with_ledger: keep account of what the opened values say about J.
@@ -47,18 +47,18 @@ class PrivateFixed:
     """
 
     def __init__(
-        self, link: Link, side: MovingSide, protocol: str, with_ledger: bool = True, most: float | None = None
+        self, channel: Channel, side: MovingSide, protocol: str, with_ledger: bool = True, most: float | None = None
     ) -> None:
-        self.link, self._side = link, side
+        self.channel, self._side = channel, side
         self._with_ledger, self._most = with_ledger, most
         self.ledgers: list[KeptLedger] = []
-        greet(link, protocol)
-        received = link.receive(Geometry.kind)
+        greet(channel, protocol)
+        received = channel.receive(Geometry.kind)
         try:
             told = Geometry.decode(received.payload)
             self.grid = Grid(told.size, told.spacing, told.origin, told.direction)
         except (LinkError, ImageError) as error:
-            raise LinkError(f"geometry from {link.peer}: {error}") from None
+            raise LinkError(f"geometry from {channel.peer}: {error}") from None
         self._centre_of_mass = told.centre_of_mass
         self.mask = None if told.mask is None else torch.from_numpy(told.mask).reshape(self.grid.shape)
 
@@ -84,11 +84,11 @@ class PrivateFixed:
         public_map = request.public_map(coarse, sample)
         if public_map is not None:
             public_map = self._side.carried(public_map)
-        self.link.at(request.number, -1)
-        request.send(self.link, public_map)
+        self.channel.at(request.number, -1)
+        request.send(self.channel, public_map)
         points = channels * (coarse.count if sample.index is None else sample.index.numel())
         wanted = (points, request.rows, columns.count(self.grid))
-        prepared = PreparedOperand.receive(self.link)
+        prepared = PreparedOperand.receive(self.channel)
         header = prepared.header
         if (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
@@ -104,7 +104,7 @@ class PrivateFixed:
             sample=sample,
             columns=columns,
             remote=remote,
-            channel=self.link,
+            channel=self.channel,
             sample_mean_square=of_sample,
             level_mean_square=of_level,
             gram=gram,
@@ -138,7 +138,7 @@ class PrivateFixed:
 
         A deformation goes as its coefficients (party_2 knows the fixed grid) and its control spacing.
         """
-        Finish(None if shared is None else _shared(shared)).send(self.link)
+        Finish(None if shared is None else _shared(shared)).send(self.channel)
 
 
 def _shared(transform: LinearTransform | Composite) -> SharedTransform:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import BudgetExceeded, PpirError
-from ..wire.link import Link as Channel
+from ..wire.channel import Channel
 from .accounting import Stopwatch
 from .reports import PartyReport
 

@@ -212,7 +212,7 @@ def private_fixed(protocol: str, party: FixedParty) -> Iterator[PrivateFixed]:
 
     def serve() -> None:
         try:
-            party.serve(trio.two_one, fixed, protocol)
+            party.serve(trio.two_one, fixed, found)
         except BaseException:
             trio.two_one.abort("party_2 cannot go on")
             raise

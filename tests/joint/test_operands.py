@@ -179,8 +179,10 @@ def test_party_2_sees_the_same_traffic_for_any_part(protocol: str) -> None:
             for _ in range(2):
                 operand.project(torch.randn(3, n))
             # SEAL's compressed public key has a size of its own in each session.
-            received = {kind: size for kind, size in source.link.received.items() if kind is not MessageKind.PUBLIC_KEY}
-            seen.append((source.link.bytes_sent, dict(source.link.sent), received))
+            received = {
+                kind: size for kind, size in source.channel.received.items() if kind is not MessageKind.PUBLIC_KEY
+            }
+            seen.append((source.channel.bytes_sent, dict(source.channel.sent), received))
     assert seen[0] == seen[1] == seen[2]
     assert MessageKind.SAMPLE not in seen[0][1]
     assert len(seen[0][1]) >= 3

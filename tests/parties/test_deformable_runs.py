@@ -342,8 +342,8 @@ def ask(source: PrivateFixed, public_map: Any, **changes: Any) -> None:
         "measure": {"kind": "ssd"},
         "map": about,
     }
-    source.link.at(0, -1)
-    source.link.send(MessageKind.LEVEL, pack(request | changes, weights))
+    source.channel.at(0, -1)
+    source.channel.send(MessageKind.LEVEL, pack(request | changes, weights))
 
 
 def good_map(image: Image) -> PublicMap:
@@ -381,7 +381,7 @@ def test_party_1_cannot_smuggle_another_map(name: str, image: Image) -> None:
         with private_fixed("beaver", party) as source:
             ask(source, public_map, **changes)
             with pytest.raises(PeerLost, match="party_2 cannot go on"):
-                source.link.receive(MessageKind.OPERAND)
+                source.channel.receive(MessageKind.OPERAND)
 
     with pytest.raises(LinkError, match="refused"):
         smuggle()
@@ -400,9 +400,9 @@ def test_the_points_of_a_map_are_those_that_party_2_draws(image: Image, monkeypa
     monkeypatch.setattr(BeaverFixedSide, "open_mapped", recorded)
     with private_fixed("beaver", FixedParty(image)) as source:
         ask(source, replace(good_map(image), index=torch.tensor([777])))
-        meta, _ = unpack(source.link.receive(MessageKind.OPERAND).payload)
+        meta, _ = unpack(source.channel.receive(MessageKind.OPERAND).payload)
         assert meta["points"] == image.grid.count
-        source.link.receive(MessageKind.OPENED_OPERAND)
+        source.channel.receive(MessageKind.OPENED_OPERAND)
     assert [public_map.index for public_map in maps] == [None]
 
 
@@ -425,10 +425,10 @@ def test_a_map_as_fine_as_the_voxels_is_charged_for_every_sum(choice: Full | Uni
             rows = torch.ones(3, operand.header.points)
             operand.project(rows)
             assert charged == [(4, "operand"), (count, "products")]
-            answered = source.link.received[MessageKind.RESULT_SHARE]
+            answered = source.channel.received[MessageKind.RESULT_SHARE]
             with pytest.raises(PeerLost):
                 operand.project(rows)
-            assert source.link.received[MessageKind.RESULT_SHARE] == answered
+            assert source.channel.received[MessageKind.RESULT_SHARE] == answered
 
     with pytest.raises(BudgetExceeded, match="not more"):
         two_products()

@@ -136,10 +136,10 @@ def test_noise_that_does_not_fit_the_ring_is_refused(pair: Make) -> None:
         with private_fixed("beaver", FixedParty(image, noise=noise)) as fixed:
             operand = fixed.operand(OperandRequest(FULL, rows=8))
             room.append(operand.remote.limits.max_result / 32 / NOISE_REACH / deviation_of(operand, 1.0))
-            before = fixed.link.received.copy()
+            before = fixed.channel.received.copy()
             with contextlib.suppress(PeerLost):
                 operand.remote.multiply(rows)
-            heard.append(set(fixed.link.received - before))
+            heard.append(set(fixed.channel.received - before))
 
     ask(0.01)
     ask(0.99 * room[0])

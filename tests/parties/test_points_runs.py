@@ -25,10 +25,10 @@ from ppir_torch.errors import BudgetExceeded, ConfigError, LinkError, PeerLost, 
 from ppir_torch.grids import Grid
 from ppir_torch.joint.bounds import Limits
 from ppir_torch.joint.header import OperandHeader
-from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Release
+from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Protocol, Release
 from ppir_torch.joint.quantise_points import quantise_fixed, quantise_moving
 from ppir_torch.parties.budget import open_ledger_rows
-from ppir_torch.parties.fixed_points import LEAST_RESULT_BITS, RESULT_BITS, FixedPoints, point_set_identity
+from ppir_torch.parties.fixed_points import FixedPoints, point_set_identity
 from ppir_torch.parties.handshake import greet
 from ppir_torch.parties.moving_points import MovingPoints
 from ppir_torch.parties.points import UnequalSets, released_values
@@ -49,7 +49,7 @@ MOST_MM = 1e-4
 
 
 def result_bits(protocol: str) -> int:
-    return RESULT_BITS.get(protocol, LEAST_RESULT_BITS)
+    return (PLAIN if protocol == "plain" else load_protocol(protocol)).result_bits
 
 
 def made_sets(dimension: int, count: int = 60, noise: float = 1.0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -209,7 +209,7 @@ def test_the_moments_are_exact_integers(backend: str, dimension: int) -> None:
     charged: list[tuple[int, str]] = []
     party = FixedPoints(fixed, charge=lambda count, kind: charged.append((count, kind)))
     served = entry.fixed_side(trio.two_one, trio.two_dealer, "cpu")
-    trio.start(party.serve, trio.two_one, served, backend)
+    trio.start(party.serve, trio.two_one, served, entry)
     side = RecordedSide(entry.moving_side(trio.one_two, trio.one_dealer, "cpu"))
     MovingPoints(moving).align(trio.one_two, side, backend)
     trio.one_dealer.send(MessageKind.FINISH)
@@ -262,12 +262,20 @@ class PlainMovingOperand(MovingOperand):
         return torch.from_numpy(unpack(self._channel.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
+PLAIN = Protocol(
+    "plain",
+    lambda channel, *_: PlainMovingSide(channel),
+    lambda channel, *_: PlainFixedSide(channel),
+    product_kinds=(MessageKind.PRODUCT,),
+)
+
+
 @contextmanager
 def rogue_party_1(points: Tensor, **more: Any) -> Iterator[tuple[Link, list[BaseException]]]:
     """party_1's end of a link to a party_2 in a thread, greeted, and the errors with which this ends."""
     trio = Trio()
     party = FixedPoints(points, **more)
-    trio.start(party.serve, trio.two_one, PlainFixedSide(trio.two_one), "plain")
+    trio.start(party.serve, trio.two_one, PlainFixedSide(trio.two_one), PLAIN)
     greet(trio.one_two, "points, plain")
     yield trio.one_two, trio.errors
     for thread in trio.threads:

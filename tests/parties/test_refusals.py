@@ -23,7 +23,7 @@ from ppir_torch.joint.bounds import Limits, all_pairs, check_operand
 from ppir_torch.joint.columns import IMAGE as JUST_J
 from ppir_torch.joint.columns import Columns, columns_of
 from ppir_torch.joint.header import OperandHeader
-from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Release
+from ppir_torch.joint.interface import FixedOperand, FixedSide, MovingOperand, MovingSide, Product, Protocol, Release
 from ppir_torch.joint.operands import PrivateOperand
 from ppir_torch.parties import fixed as fixed_module
 from ppir_torch.parties.accounting import Stopwatch, peak_memory_mb, write_json
@@ -88,6 +88,22 @@ class PlainMovingOperand(MovingOperand):
         return torch.from_numpy(unpack(self._channel.receive(MessageKind.RESULT_SHARE).payload)[1][0].copy())
 
 
+# Every message that may begin a product, of some protocol.
+PRODUCT_KINDS = (
+    MessageKind.PRODUCT,
+    MessageKind.MASKED_ROWS,
+    MessageKind.REPLY_CIPHERTEXTS,
+    MessageKind.NAIVE_REPLY,
+    MessageKind.EXTENSION_REQUEST,
+)
+PLAIN = Protocol(
+    "plain",
+    lambda channel, *_: PlainMovingSide(channel),
+    lambda channel, *_: PlainFixedSide(channel),
+    product_kinds=PRODUCT_KINDS,
+)
+
+
 @dataclass
 class Served:
     """party_2 at work in a thread; `link` is party_1's end."""
@@ -113,7 +129,7 @@ def served(party: FixedParty) -> Iterator[Served]:
 
     def work() -> None:
         try:
-            run.outcome.append(party.serve(theirs, run.side, "plain"))
+            run.outcome.append(party.serve(theirs, run.side, PLAIN))
         except PpirError as error:
             run.outcome.append(error)
             theirs.close()  # as the end of its process does
@@ -244,7 +260,7 @@ def test_another_version_or_protocol_is_refused_before_anything_is_told(theirs: 
         assert run.side.channel.sent.keys() == {MessageKind.HELLO}
 
 
-@pytest.mark.parametrize("kind", fixed_module.PRODUCT_KINDS)
+@pytest.mark.parametrize("kind", PRODUCT_KINDS)
 def test_a_product_before_the_first_level_is_refused(kind: MessageKind) -> None:
     with served(FixedParty(IMAGE)) as run:
         greeted(run).link.send(kind, pack({}, [np.ones((1, 120), np.int64)]))

@@ -120,7 +120,7 @@ def test_value_and_gradient_are_those_of_autograd(
             assert gradient.norm() > 0.1
             parameters = sum(p.numel() for p in transform.parameters())
             # Nothing but ceil((P + 1) / 16) products; `backward` sends nothing.
-            assert unseen.link.iteration + 1 == -(-(parameters + 1) // 16)
+            assert unseen.channel.iteration + 1 == -(-(parameters + 1) // 16)
             assert kind != "network" or parameters > 90
     assert {party.role for party in started} == {"party_2"} | ({"dealer"} if backend in WITH_DEALER else set())
 

@@ -51,4 +51,4 @@ class FixedImagesRole(BudgetedRole):
         )
         device = compute_device(getattr(config.backend, "device", "cpu"))
         channel = session.channels["party_1"]
-        self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol.name)
+        self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol)

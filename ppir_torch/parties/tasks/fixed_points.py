@@ -38,7 +38,7 @@ class FixedPointsRole(BudgetedRole):
         protocol = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
         channel = session.channels["party_1"]
-        self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol.name)
+        self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol)
 
     def reason(self, error: PpirError) -> str:
         """See `Role`; both sizes are public."""
