@@ -254,9 +254,9 @@ def test_party_2_of_a_run_refuses_operands_that_do_not_exist() -> None:
         with private_fixed("beaver", party) as source:
             for _ in range(levels):
                 source.operand(OperandRequest(LEVEL))
-            OperandInUse(levels).send(source.link)
+            OperandInUse(levels).send(source.channel)
             with pytest.raises(PeerLost):
-                source.link.receive(MessageKind.RESULT_SHARE)
+                source.channel.receive(MessageKind.RESULT_SHARE)
 
     with pytest.raises(LinkError, match="OPERAND_IN_USE before the first level; refused"):
         smuggle(0)
