@@ -302,7 +302,7 @@ def test_a_private_run_is_the_clear_run(protocol: str, kind: str, dimension: int
     with private_fixed(protocol, FixedParty(images.fixed, disclose_gram=True)) as fixed:
         private = register_images(images.moving, fixed, plan(transform=kind))
         assert private.error == ""
-        assert fixed.link.sent
+        assert fixed.channel.sent
     assert displacement_rmse(private.transform, clear.transform, foreground_points(images.fixed)) < 1e-3
     assert distance(images, private) < CLOSE_MM
     # Rounding the rows adds its own variance: under bfv about 8 bits of a typical entry are left.

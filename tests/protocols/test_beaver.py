@@ -115,7 +115,7 @@ def test_an_operand_of_2_to_18_points_takes_8_bits_and_words_of_32(height: int, 
         header, limits = operand.header, operand.remote.limits
         assert (header.points, header.max_abs) == (points, 2 ** (bits - 1) - 1)
         assert width_of(header) == width
-        assert fixed.link.received[MessageKind.OPENED_OPERAND] == OVERHEAD + points * width // 8
+        assert fixed.channel.received[MessageKind.OPENED_OPERAND] == OVERHEAD + points * width // 8
         # Entries of the typical size that the width was chosen for are in range.
         row = (2 << row_bits_of(points)) * torch.randint(0, 2, (2, points), generator=draw) - (1 << row_bits_of(points))
         values = (image.tensor.reshape(-1) - header.offset) / header.scale
