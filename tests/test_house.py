@@ -35,6 +35,12 @@ KNOWN: dict[str, set[str]] = {
 }
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """Every file is looked at by several rules."""
+    return ast.parse(source)
+
+
 def files_of(folder: Path, pattern: str = "*.py") -> list[Path]:
     return sorted(path for path in folder.rglob(pattern) if not {"outputs", ".venv"} & set(path.parts))
 
