@@ -26,8 +26,8 @@ _HIGH = {40: np.uint8, 48: np.uint16}
 
 
 def word_products(left: Tensor, right: Tensor) -> Tensor:
-    """left (R, n) @ right^T, right (C, n): (R, C) modulo 2^64, or 2^32 for int32, on CPU or GPU."""
-    if left.is_cuda:  # torch has no integer matrix product on CUDA
+    """left (R, n) @ right^T, right (C, n): (R, C) modulo 2^64, or 2^32 for int32, on the device where both are."""
+    if left.device.type != "cpu":  # torch has no integer matrix product on CUDA
         return torch.stack([(left * column).sum(1, dtype=left.dtype) for column in right], 1)
     # numpy's loop takes half the time of torch's integer matrix product
     return torch.from_numpy(np.einsum("in,jn->ij", left.numpy(), right.numpy()))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import LinkError
+from .contraction import Pattern, contract, pattern_of
 
 __all__ = ["FEW_BITS", "MOST_BITS", "PublicMap"]
 
@@ -36,10 +37,6 @@ LEAST_UNIT = 64  # what a spline's weight 1 becomes at least
 ROUNDED_UNIT = 256  # what a spline's weight 1 becomes where no small unit makes all weights whole
 EXACT_UNITS = tuple(6 * k**3 for k in range(1, 6))  # cubic B-splines at multiples of 1/k are multiples of 1 / (6 k^3)
 MAX_WEIGHT = 1 << 16
-MOST_VOXELS_A_CELL = 32
-CACHED_WORDS = 1 << 16
-
-_Pattern = tuple[int, list[dict[int, int]]]
 MAX_CONTROL_POINTS = 1 << 22
 
 
@@ -146,12 +143,12 @@ class PublicMap:
         """B^T of words (rows, points), in their own integer type and so modulo 2^64 or 2^32: (rows, M)."""
         volume = self._on_grid(fields)
         for axis, (matrix, pattern) in enumerate(zip(self.matrices, self._patterns, strict=True)):
-            volume = _contract(volume, matrix, pattern, axis + 1)
+            volume = contract(volume, matrix, pattern, axis + 1)
         return volume.reshape(len(fields), self.count)
 
     @cached_property
-    def _patterns(self) -> list[_Pattern | None]:
-        return [_pattern(matrix) for matrix in self.matrices]
+    def _patterns(self) -> list[Pattern | None]:
+        return [pattern_of(matrix) for matrix in self.matrices]
 
     def forms(self, left: Tensor, right: Tensor) -> Tensor:
         """The whole product of words X (rows, points) with Y (1, points), flat: B^T of all rows but the last, a sum."""
@@ -254,80 +251,3 @@ def _in_fewer_steps(matrix: NDArray[np.int64], fewer: int) -> NDArray[np.int64]:
     place = np.argsort(np.argsort(-np.round(scaled - low, 9), axis=1, kind="stable"), axis=1)
     result: NDArray[np.int64] = (low + (place < up[:, None])).astype(np.int64)
     return result
-
-
-def _contract(volume: Tensor, matrix: NDArray[np.int64], pattern: _Pattern | None, axis: int) -> Tensor:
-    """sum_n volume[.., n, ..] matrix[n, m] for integer words, wrapping; in parts that stay in the processor's cache."""
-    before, after = volume.shape[:axis], volume.shape[axis + 1 :]
-    count, columns = matrix.shape
-    source = volume.reshape(math.prod(before), count, math.prod(after))
-    result = volume.new_zeros(len(source), columns, source.shape[2])
-    inner = min(source.shape[2], max(1, CACHED_WORDS // count))
-    outer = max(1, CACHED_WORDS // (count * inner))
-    for start in range(0, len(source), outer):
-        for place in range(0, source.shape[2], inner):
-            block = (slice(start, start + outer), slice(None), slice(place, place + inner))
-            if pattern is None or volume.is_cuda:
-                _contract_block(source[block], result[block], matrix, pattern)
-            else:
-                _contract_windows(source[block].numpy(), result[block].numpy(), pattern)
-    return result.reshape(*before, columns, *after)
-
-
-def _contract_windows(source: NDArray[Any], result: NDArray[Any], pattern: _Pattern) -> None:
-    """result[:, m] = the window of voxels that m has weights for, times one row of weights: 2.5 times as fast."""
-    step, weights = pattern
-    shifts = [shift for of_kind in weights for shift in of_kind]
-    if not shifts:
-        return
-    low, high = min(shifts), max(*shifts, 0)
-    window = np.zeros((high - low + 1) * step, source.dtype)
-    for offset, of_kind in enumerate(weights):
-        for shift, weight in of_kind.items():
-            window[(high - shift) * step + offset] = weight
-    (outer, count, inner), columns, first = source.shape, result.shape[1], high * step
-    # Voxel n is at n + first, and the window of control point m begins at m step.
-    padded = np.zeros((outer, max((columns - 1) * step + len(window), first + count), inner), source.dtype)
-    padded[:, first : first + count] = source
-    windows = np.lib.stride_tricks.as_strided(
-        padded,
-        (outer, columns, len(window), inner),
-        (padded.strides[0], step * padded.strides[1], *padded.strides[1:]),
-    )
-    np.einsum("k,omki->omi", window, windows, out=result)
-
-
-def _contract_block(source: Tensor, result: Tensor, matrix: NDArray[np.int64], pattern: _Pattern | None) -> None:
-    """result[:, m] += source[:, n] matrix[n, m], source (outer, n, inner)."""
-    if pattern is None:
-        for n, m in zip(*np.nonzero(matrix), strict=True):
-            result[:, m].add_(source[:, n], alpha=int(matrix[n, m]))
-        return
-    # The weights repeat from cell to cell: all cells' voxels of one kind at once.
-    step, weights = pattern
-    for offset in range(min(step, source.shape[1])):
-        kind = source[:, offset::step]
-        for shift, weight in weights[offset].items():
-            first = max(0, -shift)
-            count = min(kind.shape[1], result.shape[1] - shift) - first
-            if count > 0:
-                result[:, first + shift : first + shift + count].add_(kind[:, first : first + count], alpha=weight)
-
-
-def _pattern(matrix: NDArray[np.int64]) -> _Pattern | None:
-    """(k, for each n below k the weights by m) with matrix[c k + n, c + m] the same for every c; None: no such k."""
-    count, columns = matrix.shape
-    for step in range(1, min(count - 1, MOST_VOXELS_A_CELL) + 1):
-        if (matrix[step:, 1:] == matrix[:-step, :-1]).all():
-            weights: list[dict[int, int]] = []
-            for offset in range(step):
-                rows = range(offset, count, step)
-                found = {m - c: int(matrix[n, m]) for c, n in enumerate(rows) for m in np.flatnonzero(matrix[n])}
-                weights.append({int(shift): weight for shift, weight in found.items()})
-            rebuilt = np.zeros_like(matrix)
-            for n in range(count):
-                for shift, weight in weights[n % step].items():
-                    if 0 <= n // step + shift < columns:
-                        rebuilt[n, n // step + shift] = weight
-            return (step, weights) if (rebuilt == matrix).all() else None
-    return None
