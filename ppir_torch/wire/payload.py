@@ -40,7 +40,7 @@ def unpack(payload: Buffer) -> tuple[dict[str, Any], list[NDArray[Any]]]:
             raise TypeError(f"values are a {type(meta).__name__}")
         for name, shape in head["arrays"]:
             # "<i8", "|u1", "<f4": numbers only; and sizes as Python integers, which do not wrap
-            if not (isinstance(name, str) and len(name) == 3 and name[0] in "<|" and name[1] in "iuf"):
+            if not (isinstance(name, str) and len(name) == 3 and name[0] in "<>|=" and name[1] in "iuf"):
                 raise ValueError(f"array of type {name!r}")
             if not all(isinstance(n, int) and n >= 0 for n in shape):
                 raise ValueError(f"array of shape {shape!r}")
