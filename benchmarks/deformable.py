@@ -52,8 +52,8 @@ def prepare(case: str, scratch: Path) -> tuple[Path, Path, Callable[[Path], dict
     import torch
 
     from ppir_torch.images import Image, load_image, save_image
+    from ppir_torch.metrics.overlap import dice
     from ppir_torch.metrics.registration import (
-        dice,
         displacement_rmse,
         folding_share,
         foreground_points,

@@ -30,7 +30,8 @@ from torch import nn
 
 from ppir_torch import Image, PpirError, load_image, register, save_image
 from ppir_torch.grids import Grid
-from ppir_torch.metrics.registration import dice, displacement_rmse, foreground_points
+from ppir_torch.metrics.overlap import dice
+from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.parties.accounting import write_json
 from ppir_torch.phantoms import deformed, deformed_pair
 from ppir_torch.reporting.tables import markdown

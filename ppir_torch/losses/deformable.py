@@ -29,7 +29,7 @@ from .smooth import Smoothness
 
 __all__ = ["DeformableSSD"]
 
-_CHUNK = 1 << 16
+CHUNK = 1 << 16
 
 
 class DeformableSSD:
@@ -107,8 +107,8 @@ class DeformableSSD:
         if len(channels) != self.operand.channels:
             raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
         rows = self._points.new_empty(d + 1, len(channels) * n)
-        for start in range(0, n, _CHUNK):
-            stop = min(start + _CHUNK, n)
+        for start in range(0, n, CHUNK):
+            stop = min(start + CHUNK, n)
             with torch.no_grad():
                 mapped = self.outer(self._points[start:stop] + moved[start:stop])
             for number, (above, outside) in enumerate(channels):

@@ -14,8 +14,8 @@ from ..images import Image
 
 __all__ = ["AnyLinearisation", "LatticeLoss", "LinearLoss", "Linearisation", "OperatorLinearisation"]
 
-_CG_TOLERANCE = 0.05
-_CG_ITERATIONS = 30
+CG_TOLERANCE = 0.05
+CG_ITERATIONS = 30
 
 
 class AnyLinearisation(Protocol):
@@ -127,8 +127,8 @@ class OperatorLinearisation:
         scaled = residual / preconditioner
         direction, energy = scaled.clone(), float(residual @ scaled)
         first = energy
-        for _ in range(_CG_ITERATIONS):
-            if energy <= _CG_TOLERANCE**2 * first:
+        for _ in range(CG_ITERATIONS):
+            if energy <= CG_TOLERANCE**2 * first:
                 break
             image = self.apply(direction) + damping * preconditioner * direction
             curved = float(direction @ image)

@@ -32,7 +32,7 @@ from .smooth import Smoothness
 
 __all__ = ["SSD", "FeatureDifference", "SquaredDifference"]
 
-_CHUNK = 1 << 16  # points whose images stay in the processor's cache
+CHUNK = 1 << 16  # points whose images stay in the processor's cache
 
 
 class SSD(nn.Module):
@@ -103,8 +103,8 @@ class SSD(nn.Module):
         leading = points.shape[1] if with_slopes else parameters
         rows = points.new_empty(leading + 1, len(channels) * n)
         images = points.new_empty(parameters, rows.shape[1]) if with_slopes else rows[:-1]
-        for start in range(0, n, _CHUNK):
-            stop = min(start + _CHUNK, n)
+        for start in range(0, n, CHUNK):
+            stop = min(start + CHUNK, n)
             with torch.no_grad():
                 mapped = transform(points[start:stop])
             for number, (above, outside) in enumerate(channels):

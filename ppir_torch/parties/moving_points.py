@@ -11,7 +11,7 @@ from ..errors import LinkError
 from ..joint.interface import MovingSide
 from ..joint.prepared import PreparedPoints
 from ..joint.quantise_points import quantise_moving
-from ..points.files import registered_rms, rigid_from_moments
+from ..points.rigid import registered_rms, rigid_from_moments
 from ..wire.channel import Channel
 from ..wire.messages import Finish, PointsRequest, SharedTransform
 from .handshake import greet

@@ -1,19 +1,9 @@
-"""Point sets: their files, and rigid alignment from moments, which is all of it that two parties need to share.
-
-Points are (n, D) LPS millimetres. As every transform here, an alignment (matrix, offset) maps fixed points to moving
-points: y = matrix x + offset.
-
->>> fixed = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
->>> matrix, offset = rigid_from_points(fixed, fixed + torch.tensor([3.0, -1.0]))
->>> [round(v, 6) for v in offset.tolist()]
-[3.0, -1.0]
-"""
+"""Point sets from files, as (n, D) LPS millimetres where the file says what it holds."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = [
-    "iterate_closest_points",
-    "load_points",
-    "registered_rms",
-    "rigid_from_moments",
-    "rigid_from_points",
-]
-
-_UNIQUE = 1e-9  # singular values below this share of the largest leave the rotation open
+__all__ = ["load_points"]
 
 
 def load_points(path: str | Path, columns: Sequence[str] | None = None) -> Tensor:
@@ -82,174 +64,6 @@ def load_points(path: str | Path, columns: Sequence[str] | None = None) -> Tenso
     if not bool(finite.all()):
         raise ConfigError(f"{path}: point {int((~finite).nonzero()[0]) + 1} is NaN or infinite")
     return points
-
-
-def rigid_from_moments(
-    cross: Tensor,
-    moving_centre: Tensor,
-    fixed_centre: Tensor,
-    moving_variance: float | None = None,
-    with_scale: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Least-squares rotation (and scale) of corresponding points from their cross-covariance alone.
-
-    party_1 holds Q (n, D), its moving points less their mean; party_2 holds Z (n, D), its fixed ones. Only the D x D
-    matrix Q^T Z is joint: with Q^T Z = U S V^T the rotation that minimises sum |q - R z|^2 is R = U diag(1, ..,
-    det(U V^T)) V^T (Kabsch, Acta Cryst. A 1976; Umeyama, TPAMI 1991, equations 39 to 43). The scale is |Q|^2 /
-    tr(S diag(..)), least squares in the fixed points' space: that of Umeyama's equation 42 for the inverse map, as
-    party_1 has |Q|^2 without asking.
-
-    Args:
-        cross: Q^T Z (D, D) mm^2, rows of the moving points.
-        moving_centre: (D,) mm.
-        fixed_centre: (D,) mm.
-        moving_variance: |Q|^2, the sum of squares of all entries of Q, mm^2; means do as well if `cross` is one.
-        with_scale: whether a similarity is wanted; needs `moving_variance`.
-
-    Returns:
-        (matrix (D, D), offset (D,)) float64, fixed points to moving points; matrix is a proper rotation, times a
-        positive scale where one is wanted.
-
-    Raises:
-        ConfigError: wrong shapes, values that are not finite, a scale without its variance, or points that leave the
-            rotation open: all on one point (2-D) or line (3-D), or as close to a reflection as to a rotation.
-
-    >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    >>> z = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0]])
-    >>> q = z @ turn.T
-    >>> matrix, _ = rigid_from_moments(q.T @ z, torch.zeros(2), torch.zeros(2))
-    >>> bool(torch.allclose(matrix.float(), turn, atol=1e-6))
-    True
-    """
-    d = cross.shape[0]
-    if cross.shape != (d, d) or d not in (2, 3) or {tuple(moving_centre.shape), tuple(fixed_centre.shape)} != {(d,)}:
-        raise ConfigError(
-            f"moments: {tuple(cross.shape)} with centres {tuple(moving_centre.shape)} and "
-            f"{tuple(fixed_centre.shape)}, (D, D) and (D,) in 2-D or 3-D are needed"
-        )
-    joint, moving, fixed = cross.double(), moving_centre.double(), fixed_centre.double()
-    if not bool(torch.isfinite(torch.cat([joint.flatten(), moving, fixed])).all()):
-        raise ConfigError("moments: NaN or infinite")
-    left, stretch, right = torch.linalg.svd(joint)
-    sign = torch.ones_like(stretch)
-    sign[-1] = torch.sign(torch.linalg.det(left @ right))
-    if float(stretch[-2] + sign[-1] * stretch[-1]) <= _UNIQUE * float(stretch[0]):
-        raise ConfigError(
-            "point sets: their rotation is not determined; the points must not lie on one line (3-D) or point, "
-            "nor be as close to a mirror image"
-        )
-    matrix = left @ (sign[:, None] * right)
-    if with_scale:
-        if moving_variance is None or not 0 < moving_variance < math.inf:
-            raise ConfigError(f"similarity: moving variance {moving_variance}, a positive finite one is needed")
-        matrix = matrix * (moving_variance / (stretch * sign).sum())
-    return matrix, moving - matrix @ fixed
-
-
-def registered_rms(matrix: Tensor, cross: Tensor, moving_variance: float, fixed_variance: float, count: int) -> float:
-    """Root mean square distance in mm that an alignment through both centres leaves, from the moments alone.
-
-    |Q - Z A^T|^2 = |Q|^2 - 2 tr(A^T Q^T Z) + |Z A^T|^2 with A^T A = s^2 I, as `rigid_from_moments` gives it.
-
-    Args:
-        matrix: (D, D) rotation or similarity, fixed points to moving points.
-        cross: Q^T Z (D, D) mm^2.
-        moving_variance: |Q|^2, the sum of squares of the centred moving points, mm^2.
-        fixed_variance: |Z|^2, of the fixed points: one scalar that party_2 discloses.
-        count: n.
-
-    Good to about 1e-8 of the sets' extent: a difference of large sums.
-
-    >>> z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    >>> registered_rms(torch.eye(2), (2 * z).T @ z, 8.0, 2.0, 2)
-    1.0
-    """
-    exact = matrix.double()
-    square = float(exact.square().sum()) / matrix.shape[0]  # s^2
-    rest = moving_variance - 2 * float((exact * cross.double()).sum()) + square * fixed_variance
-    return math.sqrt(max(rest, 0.0) / count)
-
-
-def rigid_from_points(fixed: Tensor, moving: Tensor, with_scale: bool = False) -> tuple[Tensor, Tensor]:
-    """`rigid_from_moments` of corresponding points, both in the clear.
-
-    Args:
-        fixed: (n, D) mm.
-        moving: (n, D) mm, in the same order.
-        with_scale: whether a similarity is wanted.
-
-    Returns:
-        (matrix (D, D), offset (D,)) float64, fixed points to moving points.
-
-    Raises:
-        ConfigError: shapes that differ, or as in `rigid_from_moments`.
-    """
-    if fixed.ndim != 2 or fixed.shape != moving.shape or len(fixed) == 0:
-        raise ConfigError(f"point sets: {tuple(fixed.shape)} and {tuple(moving.shape)}, the same (n, D) is needed")
-    moving_centre, fixed_centre = moving.double().mean(0), fixed.double().mean(0)
-    q, z = moving.double() - moving_centre, fixed.double() - fixed_centre
-    return rigid_from_moments(q.T @ z, moving_centre, fixed_centre, float(q.square().sum()), with_scale)
-
-
-def iterate_closest_points(
-    fixed: Tensor,
-    moving: Tensor,
-    start: tuple[Tensor, Tensor] | None = None,
-    iterations: int = 100,
-    tolerance: float = 1e-9,
-) -> tuple[Tensor, Tensor, float]:
-    """Rigid alignment of point sets without known correspondence (Besl and McKay, TPAMI 1992), in the clear only.
-
-    Each mapped fixed point is paired with the moving point next to it, then the pairs are aligned; the distance never
-    grows, and ends in a minimum near the start. There is no private counterpart here: a nearest neighbour needs every
-    distance between one party's points and the other's, which is the joint content itself. Two parties use
-    corresponding points (`rigid_from_moments`) or register images or distance maps of the shapes.
-
-    Args:
-        fixed: (n, D) mm.
-        moving: (m, D) mm; m need not be n.
-        start: (matrix, offset), fixed to moving; default the shift between the means.
-        iterations: at most.
-        tolerance: stops where the root mean square distance falls by less than this share of it.
-
-    Returns:
-        (matrix (D, D), offset (D,), root mean square distance in mm of the mapped fixed points to the moving set),
-        float64.
-
-    Raises:
-        ConfigError: sets of different dimension or of fewer than D + 1 points, or as in `rigid_from_moments`.
-
-    >>> line = torch.linspace(0, 10, 40, dtype=torch.float64)
-    >>> shape = torch.stack([line, line.sin()], 1)
-    >>> matrix, offset, rms = iterate_closest_points(shape, shape + 0.05)
-    >>> round(rms, 6), [round(v, 4) for v in offset.tolist()]
-    (0.0, [0.05, 0.05])
-    """
-    d = fixed.shape[-1]
-    if fixed.ndim != 2 or moving.ndim != 2 or moving.shape[1] != d or min(len(fixed), len(moving)) <= d:
-        raise ConfigError(
-            f"point sets: {tuple(fixed.shape)} and {tuple(moving.shape)}, (n, D) and (m, D) with more than D are needed"
-        )
-    from scipy.spatial import cKDTree  # type: ignore[import-untyped]
-
-    fixed, moving = fixed.detach().double().cpu(), moving.detach().double().cpu()
-    tree = cKDTree(moving.numpy())
-    if start is None:
-        start = torch.eye(d, dtype=torch.float64), moving.mean(0) - fixed.mean(0)
-    matrix, offset = (part.detach().double().cpu() for part in start)
-
-    def closest() -> tuple[float, Tensor]:
-        distances, index = tree.query((fixed @ matrix.T + offset).numpy())
-        return math.sqrt(float((distances**2).mean())), torch.from_numpy(index)
-
-    rms, index = closest()
-    for _ in range(iterations):
-        matrix, offset = rigid_from_points(fixed, moving[index])
-        last = rms
-        rms, index = closest()
-        if last - rms <= tolerance * last:
-            break
-    return matrix, offset, rms
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None = None) -> list[list[float]]:

@@ -18,7 +18,9 @@ from ..config.points import PointsConfig, fixed_points_party, moving_points_part
 from ..errors import BudgetExceeded, ConfigError
 from ..grids import Grid
 from ..parties.accounting import peak_memory_mb
-from ..points.files import iterate_closest_points, load_points, rigid_from_points
+from ..points.closest import iterate_closest_points
+from ..points.files import load_points
+from ..points.rigid import rigid_from_points
 from ..transforms import affine_from_map, load_transform, save_transform
 from .disclosed import disclosed_of_points
 from .folder import refuse_overwriting, scratch_folder

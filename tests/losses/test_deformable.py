@@ -359,7 +359,7 @@ def test_points_in_several_chunks_are_all_points(
     given = problem(channels=2)
     loss = channelled(given)
     whole = loss.linearise(given.moving)
-    monkeypatch.setattr("ppir_torch.losses.deformable._CHUNK", 100)
+    monkeypatch.setattr("ppir_torch.losses.deformable.CHUNK", 100)
     parts = loss.linearise(given.moving)
     assert parts.value == pytest.approx(whole.value, rel=1e-6)
     assert off_by(parts.gradient, whole.gradient) < 1e-6

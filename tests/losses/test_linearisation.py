@@ -46,8 +46,8 @@ Kind = Callable[..., AnyLinearisation]
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conjugate gradients until nothing is left."""
-    monkeypatch.setattr(linearisation, "_CG_TOLERANCE", 1e-12)
-    monkeypatch.setattr(linearisation, "_CG_ITERATIONS", 40 * SIZE)
+    monkeypatch.setattr(linearisation, "CG_TOLERANCE", 1e-12)
+    monkeypatch.setattr(linearisation, "CG_ITERATIONS", 40 * SIZE)
 
 
 def model(hessian: Tensor, step: Tensor) -> float:
@@ -178,7 +178,7 @@ def test_conjugate_gradients_end_at_a_twentieth_of_the_gradient(damping: float) 
     assert left(step) <= 0.05 * left(torch.zeros_like(step)) * (1 + 1e-9)
     assert 1 <= calls < 30
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linearisation, "_CG_ITERATIONS", calls - 1)
+        patch.setattr(linearisation, "CG_ITERATIONS", calls - 1)
         assert left(at.solve(damping)) > 0.05 * left(torch.zeros_like(step))
 
 

@@ -20,13 +20,8 @@ from torch import Tensor, nn
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, load_image, to_simpleitk
-from ppir_torch.metrics.registration import (
-    dice,
-    folding_share,
-    hausdorff_mm,
-    jacobian_determinant,
-    target_registration_error,
-)
+from ppir_torch.metrics.overlap import dice, hausdorff_mm
+from ppir_torch.metrics.registration import folding_share, jacobian_determinant, target_registration_error
 from ppir_torch.transforms import LinearTransform, Translation, linear_transform, to_simpleitk_transform
 from ppir_torch.warping import warp
 

@@ -23,13 +23,9 @@ from torch import Tensor
 from ppir_torch.errors import ConfigError, PpirError
 from ppir_torch.grids import Grid
 from ppir_torch.metrics.registration import target_registration_error
-from ppir_torch.points.files import (
-    iterate_closest_points,
-    load_points,
-    registered_rms,
-    rigid_from_moments,
-    rigid_from_points,
-)
+from ppir_torch.points.closest import iterate_closest_points
+from ppir_torch.points.files import load_points
+from ppir_torch.points.rigid import registered_rms, rigid_from_moments, rigid_from_points
 from ppir_torch.transforms import affine_from_map
 
 
