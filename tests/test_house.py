@@ -6,6 +6,7 @@ Each rule is a function of source text, and is shown to see a made-up fault.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ KNOWN: dict[str, set[str]] = {
     "body lines": set(),
     "parameters": set(),
     "prints": set(),
-    "private members": {},
+    "private members": set(),
 }
 
 
