@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppir_torch import Grid, Image
-from ppir_torch.losses import Measure
+from ppir_torch.losses import FeatureDifference
 from ppir_torch.warping import grid_gradient
+
+from .edges import EDGES
 
 
 @dataclass(frozen=True)
-class Edges(Measure):
+class Edges(FeatureDifference):
     """Mean squared difference of (|grad I| per mm)^gamma."""
 
     gamma: float = 0.5
 
-    kind = "edges"
+    entry = EDGES
 
     def features(self, image: Image, fixed: Grid) -> Image:
         """Of a party's own image at a level: one channel, on the image's own grid."""

@@ -8,6 +8,8 @@ import torch
 
 from ppir_torch.sampling import LevelView, Sample, Sampler, Selection
 
+from .stride import STRIDE
+
 
 @dataclass(frozen=True)
 class Stride(Sampler):
@@ -15,12 +17,7 @@ class Stride(Sampler):
 
     step: int = 3
 
-    points_known = True
-
-    @property
-    def discloses_to_party_2(self) -> str:
-        """As it stands in the summary of a run."""
-        return f"nothing (every point whose number is a multiple of {self.step})"
+    entry = STRIDE
 
     def select(self, level: LevelView) -> Selection:
         """The points of a level, from the first on."""
