@@ -35,7 +35,7 @@ def sampler_lines(optimizer: KindSettings, sampler: KindSettings) -> list[str]:
     ]
 
 
-def loss_lines(loss: KindSettings, optimizer: KindSettings, backend: KindSettings | None) -> list[str]:
+def loss_lines(loss: KindSettings, optimizer: KindSettings, backend: KindSettings) -> list[str]:
     """The loss with the optimiser, or else with the protocol."""
     chosen = OPTIMIZERS[optimizer.kind]
     if not chosen.goes_with(loss.kind):
@@ -43,7 +43,7 @@ def loss_lines(loss: KindSettings, optimizer: KindSettings, backend: KindSetting
         return [
             f"optimizer.kind: {optimizer.kind!r}, with loss {loss.kind!r} {others} is needed: {chosen.losses_because}"
         ]
-    if backend is None or backend.kind not in PROTOCOLS or PROTOCOLS[backend.kind].goes_with(loss.kind):
+    if backend.kind not in PROTOCOLS or PROTOCOLS[backend.kind].goes_with(loss.kind):
         return []
     protocol = PROTOCOLS[backend.kind]
     return [
@@ -53,13 +53,13 @@ def loss_lines(loss: KindSettings, optimizer: KindSettings, backend: KindSetting
 
 
 def deformable_lines(
-    transform: KindSettings, loss: KindSettings, sampler: KindSettings, backend: KindSettings | None
+    transform: KindSettings, loss: KindSettings, sampler: KindSettings, backend: KindSettings
 ) -> list[str]:
     """What a control lattice does not go with."""
     if not TRANSFORMS[transform.kind].lattice:
         return []
     lines, drawn, measure = [], SAMPLERS[sampler.kind], LOSSES[loss.kind]
-    if backend is not None and backend.kind in PROTOCOLS and not PROTOCOLS[backend.kind].deformable:
+    if backend.kind in PROTOCOLS and not PROTOCOLS[backend.kind].deformable:
         others = ", ".join(suggested(lambda entry: entry.deformable))
         lines.append(f"backend.kind: {backend.kind!r}, with transform {transform.kind!r} one of {others} is needed")
     if not drawn.deforms:

@@ -74,6 +74,7 @@ def _composed(loader: Any, overrides: Sequence[str], extra: Path | None, saved: 
         composed, asked = _of_saved(read, said), {str(saved): _backend_of(read)}
     if read is not None or said.experiment or search:  # else no file sets anything in another file's group
         composed |= _chosen_groups(said.choices, search)
+    composed = {key: value for key, value in composed.items() if key not in said.left_out}
     composed = _with_kinds(composed, said) | said.plain
     plain = _with_values(composed, said.values)
     refuse_clear_files(asked, overrides, _backend_of(plain))
@@ -136,7 +137,7 @@ def _of_saved(read: dict[str, Any], said: Overrides) -> dict[str, Any]:
         raise ConfigError("experiment: goes with the groups, not with --config, whose file stands for all of them")
     if others:
         raise ConfigError(f"{others[0]}: GROUP=NAME or GROUP.KEY=VALUE is needed with --config")
-    return {key: value for key, value in read.items() if key not in said.left_out}
+    return read
 
 
 def _asked_by_files(loader: Any, lines: list[str], folders: list[Path]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import LARGEST_SEED, File, KindSettings, Settings
+from .base import LARGEST_SEED, File, Settings
 from .checks import centre_lines, deformable_lines, fail, loss_lines, mask_lines, sampler_lines, start_lines
 from .groups import BudgetConfig, DataConfig, LedgerConfig, PreprocessConfig, PyramidConfig, StartConfig
 from .losses import LOSSES, Loss, SsdConfig
@@ -54,11 +54,7 @@ class _PublicConfig(_SharedConfig):
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     share_transform: bool = False
     ledger: LedgerConfig = LedgerConfig()
-
-    @property
-    def chosen_backend(self) -> KindSettings | None:
-        """Of the parts of a run that have one."""
-        return getattr(self, "backend", None)
+    backend: Backend  # no default: a private run never turns into a clear one because a line got lost
 
     @model_validator(mode="before")
     @classmethod
@@ -80,12 +76,12 @@ class _PublicConfig(_SharedConfig):
 
     @model_validator(mode="after")
     def _check_loss(self) -> _PublicConfig:
-        fail(loss_lines(self.loss, self.optimizer, self.chosen_backend))
+        fail(loss_lines(self.loss, self.optimizer, self.backend))
         return self
 
     @model_validator(mode="after")
     def _check_deformable(self) -> _PublicConfig:
-        fail(deformable_lines(self.transform, self.loss, self.sampler, self.chosen_backend))
+        fail(deformable_lines(self.transform, self.loss, self.sampler, self.backend))
         return self
 
     @model_validator(mode="after")
@@ -99,7 +95,6 @@ class RunConfig(_PublicConfig):
 
     task: ClassVar[str] = "images"
 
-    backend: Backend  # no default: a private run never turns into a clear one because a line got lost
     data: DataConfig
     budget: BudgetConfig = BudgetConfig()
     output: File | None = None

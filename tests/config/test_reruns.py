@@ -79,6 +79,13 @@ def test_settings_of_the_old_kind_do_not_leak_into_the_new_one(rerun: Any) -> No
     assert (config.backend.kind, config.sampler.floor, config.sampler.fraction) == ("spdz", 0.5, 0.1)
 
 
+def test_a_group_that_is_left_out_has_its_defaults(rerun: Any) -> None:
+    config = rerun("~sampler", "~optimizer", "loss=mi", "transform=rigid")
+    assert (config.sampler.kind, config.optimizer.kind) == ("none", "lbfgs")
+    with pytest.raises(ConfigError, match=r"^backend: missing, a mapping of settings is needed$"):
+        rerun("~backend")
+
+
 def test_a_single_value_changes_that_value(rerun: Any) -> None:
     config = rerun("sampler.fraction=0.2", "data.moving=other.nii.gz", "pyramid.levels=[{shrink: 2}]")
     assert (config.sampler.kind, config.sampler.fraction, config.sampler.seed) == ("urs", 0.2, None)
