@@ -46,12 +46,6 @@ FLOORS = (
 )
 
 
-# Shrinking: circles that are being taken apart.
-KNOWN_CIRCLES = [
-    ["parties.points_task", "parties.process"],
-]
-
-
 def module_name(path: Path) -> str:
     """`protocols.lattice.bfv`; a folder's `__init__` has the folder's name, the package's own the empty one."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -179,7 +173,7 @@ def test_imports_inside_a_folder_and_of_the_version_are_fine() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert [group for group in circles(imports_of(SOURCES)) if group not in KNOWN_CIRCLES] == []
+    assert circles(imports_of(SOURCES)) == []
 
 
 @pytest.mark.parametrize(
