@@ -17,21 +17,7 @@ news: what party_1's own warped image says of J already.
 >>> round(ledger.record(torch.eye(4), j, own=row[0]).beyond, 3)
 1.0
 
-How it stays small, online and honest:
-
-- The rows are too many to keep. Sketches S x of d numbers stand for them and keep inner products on average: a count
-  sketch (Charikar, Chen and Farach-Colton 2002) after mixing small groups of points (Ailon and Chazelle 2006). Without
-  the mixing, rows of a few pixels that share a bucket look alike, and their difference is amplified without bound.
-- The solution is kept in an orthonormal basis of the sketches' span and updated by recursive least squares (Kalman
-  1960), so that a result's error is never amplified to more than what J has in an average direction.
-- Sketched equations give q^T W^-1 q, with q the coordinates of P J and W = Q S^T S Q^T the sketched Gram matrix of an
-  orthonormal basis Q of the span. S^T S is about n/d times a projection on d random directions, so W has a
-  matrix-variate beta distribution and E[W^-1] = (1 - rank/n) / (1 - rank/d) I, up to 1/d. The inverse factor takes the
-  bias out; for n >> d it is 1 - rank/d.
-- The sketch's error is about sqrt(2/d) of what is sketched. J is nearly party_1's own image, and that error would bury
-  the little that is not. So every row is multiplied with the first own image g before it is sketched, which leaves only
-  J - (g.J) g to the sketch; and the best own image z gives |S z|^2 - |z|^2, which has that error with the opposite sign
-  (a control variate).
+How it stays small, online and honest (sketches, recursive least squares, a control variate): docs/ledger.md.
 """
 
 from __future__ import annotations
