@@ -18,7 +18,7 @@ from ..sampling import Sample
 from .bounds import Pairs
 from .columns import Columns, functionals
 from .ledger import Ledger, LedgerEntry
-from .placement import on_map, places_of
+from .placement import WARPED, on_map, places_of
 from .public_map import PublicMap
 
 __all__ = ["Equations", "KeptLedger"]
@@ -49,9 +49,9 @@ class Equations:
     public_map: PublicMap | None = None
 
     def of_products(self, rows: Tensor, pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
-        """(F (pairs, count), party_1's own warped image (count,), the last row) over the ledger's `count` points."""
+        """(F (pairs, count), party_1's own warped image (count,)) over the ledger's `count` points."""
         positions = places_of(self.sample.positions, self.points, self.channels)
-        own = self._unweighted(rows[-1:])[0]
+        own = self._unweighted(rows[WARPED:])[0]
         equations = functionals(rows, pairs, self.columns, self.grid, self.sample.index, self.full)
         if positions is not None or equations.shape[1] != own.shape[0]:
             # party_1 uses part of the operand's points, or the equations are on all points of the level
@@ -64,9 +64,9 @@ class Equations:
         return equations, own
 
     def of_map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(F (results, points), party_1's own warped image (points,), the last row) of a product through the map."""
+        """(F (results, points), party_1's own warped image (points,)) of a product through the map."""
         assert self.public_map is not None
-        whole, own = (on_map(r, self.sample, self.public_map) for r in (rows, self._unweighted(rows[-1:])))
+        whole, own = (on_map(r, self.sample, self.public_map) for r in (rows, self._unweighted(rows[WARPED:])))
         return self.public_map.functionals(whole), own[0]
 
     def _unweighted(self, rows: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from .exact import exact_products
 from .header import OperandHeader
 from .interface import MovingMappedOperand, MovingOperand
 from .opened import Equations, KeptLedger
-from .placement import on_map, places_of, scattered
+from .placement import WARPED, on_map, places_of, scattered
 from .public_map import FEW_BITS, PublicMap
 from .quantise import quantise_mapped_rows, quantise_rows, quantise_summed_rows
 
@@ -76,7 +76,7 @@ class Operand(Protocol):
         ...
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(quantised rows (D + 1, n), B^T (X[d] * J) (D, M) float64, X[-1] . J), where the operand has a map.
+        """(quantised rows (D + 1, n), B^T (X[d] * J) (D, M) float64, X[WARPED] . J), where the operand has a map.
 
         n points of the sample; at the operand's other points the rows are zero.
         """
@@ -151,7 +151,7 @@ class ClearOperand:
         values = self.fixed.values.to(rows)
         places = places_of(self.sample.positions, values.shape[1], self.channels)
         values = values if places is None else values[:, places]
-        return rows, self.adjoint(rows[:-1] * values), float(exact_products(rows[-1:], values))
+        return rows, self.adjoint(rows[:WARPED] * values), float(exact_products(rows[WARPED:], values))
 
     def adjoint(self, fields: Tensor) -> Tensor:
         """See `Operand`."""
@@ -250,9 +250,9 @@ class PrivateOperand:
         self.channel.at(self.channel.level, self.channel.iteration + 1)
         whole = on_map(integers, self.sample, public_map)
         exact = remote.project(whole).cpu().double() * self.header.scale
-        fields = exact[:-1].reshape(rows.shape[0] - 1, -1) / (scale[:-1, None] * public_map.unit)
+        fields = exact[:-1].reshape(rows.shape[0] - 1, -1) / (scale[:WARPED, None] * public_map.unit)
         quantised = integers.to(rows) / scale[:, None].to(rows)
-        total = float(exact[-1] / scale[-1])
+        total = float(exact[-1] / scale[WARPED])
         if self.kept is not None:
             opened = torch.cat([fields.flatten(), torch.tensor([total]).double()])
             self.kept.enter_mapped(self._equations, quantised, opened)

@@ -15,7 +15,10 @@ from ..images import Level, level_grid
 from ..sampling import PointChoice, Sample
 from .public_map import PublicMap
 
-__all__ = ["on_map", "places_of", "scattered", "select_points"]
+__all__ = ["WARPED", "on_map", "places_of", "scattered", "select_points"]
+
+WARPED = -1
+"""Place of party_1's own warped image among the rows of a product: the last, after those of its derivatives."""
 
 
 def places_of(positions: Tensor | None, points: int, channels: int) -> Tensor | None:

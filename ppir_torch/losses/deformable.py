@@ -22,6 +22,7 @@ from ..errors import ImageError
 from ..images import Image
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
+from ..joint.placement import WARPED
 from ..transforms import LatticeTransform, LinearTransform, adjoint, expand
 from ..warping import channels_above_outside, sample_with_gradient
 from .linearisation import OperatorLinearisation
@@ -65,11 +66,11 @@ class DeformableSSD:
         if weights is not None:
             weights, normaliser = weights.to(rows).repeat(moving.tensor.shape[0]), float(moving.tensor.shape[0])
         weighted = rows if weights is None else rows * weights
-        carried, projected, total = self.operand.project(weighted)
+        quantised, projected, total = self.operand.project(weighted)
         # The rows' rounding meets the small residual I - J alone: in the gradient that of G, in the value that of I.
-        own = self.operand.adjoint(carried[:-1] * rows[-1])
+        own = self.operand.adjoint(quantised[:WARPED] * rows[WARPED])
         gradient = (2 / normaliser) * (own - projected.to(own)).flatten()
-        energy = float(exact_products(2 * carried[-1:] - weighted[-1:], rows[-1:]))
+        energy = float(exact_products(2 * quantised[WARPED:] - weighted[WARPED:], rows[WARPED:]))
         value = (energy - 2 * total) / normaliser + self.operand.mean_square
         return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], weights, normaliser))
 

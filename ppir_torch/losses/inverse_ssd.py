@@ -61,8 +61,8 @@ class InverseSSD:
         with torch.no_grad():
             warped = sample(moving, transform(self._points)) - self.operand.offset
         pairs = [(0, column) for column in range(self._gram.shape[0])]
-        carried, products = self.operand.multiply(warped[None], pairs)
-        own = float(exact_products(carried, carried)[0, 0])
+        quantised, products = self.operand.multiply(warped[None], pairs)
+        own = float(exact_products(quantised, quantised)[0, 0])
         value = (own - 2 * float(products[0])) / count + self.operand.mean_square
         gradient = 2 * (self._gram[1:, 0] - products[1:].cpu()) / count
         return Linearisation(value, gradient, 2 * self._gram[1:, 1:] / count)

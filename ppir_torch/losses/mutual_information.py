@@ -116,8 +116,8 @@ class MI(SSD):
             for j in range(dimension + 1)
             for b in range(bins)
         ]
-        pairs, into = [(row, column) for row, column, _ in asked], [result for *_, result in asked]
-        sums = self.operand.sums(products.reshape(-1, points), pairs, into)
+        pairs, sum_index = [(row, column) for row, column, _ in asked], [result for *_, result in asked]
+        sums = self.operand.sums(products.reshape(-1, points), pairs, sum_index)
         return sums.cpu().reshape(dimension, dimension + 1)
 
 

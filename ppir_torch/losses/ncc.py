@@ -30,6 +30,7 @@ from ..errors import ConfigError
 from ..images import Image
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
+from ..joint.placement import WARPED
 from ..transforms import LatticeTransform, LinearTransform
 from .deformable import DeformableSSD
 from .linearisation import Linearisation, OperatorLinearisation
@@ -124,11 +125,11 @@ class DeformableNCC(DeformableSSD):
             rows.zero_()
         else:
             rows[:-1] /= deviation
-        carried, projected, total = self.operand.project(rows)
-        warped = carried[-1]
-        energy, mean = float(exact_products(carried[-1:], carried[-1:])), float(warped.double().mean())
+        quantised, projected, total = self.operand.project(rows)
+        warped = quantised[WARPED]
+        energy, mean = float(exact_products(quantised[WARPED:], quantised[WARPED:])), float(warped.double().mean())
         along = (energy - total) / n  # mean of I^ r
-        own = self.operand.adjoint(carried[:-1] * (warped * (1 - along) - mean))
+        own = self.operand.adjoint(quantised[:WARPED] * (warped * (1 - along) - mean))
         gradient = (own - projected.to(own)).flatten() / n
         value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
         fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]

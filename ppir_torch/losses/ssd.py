@@ -23,6 +23,7 @@ from ..images import Image
 from ..joint.columns import homogeneous
 from ..joint.exact import exact_products
 from ..joint.operands import Operand
+from ..joint.placement import WARPED
 from ..transforms import LatticeTransform, LinearTransform
 from ..warping import affine_table, channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
 from .deformable import DeformableSSD
@@ -121,9 +122,9 @@ class SSD(nn.Module):
         """Value and gradient (P,) from the product of the rows with J."""
         weights, normaliser = self._weights(rows)
         pairs = [(row, 0) for row in range(rows.shape[0])]
-        carried, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = carried[-1] if weights is None else carried[-1] / weights
-        difference = (exact_products(carried, warped[None])[:, 0].cpu() - products.cpu()) / normaliser
+        quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
+        warped = quantised[WARPED] if weights is None else quantised[WARPED] / weights
+        difference = (exact_products(quantised, warped[None])[:, 0].cpu() - products.cpu()) / normaliser
         value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
         return value, 2 * difference[:-1]
 
@@ -132,9 +133,9 @@ class SSD(nn.Module):
         dimension = rows.shape[0] - 1
         weights, normaliser = self._weights(rows)
         pairs = [(row, column) for row in range(dimension) for column in range(dimension + 1)] + [(dimension, 0)]
-        carried, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = carried[-1] if weights is None else carried[-1] / weights
-        own = exact_products(carried, self._homogeneous(rows) * warped).cpu()
+        quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
+        warped = quantised[WARPED] if weights is None else quantised[WARPED] / weights
+        own = exact_products(quantised, self._homogeneous(rows) * warped).cpu()
         moments = (own[:-1] - products[:-1].cpu().reshape(dimension, -1)) / normaliser
         value = float(own[-1, 0] - 2 * products[-1].cpu()) / normaliser + self.operand.mean_square
         return value, 2 * self._of_moments(moments, transform)
