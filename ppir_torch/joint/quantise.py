@@ -1,7 +1,7 @@
 """From floating rows and columns to the integers that a protocol multiplies, and how fine they may be.
 
 Rows are rounded by powers of two, so that what was sent is exact in the rows' own dtype: the value of a loss is a
-small difference of large sums.
+small difference of large sums. Integers lie on the device of what was rounded, scales on the CPU.
 
 >>> header = OperandHeader(number=0, points=4, rows=2, scale=1.0, offset=0.0, max_abs=3, energy=20)
 >>> limits = Limits(max_row=127, max_result=1 << 30)
@@ -74,7 +74,7 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
     # No scale above 2^100, which float32 still holds: rows of less than 1e-30 are noise.
     scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(max=2.0**100).log2().floor()), 1.0)
-    return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale
+    return _rounded(rows, scale), scale
 
 
 def quantise_summed_rows(
@@ -99,7 +99,7 @@ def quantise_summed_rows(
         (0.999 * limits.max_row - 1) / max(largest, 1e-300),
     )
     scale = min(*bounds, 2.0**100)
-    return dithered(rows.cpu() * scale), scale
+    return dithered(rows * scale), scale
 
 
 def quantise_mapped_rows(
@@ -130,7 +130,12 @@ def quantise_mapped_rows(
         entry = min(2.0**MOST_BITS, limits.max_row) - 0.5
         scale = torch.maximum(scale, torch.minimum(room / sums.clamp(min=1e-30), entry / largest.clamp(min=1e-30)))
     scale = torch.where(largest > 0, torch.exp2(scale.log2().floor()).clamp(max=2.0**100), 1.0)
-    return (rows.cpu() * scale[:, None].to(rows.dtype)).round_().to(torch.int64), scale
+    return _rounded(rows, scale), scale
+
+
+def _rounded(rows: Tensor, scale: Tensor) -> Tensor:
+    """round(s rows), int64, on the rows' device and in their dtype, in which a power of two is exact."""
+    return (rows * scale[:, None].to(rows)).round_().to(torch.int64)
 
 
 def row_norm(header: OperandHeader, limits: Limits) -> float:
@@ -153,4 +158,5 @@ def dithered(values: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     # One row of numbers, from another place for each row: no voxel sees a number twice.
     chance = torch.rand(count + _SHIFT * rows, generator=generator, dtype=values.dtype)
+    chance = chance.to(values.device)  # drawn on the CPU: the same on every device
     return values.add(chance.as_strided((rows, count), (_SHIFT, 1))).floor_().to(torch.int64)

@@ -128,7 +128,7 @@ class FixedParty:
     def _geometry(self) -> Geometry:
         grid = self.image.grid
         centre = tuple(self.image.centre_of_mass().tolist()) if self.disclose_centre_of_mass else None
-        mask = None if self.mask is None else self.mask.flatten().numpy()
+        mask = None if self.mask is None else self.mask.flatten().cpu().numpy()
         return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
 
     def _prepare(self, channel: Channel, side: FixedSide, request: Received, number: int) -> _Kept:

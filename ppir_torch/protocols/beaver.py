@@ -281,7 +281,8 @@ class BeaverFixedSide(FixedSide):
         words, bits = check_operand(values, header).to(word_type(width)), drawn_bits(width)
         if self._stream is None:
             self._stream = KeyStream(DealerKey.receive(self._dealer).key)
-        opened = words - draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
+        mask = draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
+        opened = words - mask.to(words.device)
         OpenedOperand.of(opened, width).send(self.channel)
         return BeaverFixedOperand(self, header, width, words.to(self.device), public_map)
 

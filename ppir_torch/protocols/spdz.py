@@ -285,7 +285,8 @@ class Shares:
                 part = self.party.shared(x_share).matmul(self.party.shared(y_share))
                 total = part if total is None else total + part
             # Only the share of the wanted pairs is opened; the other products stay shared.
-            wanted = total.share.flatten()[[row * columns + column for row, column in pairs]]
+            # `data` is the share's plain tensor, also where CrypTen wraps those of a GPU.
+            wanted = total.share.data.flatten()[[row * columns + column for row, column in pairs]]
             if sums is not None:
                 wanted = add_up(wanted, sums)
             if noise is not None:
