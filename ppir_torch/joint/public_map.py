@@ -171,8 +171,7 @@ class PublicMap:
     def adjoint(self, fields: Tensor) -> Tensor:
         """B^T of floating fields (rows, points) with the rounded weights: (rows, M) float64."""
         volume = self._on_grid(fields.double())
-        for axis, matrix in enumerate(self.matrices):
-            weights = torch.from_numpy(matrix).to(volume)
+        for axis, weights in enumerate(self._on_device(volume.device)[0]):
             volume = torch.tensordot(volume, weights, dims=([axis + 1], [0])).movedim(-1, axis + 1)
         return volume.reshape(len(fields), self.count) / self.unit
 
@@ -193,8 +192,19 @@ class PublicMap:
         if self.index is None:
             return summed.reshape(rows, *self.shape)
         volume = summed.new_zeros(rows, math.prod(self.shape))
-        volume[:, self.index.to(volume.device)] = summed
+        volume[:, self._on_device(volume.device)[1]] = summed
         return volume.reshape(rows, *self.shape)
+
+    def _on_device(self, device: torch.device) -> tuple[list[Tensor], Tensor | None]:
+        """(the matrices in float64, the index) on a device: copied there once, not for every product."""
+        if device not in self._copies:
+            matrices = [torch.from_numpy(matrix).double().to(device) for matrix in self.matrices]
+            self._copies[device] = matrices, None if self.index is None else self.index.to(device)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[list[Tensor], Tensor | None]]:
+        return {}
 
     def to_message(self) -> tuple[dict[str, Any], list[Any]]:
         """As JSON values and arrays, for a Link."""
