@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,22 @@ def pair() -> Callable[..., Pair]:
             truth.translation += moving_grid.centre - grid.centre
         moving = phantom.image(moving_grid, before=truth.inverse(), dtype=dtype)
         return Pair(phantom.image(grid, dtype=dtype), moving, truth, phantom)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_pair() -> Callable[[int], tuple[Image, Image]]:
+    """Factory: `small_pair(dimension)`, (fixed, moving) of few voxels at about the same place, on turned axes."""
+
+    def make(dimension: int) -> tuple[Image, Image]:
+        grid = Grid((20, 18, 16)[:dimension], (1.5, 1.75, 2.0)[:dimension])
+        c, s = math.cos(0.2), math.sin(0.2)
+        turn = (c, s, s, -c) if dimension == 2 else (c, -s, 0.0, s, c, 0.0, 0.0, 0.0, -1.0)
+        phantom, truth = make_phantom(grid), make_transform("affine", grid, 1.0)
+        other = Grid(grid.size, grid.spacing, (0.0,) * dimension, turn)
+        other = replace(other, origin=tuple((grid.centre - other.centre).tolist()))
+        return phantom.image(grid), phantom.image(other, before=truth.inverse())
 
     return make
 

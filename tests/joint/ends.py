@@ -203,12 +203,14 @@ def session(
 
 
 @contextmanager
-def private_fixed(protocol: str, party: FixedParty) -> Iterator[PrivateFixed]:
+def private_fixed(
+    protocol: str, party: FixedParty, device: str = "cpu", with_ledger: bool = True
+) -> Iterator[PrivateFixed]:
     """party_1's handle on the image of a party_2 that serves it in a thread; raises the error that this ended with."""
     trio, found = Trio(), load_protocol(protocol)
     if found.dealer is not None:
         trio.start(found.dealer, trio.dealer_one, trio.dealer_two)
-    fixed = found.fixed_side(trio.two_one, trio.two_dealer, "cpu")
+    fixed = found.fixed_side(trio.two_one, trio.two_dealer, device)
 
     def serve() -> None:
         try:
@@ -218,7 +220,7 @@ def private_fixed(protocol: str, party: FixedParty) -> Iterator[PrivateFixed]:
             raise
 
     trio.start(serve)
-    source = PrivateFixed(trio.one_two, found.moving_side(trio.one_two, trio.one_dealer, "cpu"), protocol)
+    source = PrivateFixed(trio.one_two, found.moving_side(trio.one_two, trio.one_dealer, device), protocol, with_ledger)
     yield source
     with contextlib.suppress(PeerLost):
         source.finish()
