@@ -125,7 +125,8 @@ def test_of_rows_only_what_is_sent_leaves_the_device(plan: Plan, small_pair: Mak
     def long_copies(iterations: int) -> Counter[int]:
         stopping = Stopping(iterations, 0.0, 0.0)
         changed = stage and replace(stage, stopping=stopping)
-        shorter = replace(plan, levels=LEVELS[:1], stopping=stopping, deformable=changed)
+        linear = plan.stopping if stage else stopping
+        shorter = replace(plan, levels=LEVELS[:1], stopping=linear, deformable=changed)
         with copies_between_devices() as copies:
             run(images, shorter, "beaver", PRETENDED, with_ledger=False)
         return Counter(count for count in copies if count >= points)
