@@ -41,7 +41,6 @@ FLOORS = (
     "reporting",
     "parties",
     "runs",
-    "service",
     "cli",
 )
 
@@ -107,6 +106,14 @@ def upward_imports(source: str, module: str) -> list[str]:
     ]
 
 
+def names_of_the_root(source: str, module: str) -> set[str]:
+    """What a module takes from the package's own `__init__`: names that are no modules."""
+    folder = ["ppir_torch", *module.split(".")]
+    folder = folder if module in FOLDERS else folder[:-1]
+    names = [name for node in ast.walk(ast.parse(source)) for name in imported_names(node, folder)]
+    return {name[1] for name in names if len(name) == 2 and name[0] == "ppir_torch" and name[1] not in SOURCES}
+
+
 def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
     """Groups of modules that reach each other, by Tarjan's strongly connected components."""
     index: dict[str, int] = {}
@@ -170,6 +177,16 @@ def test_an_upward_import_inside_a_folder_is_seen() -> None:
 def test_imports_inside_a_folder_and_of_the_version_are_fine() -> None:
     source = "from .. import __version__\nfrom .interface import Limits\nfrom ..wire.link import Link"
     assert upward_imports(source, "joint.operands") == []
+
+
+def test_nothing_is_taken_from_the_root_but_the_version() -> None:
+    """It names what is everywhere, so whatever took from it would stand above all floors."""
+    taken = {module: names_of_the_root(SOURCES[module], module) - {"__version__"} for module in MODULES}
+    assert {module: names for module, names in taken.items() if names} == {}
+    assert names_of_the_root("from .. import Grid, joint\nfrom ppir_torch import warp", "joint.operands") == {
+        "Grid",
+        "warp",
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
