@@ -10,7 +10,8 @@ from typing import Any
 
 from ..config.images import FixedPartyConfig, RunConfig, fixed_party, load_config
 from ..config.protocols import PROTOCOLS
-from ..errors import PeerLost
+from ..errors import LinkError, PeerLost
+from ..joint.interface import compute_device
 from ..parties.moving import PrivateFixed
 from ..protocols import load_protocol
 from ..transport import load_transport
@@ -20,8 +21,6 @@ from . import processes
 from .shorthands import merged, named, path_text, values_of
 
 __all__ = ["open_private"]
-
-UNSET_DEVICE = "cpu"
 
 
 @contextmanager
@@ -76,13 +75,17 @@ def open_private(
 
 def _opened(config: FixedPartyConfig, folder: Path) -> Iterator[PrivateFixed]:
     protocol, transport = load_protocol(config.backend.kind), load_transport(config.transport.model_dump())
+    device = compute_device(getattr(config.backend, "device", "cpu"))
     wiring = processes.wired(config.backend.kind, config.transport)
     others: dict[str, processes.PartyConfig] = {"party_2": config, "dealer": config.backend}
     parties = processes.start_parties(RunConfig.task, others, config.transport, wiring, folder)
     ends, keys = wiring.ends["party_1"], wiring.keys["party_1"]
-    links = open_links(transport, "party_1", ends, keys, wiring.session, transport.timeout_s)
+    try:
+        links = open_links(transport, "party_1", ends, keys, wiring.session, transport.timeout_s)
+    except LinkError:
+        processes.stop(parties)
+        raise
     link, dealer = links["party_2"], links.get("dealer")
-    device = getattr(config.backend, "device", "cpu")
     try:
         source = PrivateFixed(link, protocol.moving_side(link, dealer, device), protocol.name)
         yield source

@@ -92,12 +92,13 @@ def test_align_points_runs_a_configuration(tmp_path: Path) -> None:
         align_points(config={"moving": "a.csv", "fixed": "b.csv"})
 
 
-def test_open_private_takes_a_configuration(files: Files) -> None:
-    mapping = settings(files, backend={"kind": "bfv"}, budget={"max_values": 1000})
+@pytest.mark.parametrize("backend", ["bfv", "beaver"])
+def test_open_private_takes_a_configuration(backend: str, files: Files) -> None:
+    mapping = settings(files, backend={"kind": backend}, budget={"max_values": 1000})
     with started_parties() as started, open_private(config=mapping) as unseen:
         assert unseen.grid == load_image(files.fixed).grid
         unseen.operand(OperandRequest(Level(2, 0.0)))
-    assert [party.role for party in started] == ["party_2"]
+    assert [party.role for party in started] == ["party_2", *(["dealer"] if backend == "beaver" else [])]
     assert '"max_values": 1000' in started.configs["party_2"]
     assert str(files.moving) not in started.configs["party_2"]
 
