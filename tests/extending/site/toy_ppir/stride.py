@@ -10,7 +10,7 @@ from ppir_torch.config import Disclosed, KindSettings, SamplerEntry
 
 
 class StrideConfig(KindSettings):
-    """Every so-manieth point in the image's order."""
+    """Every n-th point in the image's order, n = `step`."""
 
     kind: Literal["stride"] = "stride"
     step: int = Field(default=3, ge=1, le=1000)
@@ -18,7 +18,7 @@ class StrideConfig(KindSettings):
 
 STRIDE = SamplerEntry(
     StrideConfig,
-    "every so-manieth point",
+    "every n-th point",
     "toy_ppir.stride_sampler:Stride",
     discloses=lambda settings: Disclosed(
         party_2=f"nothing (every point whose number is a multiple of {settings.step})"
