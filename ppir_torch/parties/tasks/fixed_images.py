@@ -38,10 +38,11 @@ class FixedImagesRole(BudgetedRole):
         image = load_image(config.fixed, getattr(torch, config.dtype))
         mask = load_mask(config.fixed_mask, image.grid) if config.fixed_mask else None
         protocol = load_protocol(config.backend.kind)
+        device = compute_device(getattr(config.backend, "device", "cpu"))
         foreground = int(mask.sum()) if mask is not None else len(foreground_points(image))
         budget = self.open_budget(config.budget, image_identity(image), foreground_voxels=foreground)
         party = FixedParty(
-            image=preprocessed(image, config.preprocess),  # the cap is of the image as it lies in its file
+            image=preprocessed(image, config.preprocess).to(device),  # the cap is of the image as it lies in its file
             mask=mask,
             disclose_centre_of_mass=config.disclose_centre_of_mass,
             disclose_gram=config.disclose_gram,
@@ -49,6 +50,5 @@ class FixedImagesRole(BudgetedRole):
             noise=config.budget.noise,
             measure=build_measure(config.loss),
         )
-        device = compute_device(getattr(config.backend, "device", "cpu"))
         channel = session.channels["party_1"]
         self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol)
