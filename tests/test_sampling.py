@@ -10,8 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppir_torch.config.samplers import SAMPLERS as ENTRIES
 from ppir_torch.errors import ConfigError
-from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sampler, Uniform
+from ppir_torch.sampling import (
+    Chunks,
+    Full,
+    GradientMagnitude,
+    LevelView,
+    Permuted,
+    PointChoice,
+    Sample,
+    Sampler,
+    Selection,
+    Uniform,
+)
 
 FRACTIONS = st.floats(1e-3, 1.0)
 
@@ -242,3 +254,81 @@ def test_disclosing_the_points_does_not_change_them() -> None:
     hidden, disclosed = (GradientMagnitude(0.2, 3, disclose_points=d).draw(MAGNITUDE, 1) for d in (False, True))
     assert torch.equal(hidden.index, disclosed.index)
     assert torch.equal(hidden.weights, disclosed.weights)
+
+
+# --- what a level's sampler asks party_2 for, and what it keeps to itself
+
+
+class View:
+    """A level of 40 points whose gradient magnitude grows along them."""
+
+    number, count = 2, 40
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def gradient_magnitude(self) -> torch.Tensor:
+        self.looks += 1
+        return torch.arange(40.0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "asked", "own", "looks"),
+    [
+        (Full(), Full(), False, 0),
+        (Uniform(0.3, 5), Uniform(0.3, 5), False, 0),
+        (Chunks(0.3, 5), Permuted(5), True, 0),
+        (GradientMagnitude(0.3, 5), Full(), True, 1),
+    ],
+    ids=["full", "uniform", "chunks", "gradient magnitude"],
+)
+def test_party_2_is_asked_for_points_that_say_nothing(
+    sampler: Sampler, asked: PointChoice, own: bool, looks: int
+) -> None:
+    view = View()
+    selected = sampler.select(view)
+    assert selected.choice == asked
+    assert (selected.positions is not None) == own
+    assert (selected.weights is not None) == isinstance(sampler, GradientMagnitude)
+    assert view.looks == looks
+
+
+def test_points_that_are_disclosed_are_asked_for_with_their_weights() -> None:
+    sampler = GradientMagnitude(0.3, 5, disclose_points=True)
+    selected, drawn = sampler.select(View()), sampler.draw(torch.arange(40.0), 2)
+    assert isinstance(selected.choice, Sample)
+    assert selected.positions is None
+    assert torch.equal(selected.choice.told(), drawn.index)
+    assert torch.equal(selected.choice.weights, drawn.weights)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(0.3, 5), GradientMagnitude(0.3, 5)], ids=["uniform", "gradient magnitude"])
+def test_a_coarse_level_takes_as_many_points_as_the_finest(sampler: Uniform | GradientMagnitude) -> None:
+    assert sampler.for_level(1000, 1000) == sampler
+    assert sampler.for_level(1000, 500).fraction == pytest.approx(0.6)
+    assert sampler.for_level(1000, 10).fraction == 1
+    assert Full().for_level(1000, 10) == Full()
+
+
+@pytest.mark.parametrize("kind", ["none", "urs", "chunks", "gms"])
+def test_a_samplers_facts_are_those_of_its_entry(kind: str) -> None:
+    entry = ENTRIES[kind]
+    sampler = entry.make(entry.settings().model_copy(update={} if kind == "none" else {"seed": 0}))
+    assert sampler.entry is entry
+    assert sampler.points_known == entry.known_to_party_2
+    assert (sampler.discloses_to_party_1, sampler.discloses_to_party_2) == entry.discloses(sampler)
+
+
+class Ends(Sampler):
+    """Of all points the outer ones, which party_1 keeps to itself."""
+
+    entry = ENTRIES.ours("gms")
+
+    def select(self, level: LevelView) -> Selection:
+        return Selection(Full(), torch.tensor([0, level.count - 1]), torch.tensor([0.5, 0.5]))
+
+
+def test_a_sampler_of_ones_own_needs_one_method() -> None:
+    selected = Ends().select(View())
+    assert selected.positions.tolist() == [0, 39]
+    assert Ends().for_level(10, 5).select(View()).weights.tolist() == [0.5, 0.5]

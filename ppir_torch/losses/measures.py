@@ -6,26 +6,8 @@ g = phi(J) of the fixed image, both of C channels, the bilinear form that is com
 
     sum_c sum_x f_c(T(x)) g_c(x)      (and the same with the derivatives of f_c(T(x)) in the place of f_c(T(x)))
 
-| measure | phi | value that is minimised |
-|---|---|---|
-| `SquaredDifference` | the image | mean (f - g)^2 |
-| `Correlation` | the image, to zero mean and unit variance over the points in use | 1 - rho = mean (f - g)^2 / 2 |
-| `LocalCorrelation` | (I - local mean) / local deviation | mean (f - g)^2 |
-| `Mind` | MIND-SSC descriptors, 12 channels (4 in 2-D) | mean (f - g)^2 over points and channels |
-| `ModuleFeatures` | a network's channels | mean (f - g)^2 over points and channels |
-| `MutualInformation` | the image | - information of the joint histogram, see `losses.mutual_information` |
-
 mean (f - g)^2 = mean f^2 - 2 mean f g + mean g^2: the last does not change, so what is maximised is the product
-mean f g up to the energy of the warped features. For `LocalCorrelation` that product is
-
-    C(T) = 1/N sum_x n(I)(T(x)) n(J)(x),     n = `features.local_normalised`:
-
-n(I) is computed on the moving image's own grid and warped, it is not n of the warped image (they differ where T scales
-or shears the window). `features` says how C relates to the LNCC of ANTs and MONAI.
-
-`Correlation` is exact: rho = mean f g is Pearson's correlation of I(T(x)) and J(x), whatever increasing affine map was
-applied to the intensities of either. party_1 normalises its warped image in every iteration, party_2 its own once a
-level.
+mean f g up to the energy of the warped features. Each loss has its measure in its own file; `config.losses` lists them.
 
 >>> import torch
 >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level, Mind, OperandRequest

@@ -84,7 +84,7 @@ def register(
         disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
         allow_insecure: let "ckks-v1" run.
         loss: "ssd" (the default), "ncc" (correlation), "local_ncc", "mind" or "mi" (mutual information; both across
-            modalities), or a mapping with the kind and its settings, see `ppir_torch.losses.measures`. A network's
+            modalities), or a mapping with the kind and its settings, see `ppir_torch.config.losses`. A network's
             features go with `register_images` only.
         preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
             (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from).

@@ -8,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import BSpline as ScipyBSpline
 from torch import Tensor
 from torch.func import functional_call, jvp
 
 from ppir_torch.errors import ConfigError
 from ppir_torch.grids import Grid
-from ppir_torch.transforms import BSpline, ControlLattice, adjoint, expand, to_simpleitk_transform
+from ppir_torch.transforms import BSpline, ControlLattice, adjoint, to_simpleitk_transform
 from ppir_torch.warping import steepest_descent
 
 Oblique = Callable[..., Grid]
@@ -45,71 +44,6 @@ def itk(transform: BSpline, points: Tensor) -> Tensor:
     return torch.tensor([theirs.TransformPoint(p.tolist()) for p in points], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("size", "spacing", "wanted", "multiples", "cells"),
-    [
-        ((9, 5), (2.0, 2.0), 8.0, (4, 4), (2, 1)),  # ends at the last voxel
-        ((10, 6), (2.0, 2.0), 8.0, (4, 4), (3, 2)),  # extends beyond it
-        ((10, 9), (2.0, 3.0), 8.0, (4, 3), (3, 3)),  # nearest whole multiple
-        ((10, 9), (2.0, 3.0), 0.5, (1, 1), (9, 8)),  # never below a voxel
-        ((4, 4), (1.0, 1.0), 100.0, (100, 100), (1, 1)),
-        ((1, 9, 9), (3.0, 1.0, 1.0), 4.0, (1, 4, 4), (1, 2, 2)),
-        ((9, 9), (1.0, 1.0), (2.0, 4.0), (2, 4), (4, 2)),
-    ],
-)
-def test_control_spacing_is_a_whole_multiple_of_the_voxels(
-    size: tuple[int, ...],
-    spacing: tuple[float, ...],
-    wanted: float | tuple[float, ...],
-    multiples: tuple[int, ...],
-    cells: tuple[int, ...],
-) -> None:
-    lattice = ControlLattice(Grid(size, spacing), wanted)
-    assert (lattice.multiples, lattice.cells) == (multiples, cells)
-    assert lattice.control_spacing == tuple(k * s for k, s in zip(multiples, spacing, strict=True))
-    assert lattice.size == tuple(c + 3 for c in cells)
-    assert lattice.shape == lattice.size[::-1]
-    assert lattice.count == torch.Size(lattice.size).numel()
-    assert lattice.domain.size == tuple(c * k + 1 for c, k in zip(cells, multiples, strict=True))
-
-
-@pytest.mark.parametrize("wanted", [0.0, -1.0, float("nan"), float("inf"), (1.0,), (1.0, 0.0)])
-def test_a_spacing_that_makes_no_sense_is_refused(wanted: float | tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="control spacing"):
-        ControlLattice(Grid((4, 4)), wanted)
-
-
-def test_weights_are_scipys(dimension: int, oblique_grid: Oblique) -> None:
-    grid = oblique_grid(dimension)
-    lattice = ControlLattice(grid, 7.0)
-    for n, k, cells, matrix in zip(grid.size, lattice.multiples, lattice.cells, lattice.matrices(grid), strict=True):
-        knots = torch.arange(-3, cells + 4).double()
-        expected = ScipyBSpline.design_matrix(torch.arange(n).double() / k, knots, 3).toarray()
-        torch.testing.assert_close(matrix, torch.from_numpy(expected), rtol=0, atol=1e-14)
-
-
-def test_adjoint_is_the_transpose(dimension: int, dtype: torch.dtype, oblique_grid: Oblique) -> None:
-    grid = oblique_grid(dimension)
-    lattice = ControlLattice(grid, 7.0)
-    matrices = lattice.matrices(grid)
-    c, y = torch.randn(2, 3, *lattice.shape, dtype=dtype), torch.randn(2, 3, *grid.shape, dtype=dtype)
-    up, down = expand(c, matrices), adjoint(y, matrices)
-    assert (up.shape, up.dtype, down.shape, down.dtype) == (y.shape, dtype, c.shape, dtype)
-    scale = float(up.norm() * y.norm())
-    assert float((up * y).sum()) == pytest.approx(float((c * down).sum()), abs=scale * torch.finfo(dtype).eps * 10)
-
-
-def test_expand_is_the_kronecker_product(dimension: int) -> None:
-    grid = Grid((7, 5, 4)[:dimension])
-    lattice = ControlLattice(grid, 3.0)
-    matrices = lattice.matrices(grid)
-    whole = matrices[0]
-    for matrix in matrices[1:]:
-        whole = torch.kron(matrix, whole)
-    c = torch.randn(lattice.shape, dtype=torch.float64)
-    torch.testing.assert_close(expand(c, matrices).flatten(), whole @ c.flatten())
-
-
 def test_level_grids_are_evaluated_at_their_voxels(dimension: int, oblique_grid: Oblique) -> None:
     grid = oblique_grid(dimension)
     transform = random_bspline(grid)
@@ -118,19 +52,6 @@ def test_level_grids_are_evaluated_at_their_voxels(dimension: int, oblique_grid:
         expected = transform(points) - points
         assert float(expected.detach().abs().max()) > 1
         torch.testing.assert_close(transform.displacement(level), expected, rtol=0, atol=1e-10)
-
-
-def test_voxels_outside_the_domain_have_zero_rows() -> None:
-    grid = Grid((9, 5), (2.0, 2.0), (10.0, 20.0))
-    wide = Grid((13, 5), (2.0, 2.0), (6.0, 20.0))
-    rows = ControlLattice(grid, 8.0).matrices(wide)[0].sum(1)
-    assert rows.tolist() == pytest.approx([0, 0, *[1] * 9, 0, 0])
-
-
-@pytest.mark.parametrize("other", [Grid((4, 4), direction=(0.0, 1.0, 1.0, 0.0)), Grid((4, 4, 4))])
-def test_a_grid_of_another_direction_or_dimension_is_refused(other: Grid) -> None:
-    with pytest.raises(ConfigError, match="same direction"):
-        ControlLattice(Grid((4, 4)), 2.0).matrices(other)
 
 
 @pytest.mark.parametrize("spacing_mm", [5.0, 9.0, 500.0])
