@@ -31,13 +31,14 @@ class LossEntry(Entry):
     """A loss; `home` is its `Measure`, made with the settings.
 
     Attributes:
-        discloses: lines on what party_1 learns by it, or what J stands for in the lines of a protocol.
+        discloses: lines on what party_1 learns by it, or what J stands for in the lines of a protocol; an entry must
+            say, if only that it is nothing beyond the protocol's own.
         deforms: it goes with control lattices, too.
         normalised: party_2's column goes to zero mean and unit variance over the points in use.
         optimizer: where the configuration names none.
     """
 
-    discloses: tuple[str, ...] = ()
+    discloses: tuple[str, ...]
     deforms: bool = True
     normalised: bool = False
     optimizer: str = "gauss_newton"
@@ -88,6 +89,7 @@ LOSSES = Registry(
         SsdConfig,
         "mean squared difference of the intensities: one modality on one scale",
         "ppir_torch.losses.ssd:SquaredDifference",
+        discloses=(),
     ),
     LossEntry(
         NccConfig,

@@ -47,14 +47,14 @@ class OptimizerEntry(Entry):
     """An optimiser; `home` is its class, made with the settings but `stopping`.
 
     Attributes:
-        discloses: lines on what party_1 learns by it.
+        discloses: lines on what party_1 learns by it; an entry must say, if only that there are none.
         losses: names of those that it goes with; None: all.
         losses_because: why not with the others.
         by_party_2: its equations are made of the fixed image, so that party_2 sums over the points itself: it must know
             them, and agrees to disclose the sums.
     """
 
-    discloses: tuple[str, ...] = ()
+    discloses: tuple[str, ...]
     losses: tuple[str, ...] | None = None
     losses_because: str = ""
     by_party_2: bool = False
@@ -107,9 +107,14 @@ OPTIMIZERS = Registry(
     "ppir_torch.optimizers",
     OptimizerEntry,
     OptimizerConfig,
-    OptimizerEntry(GaussNewtonConfig, "Gauss-Newton with damping", "ppir_torch.optimizers.gauss_newton:GaussNewton"),
     OptimizerEntry(
-        LbfgsConfig, "quasi-Newton from the loss's own Hessian: for mi", "ppir_torch.optimizers.lbfgs:LBFGS"
+        GaussNewtonConfig, "Gauss-Newton with damping", "ppir_torch.optimizers.gauss_newton:GaussNewton", discloses=()
+    ),
+    OptimizerEntry(
+        LbfgsConfig,
+        "quasi-Newton from the loss's own Hessian: for mi",
+        "ppir_torch.optimizers.lbfgs:LBFGS",
+        discloses=(),
     ),
     OptimizerEntry(
         InverseCompositionalConfig,
@@ -120,7 +125,7 @@ OPTIMIZERS = Registry(
         losses_because="party_2's steepest-descent images are those of ssd",
         by_party_2=True,
     ),
-    OptimizerEntry(AdamConfig, "gradient steps of a length in voxels", "ppir_torch.optimizers.adam:Adam"),
+    OptimizerEntry(AdamConfig, "gradient steps of a length in voxels", "ppir_torch.optimizers.adam:Adam", discloses=()),
 )
 
 Optimizer = Annotated[OptimizerConfig, OneOf(OPTIMIZERS)]

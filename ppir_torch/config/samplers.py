@@ -25,21 +25,19 @@ __all__ = [
     "UniformSamplerConfig",
 ]
 
-_NOTHING = Disclosed()
-
 
 @dataclass(frozen=True)
 class SamplerEntry(Entry):
     """A sampler; `home` is its class, made with the settings (a `seed` that is null is the run's).
 
     Attributes:
-        discloses: the settings -> what each party learns by it.
+        discloses: the settings -> what each party learns by it; an entry must say, if only that it is nothing.
         deforms: it goes with control lattices, too: their products keep the image's order.
         known_to_party_2: party_2 knows which points count.
         weighted: the points have unequal weights.
     """
 
-    discloses: Callable[[Any], Disclosed] = lambda _settings: _NOTHING
+    discloses: Callable[[Any], Disclosed]
     deforms: bool = True
     known_to_party_2: bool = False
     weighted: bool = False
@@ -88,7 +86,13 @@ SAMPLERS = Registry(
     "ppir_torch.samplers",
     SamplerEntry,
     KindSettings,
-    SamplerEntry(NoSamplerConfig, "every point", "ppir_torch.sampling:Full", known_to_party_2=True),
+    SamplerEntry(
+        NoSamplerConfig,
+        "every point",
+        "ppir_torch.sampling:Full",
+        discloses=lambda _settings: Disclosed(),
+        known_to_party_2=True,
+    ),
     SamplerEntry(
         UniformSamplerConfig,
         "uniform random points from a public seed; discloses nothing",

@@ -48,7 +48,10 @@ class ModuleFeatures(FeatureDifference):
     channels_made: int
 
     entry = LossEntry(
-        _ModuleSettings, "squared difference of a network's channels: from Python", f"{__name__}:ModuleFeatures"
+        _ModuleSettings,
+        "squared difference of a network's channels: from Python",
+        f"{__name__}:ModuleFeatures",
+        discloses=("with a network's features J is what it makes of the fixed image, not its intensities",),
     )
     follows_axes = True
 

@@ -34,9 +34,9 @@ class ShearConfig(LinearConfig):
 class SsdConfig(KindSettings):
     kind: Literal["ssd"] = "ssd"
 
-TOY = LossEntry(ToyConfig, "a toy", "toykit.nowhere:Toy", deforms=False)
+TOY = LossEntry(ToyConfig, "a toy", "toykit.nowhere:Toy", discloses=(), deforms=False)
 SHEAR = TransformEntry(ShearConfig, "a shear", "math:pi")
-SSD = LossEntry(SsdConfig, "not ours", "math:pi")
+SSD = LossEntry(SsdConfig, "not ours", "math:pi", discloses=())
 NUMBER = 3
 """
 
