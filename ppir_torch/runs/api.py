@@ -96,6 +96,7 @@ def register(
     Raises:
         PpirError: bad input, one clear line.
 
+    >>> import torch
     >>> from ppir_torch import Grid, Image
     >>> x = Grid((32, 32)).points() - 16
     >>> blob = Image((100 * torch.exp(-(x**2).sum(1) / 60)).reshape(1, 32, 32), Grid((32, 32)))
@@ -191,6 +192,7 @@ def align_points(
     Raises:
         PpirError: bad input, one clear line.
 
+    >>> import torch
     >>> z = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     >>> found = align_points(z + 3, z)
     >>> [round(v, 6) for v in found.metrics["transform"]["offset_mm"]]
