@@ -213,6 +213,7 @@ PROTOCOLS = Registry(
         losses_because="the published protocol",
         insecure=True,
     ),
+    reserved=(CLEAR.name, AUTO.name),
 )
 
 

@@ -92,14 +92,22 @@ class Registry(Generic[E]):
         entry_type: class of the entries.
         settings_type: what their settings are subclasses of.
         own: ours.
+        reserved: names that mean something of ours and are in no registry, so that no other package can take them.
     """
 
     def __init__(
-        self, noun: str, group: str, entry_type: type[E], settings_type: type | tuple[type, ...], *own: E
+        self,
+        noun: str,
+        group: str,
+        entry_type: type[E],
+        settings_type: type | tuple[type, ...],
+        *own: E,
+        reserved: tuple[str, ...] = (),
     ) -> None:
         self.noun, self.group = noun, group
         self._entry_type, self._settings_type = entry_type, settings_type
         self._own = {entry.name: entry for entry in own}
+        self._reserved = reserved
         self._broken: dict[str, str] = {}
         self._distributions: dict[str, str] = {}
 
@@ -146,7 +154,7 @@ class Registry(Generic[E]):
             distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
             try:
                 entry = self._checked(point.name, point.load(), found)
-            except Exception as error:  # whatever another package's module raises: it must not stop those without it
+            except (Exception, SystemExit) as error:  # whatever it raises: it must not stop those without it
                 self._broken[point.name] = f"{point.value} of {distribution} cannot be used ({_first_line(error)})"
             else:
                 found[entry.name], self._distributions[entry.name] = entry, distribution
@@ -161,7 +169,7 @@ class Registry(Generic[E]):
             raise ValueError(
                 f"kind {entry.name!r}: the entry point's name, of small letters, digits, _ and -, is needed"
             )
-        if name in found:
+        if name in found or name in self._reserved:
             raise ValueError(f"there is a {self.noun} {name!r} already")
         return entry
 

@@ -141,6 +141,7 @@ TRANSFORMS = Registry(
         "flow of a stationary velocity field: diffeomorphic",
         "ppir_torch.transforms.velocity:VelocityField",
     ),
+    reserved=("none",),  # of the linear stage: there is none
 )
 
 Transform = Annotated[LinearConfig | DeformableConfig, OneOf(TRANSFORMS)]

@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import LinkError
+from ..wire.messages import MOST_OPERANDS
 from .public_map import MOST_BITS
 
 __all__ = ["COLUMN_BITS", "ROW_BITS", "OperandHeader"]
 
 COLUMN_BITS = 12
 ROW_BITS = 14  # of a typical entry of a row, at most
+MOST_POINTS = 1 << 48  # of all channels; below it, and with scales up to this one, no bound overflows a float
+LARGEST_SCALE = 1e100
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,13 @@ class OperandHeader:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LinkError(f"operand header: {error!r}") from None
-        if header.points < 1 or header.rows < 1 or header.max_abs < 0 or header.energy < 0:
+        if not 0 <= header.number <= MOST_OPERANDS or not 1 <= header.points <= MOST_POINTS:
+            raise LinkError(f"operand header out of range: {header}")
+        if header.rows < 1 or header.max_abs < 0 or header.energy < 0:
             raise LinkError(f"operand header out of range: {header}")
         if header.max_abs >= 2**62 or header.energy > header.points * header.max_abs**2:
             raise LinkError(f"operand header contradicts itself: {header}")
-        if not (all(0 < scale < math.inf for scale in header.scales) and math.isfinite(header.offset)):
+        if not (all(0 < scale <= LARGEST_SCALE for scale in header.scales) and math.isfinite(header.offset)):
             raise LinkError(f"operand header out of range: {header}")
         if not 1 <= header.row_bits <= MOST_BITS or not 0 <= header.group_energy <= header.columns * header.energy:
             raise LinkError(f"operand header out of range: {header}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -51,6 +52,7 @@ class PrivateFixed:
     ) -> None:
         self.channel, self._side = channel, side
         self._with_ledger, self._most = with_ledger, most
+        self._numbers = itertools.count()  # of the operands, as party_2 counts them
         self.ledgers: list[KeptLedger] = []
         greet(channel, protocol)
         received = channel.receive(Geometry.kind)
@@ -89,7 +91,9 @@ class PrivateFixed:
         points = channels * (coarse.count if sample.index is None else sample.index.numel())
         wanted = (points, request.rows, columns.count(self.grid))
         prepared = PreparedOperand.receive(self.channel)
-        header = prepared.header
+        header, due = prepared.header, next(self._numbers)
+        if header.number != due:  # two operands of one number would be taken for each other
+            raise LinkError(f"operand {header.number}: number {due} is due; refused")
         if (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
         of_sample, of_level, gram = prepared.sample_mean_square, prepared.level_mean_square, None

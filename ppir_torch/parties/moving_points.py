@@ -67,7 +67,7 @@ class MovingPoints:
         PointsRequest(count, dimension).send(channel)
         prepared = PreparedPoints.receive(channel)
         header, wanted = prepared.header, (count, dimension, dimension)
-        if (header.points, header.rows, header.columns) != wanted:
+        if header.number != 0 or (header.points, header.rows, header.columns) != wanted:
             raise LinkError(f"operand of points, rows and columns {header}, {wanted} were asked for")
         operand = side.open(header)
         integers, scale = quantise_moving(self._rows, header, operand.limits)

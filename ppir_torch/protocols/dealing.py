@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 KEY_BYTES = 16
+MOST_PAIRS = 1 << 16  # of one product
 
 W = TypeVar("W", bound="WordsMessage")
 K = TypeVar("K", bound="KeyMessage")
@@ -129,6 +130,11 @@ def read_asked(arrays: Sequence[NDArray[Any]], kind: MessageKind) -> tuple[list[
         raise LinkError(f"{kind.name}: the pairs of a product are due, and perhaps their sums; refused")
     if arrays[0].shape[1:] != (2,) or any(array.ndim != 1 for array in arrays[1:]):
         raise LinkError(f"{kind.name}: pairs of rows and columns are due, and a sum for each; refused")
+    if len({len(array) for array in arrays}) != 1 or len(arrays[0]) > MOST_PAIRS:
+        lengths = [len(array) for array in arrays]
+        raise LinkError(
+            f"{kind.name}: {lengths} pairs and sums, as many of each and at most {MOST_PAIRS} are due; refused"
+        )
     pairs = [(int(row), int(column)) for row, column in arrays[0]]
     return pairs, [int(number) for number in arrays[1]] if len(arrays) == 2 else None
 

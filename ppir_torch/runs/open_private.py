@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.images import FixedPartyConfig, RunConfig, fixed_party, load_config
 from ..config.protocols import PROTOCOLS
-from ..errors import LinkError, PeerLost
+from ..errors import ConfigError, LinkError, PeerLost
 from ..joint.interface import compute_device
 from ..parties.moving import PrivateFixed
 from ..protocols import load_protocol
@@ -59,10 +59,13 @@ def open_private(
     base = values_of(config)
     if config is None:
         backend, device = backend or "bfv", device or "cpu"
-    load_protocol(backend or base["backend"]["kind"])
+    chosen = named(backend, base.get("backend"), PROTOCOLS, {"device": device})
+    if chosen is None:
+        raise ConfigError(f"backend.kind: missing, one of {', '.join(PROTOCOLS.names())} is needed")
+    load_protocol(str(chosen.get("kind")))
     given = {
         "data": {"moving": base.get("data", {}).get("moving", "-"), "fixed": path_text(fixed)},
-        "backend": named(backend, base.get("backend"), PROTOCOLS, {"device": device}),
+        "backend": chosen,
         "budget": {"file": path_text(releases), "max_values": max_values},
         "threads": threads,
         "transport": merged(base.get("transport", {"kind": "local"}), {"timeout_s": timeout_s}),

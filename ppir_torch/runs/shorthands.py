@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config.base import Settings
 from ..config.registry import Registry
+from ..errors import ConfigError
 
 __all__ = ["merged", "named", "path_text", "start_group", "values_of"]
 
@@ -65,6 +66,8 @@ def named(
     group = {"kind": choice} if isinstance(choice, str) else choice if choice is not None else config
     if group is None:
         return None
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"{registry.noun}: {group!r}, a name or a mapping with its kind is needed")
     kind = str(group.get("kind"))
     known = registry[kind].settings.model_fields if kind in registry else {}
     return {**group, **{name: value for name, value in details.items() if value is not None and name in known}}

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import LinkError
 
-__all__ = ["read_flag", "read_integer", "read_number", "read_numbers", "read_only", "read_text", "shown"]
+__all__ = ["one_line", "read_flag", "read_integer", "read_number", "read_numbers", "read_only", "read_text", "shown"]
 
 _SHOWN = 60  # characters of a refused value in an error line
 
@@ -25,6 +25,15 @@ _SHOWN = 60  # characters of a refused value in an error line
 def shown(value: object) -> str:
     """A value of the peer's as it may stand in an error line: short, on one line."""
     return repr(value)[:_SHOWN]
+
+
+def one_line(text: str) -> str:
+    """A peer's text as it may be shown: on one line, without what a terminal would obey.
+
+    >>> one_line("the cap\\nis reached\\x1b[2J")
+    'the cap is reached [2J'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def read_only(meta: Mapping[str, Any], *names: str) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import LinkError
 from .channel import Channel
-from .fields import read_flag, read_integer, read_numbers, read_only, read_text, shown
+from .fields import one_line, read_flag, read_integer, read_numbers, read_only, read_text, shown
 from .kinds import MessageKind
 from .payload import Buffer, pack, unpack
 
@@ -326,7 +326,7 @@ class Finish(Message):
 
 @dataclass(frozen=True, eq=False)
 class Abort(Message):
-    """Any to any: one line that says why this party stops. A line that is too long is cut.
+    """Any to any: one line that says why this party stops. What is too long is cut, what cannot be printed left out.
 
     Args:
         reason: the line, of at most 1000 bytes as UTF-8.
@@ -338,7 +338,8 @@ class Abort(Message):
 
     def __post_init__(self) -> None:
         # Cut between characters, so that what arrives is what was sent.
-        whole = self.reason.encode(errors="replace")[:LONGEST_REASON].decode(errors="ignore")
+        printable = one_line(self.reason.encode(errors="replace").decode()).encode()
+        whole = printable[:LONGEST_REASON].decode(errors="ignore")
         object.__setattr__(self, "reason", whole)
 
     def encode(self) -> list[Buffer]:

@@ -109,6 +109,49 @@ show(loss={"kind": "Toy"})
     assert lines[10] == "loss.kind: 'Toy', one of ssd, ncc, local_ncc, mind, mi, toy is needed"
 
 
+@pytest.mark.parametrize("name", ["clear", "auto", "none", "ssd"])
+def test_no_package_takes_a_name_that_means_something_of_ours(name: str, tmp_path: Path) -> None:
+    entries = f"""
+from typing import Literal
+from ppir_torch.config import KindSettings, LinearConfig, LossEntry, ProtocolEntry, TransformEntry
+
+class Taken(KindSettings):
+    kind: Literal["{name}"] = "{name}"
+
+class TakenShift(LinearConfig):
+    kind: Literal["{name}"] = "{name}"
+
+PROTOCOL = ProtocolEntry(Taken, "not ours", "math:pi", "nothing", "nothing")
+SHIFT = TransformEntry(TakenShift, "not ours", "math:pi")
+LOSS = LossEntry(Taken, "not ours", "math:pi", discloses=())
+"""
+    groups = {"clear": ("protocols", "PROTOCOL"), "none": ("transforms", "SHIFT"), "ssd": ("losses", "LOSS")}
+    group, entry = groups.get(name, groups["clear"])
+    write_package(tmp_path, "taker", entries, f"[ppir_torch.{group}]\n{name} = taker.entries:{entry}\n")
+    code = """
+from ppir_torch.config.protocols import PROTOCOLS
+from ppir_torch.config.transforms import TRANSFORMS
+from ppir_torch.config.losses import LOSSES
+show(backend={"kind": "auto"})
+show(backend={"kind": "clear"})
+show(transform={"kind": "velocity", "linear": "none"})
+print(*(registry.distribution(name) for registry in (PROTOCOLS, TRANSFORMS, LOSSES) for name in registry.names()))
+"""
+    lines = python(tmp_path, LOAD + code)
+    assert lines[0].startswith("kind='auto' bandwidth_mbit=")
+    assert lines[1] == "kind='clear' device='auto'"
+    assert "linear='none'" in lines[2]
+    assert "taker" not in lines[3]
+
+
+def test_a_package_that_ends_the_interpreter_hinders_nobody(tmp_path: Path) -> None:
+    entries = "import sys\nsys.exit(3)\n"
+    write_package(tmp_path, "script", entries, "[ppir_torch.losses]\nscripted = script.entries:TOY\n")
+    lines = python(tmp_path, LOAD + 'show(loss={"kind": "ncc"})\nshow(loss={"kind": "scripted"})\n')
+    assert lines[0] == "kind='ncc'"
+    assert "script.entries:TOY of script 1.0 cannot be used (SystemExit" in lines[1]
+
+
 def test_a_kind_of_another_package_needs_no_file_among_the_groups(toykit: Path) -> None:
     code = """
 from ppir_torch.config.compose import compose_runs

@@ -486,6 +486,12 @@ def offered(header: dict[str, Any], *arrays: Any) -> PrivateOperand:
         {"level_mean_square": None},
         {"level_mean_square": float("inf")},
         {"level_mean_square": "1"},
+        {"number": 1},
+        {"number": -1},
+        {"number": 1 << 20},
+        {"points": 1 << 60},
+        {"scale": 1e200},
+        {"further_scales": [1.0, 1.0, 1e200]},
     ],
     ids=str,
 )

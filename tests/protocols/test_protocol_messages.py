@@ -117,3 +117,10 @@ def test_kinds_are_the_protocols_own() -> None:
         MessageKind.PRODUCT,
         MessageKind.NAIVE_REPLY,
     }
+
+
+@pytest.mark.parametrize(("pairs", "sums"), [((1 << 16) + 1, None), (1 << 20, 1 << 20), (2, 1), (1, 2)])
+def test_more_pairs_than_any_product_has_are_refused_before_they_are_read(pairs: int, sums: int | None) -> None:
+    arrays = [np.zeros((pairs, 2), np.uint16), *([] if sums is None else [np.zeros(sums, np.uint16)])]
+    with pytest.raises(LinkError, match="pairs and sums, as many of each and at most 65536 are due; refused"):
+        dealing.read_asked(arrays, MessageKind.PRODUCT)

@@ -59,6 +59,7 @@ def test_a_shorthand_goes_before_the_configuration(files: Files) -> None:
         ({}, "data: missing"),
         ({"fixed": "b.mha"}, "data.moving: missing"),
         ({"loss": 3}, "loss: int, a name or a mapping is needed"),
+        ({"config": {"backend": "bfv"}}, "backend: 'bfv', a name or a mapping with its kind is needed"),
     ],
     ids=str,
 )
@@ -93,14 +94,21 @@ def test_align_points_runs_a_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["bfv", "beaver"])
-def test_open_private_takes_a_configuration(backend: str, files: Files) -> None:
-    mapping = settings(files, backend={"kind": backend}, budget={"max_values": 1000})
+def test_open_private_takes_a_configuration(backend: str, files: Files, tmp_path: Path) -> None:
+    budget = {"max_values": 1000, "file": str(tmp_path / "releases.sqlite")}  # other tests release this image, too
+    mapping = settings(files, backend={"kind": backend}, budget=budget)
     with started_parties() as started, open_private(config=mapping) as unseen:
         assert unseen.grid == load_image(files.fixed).grid
         unseen.operand(OperandRequest(Level(2, 0.0)))
     assert [party.role for party in started] == ["party_2", *(["dealer"] if backend == "beaver" else [])]
     assert '"max_values": 1000' in started.configs["party_2"]
     assert str(files.moving) not in started.configs["party_2"]
+
+
+@pytest.mark.parametrize("config", [{"data": {}}, {"backend": "bfv"}, {"backend": {}}, {"backend": {"kind": "clear"}}])
+def test_open_private_needs_a_private_backend(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="backend"), open_private("fixed.mha", config=config):
+        pass
 
 
 # --- what is said meanwhile, and before -------------------------------------------------------------------------------
@@ -123,7 +131,8 @@ def test_what_a_run_discloses_is_known_before_any_party_is_started(
 def test_a_run_says_in_the_log_which_protocol_it_chose(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config(settings(files, backend={"kind": "auto", "dealer": False}, budget={"max_values": 1000}))
+    budget = {"max_values": 1000, "file": str(tmp_path / "releases.sqlite")}
+    config = load_config(settings(files, backend={"kind": "auto", "dealer": False}, budget=budget))
     with caplog.at_level(logging.INFO, "ppir_torch"), started_parties():
         result = run(config, tmp_path)
     assert result["backend"] == "bfv"

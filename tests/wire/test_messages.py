@@ -160,6 +160,11 @@ def test_a_long_reason_is_cut_between_characters() -> None:
     assert Abort("\udcff").reason == "?"
 
 
+def test_a_reason_is_one_line_that_a_terminal_does_not_obey() -> None:
+    assert Abort("the cap\r\nis\x1b[2J reached").reason == "the cap  is [2J reached"
+    assert Abort.decode(b"one\ntwo").reason == "one two"
+
+
 def test_kinds_of_extensions_are_set_up_or_part_of_a_product() -> None:
     assert MessageKind.EXTENSION_SET_UP.is_set_up
     assert MessageKind.OPERAND_IN_USE.is_set_up

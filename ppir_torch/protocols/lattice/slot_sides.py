@@ -99,7 +99,7 @@ class SlotReplies(Message):
     def decode(cls, payload: Buffer, due: int = 1, size: int | None = None) -> SlotReplies:
         """See `Message`; of as many replies as are due, at most four, of this size; None: one reply of any size."""
         count, size = min(due, _REPLIES_PER_MESSAGE), len(payload) if size is None else size
-        if len(payload) != count * size:
+        if size < 1 or len(payload) != count * size:
             raise LinkError(f"REPLY_CIPHERTEXTS: {len(payload)} bytes, {count} x {size} are due; refused")
         view = memoryview(payload)
         return cls([view[start : start + size] for start in range(0, count * size, size)])
