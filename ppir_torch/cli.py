@@ -33,7 +33,18 @@ PACKAGES = ("torch", "crypten", "tenseal", "SimpleITK", "hydra-core", "pydantic"
 
 
 class Command(TyperCommand):
-    """A command whose help texts name what the registries hold."""
+    """A command whose help texts name what the registries hold, and that takes every option once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option given twice: the first would be forgotten without a word, `--backend bfv` too."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in order:
+            once = isinstance(parameter, TyperOption) and not parameter.multiple
+            if once and order.count(parameter) > 1:
+                error = ConfigError(f"{parameter.opts[0]}: given twice, once is needed")
+                _print_error(error)
+                raise typer.Exit(error.exit_code)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help; {names} in braces are filled in first."""

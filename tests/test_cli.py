@@ -168,7 +168,7 @@ def test_points_run_again_from_their_saved_configuration(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("show", [[], ["--show"], ["-m"]])
 def test_private_and_clear_asked_for_at_once_is_refused(runs: Runs, show: list[str]) -> None:
     done = ppir("run", *show, *DATA, "backend=bfv", "backend.kind=clear")
-    line = "backend: 'bfv' was asked for, but the run would be in clear; refused: name one backend only"
+    line = "backend: 'bfv' was asked for, and 'clear' too; refused: name one backend only"
     assert (done.exit_code, done.stderr) == (2, f"ppir: error: {line}\n")
     assert not runs
 
@@ -268,7 +268,8 @@ def test_points_refuses_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_points("m.csv", "f.csv")
-    done = ppir("points", "--moving", "m.csv", "--fixed", "f.csv", *arguments)
+    fixed = [] if "--fixed" in arguments else ["--fixed", "f.csv"]
+    done = ppir("points", "--moving", "m.csv", *fixed, *arguments)
     assert done.exit_code == 2, done.output
     assert done.stderr == f"ppir: error: {line}\n"
 
@@ -359,3 +360,21 @@ def test_import_is_light() -> None:
     code = f"import sys, ppir_torch.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["register", "m", "f", "--backend", "bfv", "--backend", "clear"], "--backend"),
+        (["register", "--backend=clear", "m", "f", "--backend=bfv"], "--backend"),
+        (["points", "--moving", "m", "--fixed", "f", "--backend", "bfv", "--backend", "clear"], "--backend"),
+        (["points", "--moving", "m", "--fixed", "f", "--no-residual", "--residual"], "--residual"),
+        (["run", "--config", "private.yaml", "--config", "clear.yaml"], "--config"),
+    ],
+)
+def test_an_option_given_twice_is_one_line(runs: Runs, words: list[str], option: str) -> None:
+    """Else the last one would win, and a private backend that was asked for be forgotten."""
+    done = ppir(*words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"ppir: error: {option}: given twice, once is needed\n"
+    assert runs == []

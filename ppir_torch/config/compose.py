@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .guard import asked_backends, refuse_clear, refuse_clear_files
+from .guard import (
+    asked_backends,
+    backend_of_file,
+    is_private_name,
+    refuse_clear,
+    refuse_clear_files,
+    refuse_mixture,
+)
 from .images import RunConfig
-from .overrides import EXPERIMENT, Overrides, combinations, config_folder, hydra_loader, sorted_overrides
+from .overrides import BACKEND, EXPERIMENT, Overrides, combinations, config_folder, hydra_loader, sorted_overrides
 from .points import PointsConfig
 from .problems import checked
 
@@ -55,8 +62,8 @@ def compose(overrides: Sequence[str], extra: Path | None = None, saved: Path | N
     """The composed configuration as a plain mapping, not checked yet; arguments as of `compose_runs`.
 
     Raises:
-        ConfigError: a file or a word that cannot be read, a value that is missing, or a file that asks for a private
-            backend where the run would be in clear.
+        ConfigError: a file or a word that cannot be read, a value that is missing, a word or a file that asks for a
+            private backend where the run would be in clear, or words that ask for both.
     """
     with hydra_loader() as loader:
         return _composed(loader, overrides, extra, saved)
@@ -67,17 +74,23 @@ def _composed(loader: Any, overrides: Sequence[str], extra: Path | None, saved: 
     search = [f"hydra.searchpath=['file://{folder}']" for folder in folders[1:]]
     read = None if saved is None else _read(saved)
     said = sorted_overrides(overrides, loader, RunConfig if read is None else _model_of(read), folders)
+    asked = _asked_by_choices(loader, said, search, folders)
+    named = [*said.backends, *asked_backends(overrides), *_in_backend_files(loader, said, search, folders)]
+    refuse_mixture(named)
     if read is None:
+        asked |= _asked_by_files(loader, [*said.groups, *search], folders)
         composed = _of_groups([*said.groups, *search])
-        asked = _asked_by_files(loader, [*said.groups, *search], folders)
     else:
-        composed, asked = _of_saved(read, said), {str(saved): _backend_of(read)}
+        asked[str(saved)] = backend_of_file(read, str(saved))
+        composed = _of_saved(read, said)
     if read is not None or said.experiment or search:  # else no file sets anything in another file's group
         composed |= _chosen_groups(said.choices, search)
     composed = {key: value for key, value in composed.items() if key not in said.left_out}
     composed = _with_kinds(composed, said) | said.plain
     plain = _with_values(composed, said.values)
-    refuse_clear_files(asked, overrides, _backend_of(plain))
+    kind = backend_of_file(plain, "")
+    refuse_clear(named, kind)
+    refuse_clear_files(asked, said.backends, kind)
     return plain
 
 
@@ -143,21 +156,43 @@ def _of_saved(read: dict[str, Any], said: Overrides) -> dict[str, Any]:
 def _asked_by_files(loader: Any, lines: list[str], folders: list[Path]) -> dict[str, str]:
     """file -> the backend that it names by itself, of all files that Hydra merges, whatever the others make of it."""
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     asked = {}
     for default in loader.compute_defaults_list("config", lines, RunMode.RUN).defaults:
         found = [path for folder in folders if (path := folder / f"{default.config_path}.yaml").is_file()]
-        content = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False) if found else None
-        if isinstance(content, dict):
-            inside = content if not default.package else {default.package: content}
-            asked[f"{default.config_path}.yaml"] = _backend_of(inside)
+        file, content = f"{default.config_path}.yaml", _content(found[0]) if found else {}
+        _refuse_resolvers(content.get("defaults"), f"{file}: defaults")
+        asked[file] = backend_of_file({default.package: content} if default.package else content, file)
     return asked
 
 
-def _backend_of(mapping: Mapping[str, Any]) -> str:
-    backend = mapping.get("backend")
-    return str(backend.get("kind", "")) if isinstance(backend, dict) else ""
+def _content(path: Path) -> dict[str, Any]:
+    """A group file as it stands; one without a mapping names nothing, and Hydra refuses it."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _asked_by_choices(loader: Any, said: Overrides, search: list[str], folders: list[Path]) -> dict[str, str]:
+    """The same of every file that the command line chooses, whatever becomes of the choice later on."""
+    asked: dict[str, str] = {}
+    for group, name, line in said.files if search else ():  # a packaged file sets no other group's backend
+        for path in (folder / group / f"{name}.yaml" for folder in folders):
+            # Before Hydra reads it: Hydra runs the resolvers in a list of defaults.
+            _refuse_resolvers(_content(path).get("defaults") if path.is_file() else None, f"{group}/{name}.yaml")
+        asked |= _asked_by_files(loader, [line, *search], folders)
+    return asked
+
+
+def _in_backend_files(loader: Any, said: Overrides, search: list[str], folders: list[Path]) -> list[str]:
+    """The kinds in the files of backends that the command line chooses: as good as named there."""
+    named: list[str] = []
+    for group, _, line in said.files if search else ():  # a packaged file has its kind's name
+        if group == BACKEND:
+            named += filter(is_private_name, _asked_by_files(loader, [line, *search], folders).values())
+            named.append(backend_of_file(_merged([line, *search]), line))
+    return named
 
 
 # --- the second and third step: choices and values

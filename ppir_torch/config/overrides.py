@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..errors import ConfigError
+from .guard import kinds_in
 from .problems import choice_of, holds_settings
 
 __all__ = ["Overrides", "combinations", "config_folder", "hydra_loader", "sorted_overrides"]
 
-EXPERIMENT = "experiment"
+EXPERIMENT, BACKEND = "experiment", "backend"
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Overrides:
         whole: fields that are given as a whole mapping, with a kind.
         plain: field -> value of fields that are no group here, though there is a group of that name.
         values: everything else, as Hydra's parser gives it.
+        files: group, name and line of every file that is chosen, also of one that a later line replaces.
+        backends: the backends that are named, with every kind in a mapping, whether a later word replaces it or not.
     """
 
     groups: list[str] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Overrides:
     whole: set[str] = field(default_factory=set)
     plain: dict[str, object] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
+    files: list[tuple[str, str, str]] = field(default_factory=list)
+    backends: list[str] = field(default_factory=list)
 
 
 def config_folder() -> Path:
@@ -81,10 +86,14 @@ def sorted_overrides(
         folders: where group files are.
 
     Raises:
-        ConfigError: a group without a name, or a word that is Hydra's own.
+        ConfigError: a group without a name, a second experiment, or a word that is Hydra's own.
     """
     said = Overrides()
-    for override in _parsed(overrides, loader):
+    parsed = _parsed(overrides, loader)
+    _refuse_forgotten_experiment(parsed)
+    for override in parsed:
+        if override.key_or_group in (BACKEND, f"{BACKEND}.kind"):
+            said.backends += kinds_in(override.value())
         key, line, value = override.key_or_group, str(override.input_line), override.value()
         options = _options(key, loader, folders)
         if override.is_hydra_override():
@@ -107,12 +116,20 @@ def sorted_overrides(
     return said
 
 
+def _refuse_forgotten_experiment(parsed: Sequence[Any]) -> None:
+    # Hydra keeps the last one without a word: what the others ask for, a private backend too, would be forgotten.
+    lines = [str(override.input_line) for override in parsed if override.key_or_group == EXPERIMENT]
+    if len(lines) > 1 or any(line.startswith("~") for line in lines):
+        raise ConfigError(f"experiment: {' '.join(lines)}, one experiment=NAME or none is needed")
+
+
 def _sort_choice(said: Overrides, group: str, line: str, name: str, options: list[str], model: type[BaseModel]) -> None:
     """A file of the group, or the kind of an entry that has none: both replace the group."""
     said.kinds.pop(group, None)
     said.choices.pop(group, None)
     if name in options:
         said.groups.append(line)
+        said.files.append((group, name, line))
         if group == EXPERIMENT:
             said.experiment = True
         else:

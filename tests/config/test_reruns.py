@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppir_torch.config.compose import compose, compose_runs
-from ppir_torch.config.guard import asked_backends, is_private_name, refuse_clear, refuse_clear_files
 from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.config.points import PointsConfig, load_points_config
 from ppir_torch.errors import ConfigError
@@ -160,7 +160,7 @@ def test_a_sweep_over_a_saved_configuration(tmp_path: Path) -> None:
         (["~backend"], "backend: missing, a mapping of settings is needed"),
         (["backnd=bfv"], "backnd: unknown key, did you mean backend?"),
         (["seed=${oc.env:HOME}"], "seed: '${oc.env:HOME}', a plain value is needed: resolvers are not run"),
-        (["backend=bfv", "backend=clear"], "backend: 'bfv' was asked for, but the run would be in clear; refused: "),
+        (["backend=bfv", "backend=clear"], "backend: 'bfv' was asked for, and 'clear' too; refused: name one backend "),
         (["backend=clear,bfv"], "backend=clear,bfv: several values; one is needed, or a sweep with -m"),
         (
             ["hydra.searchpath=[/tmp]"],
@@ -239,46 +239,18 @@ def test_a_file_of_the_users_own_cannot_turn_a_choice_into_a_clear_run(tmp_path:
         one("backend=mine", extra=tmp_path, saved=path)
 
 
-# --- the guard by itself
-
-
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        (["backend=bfv"], ["bfv"]),
-        (["+backend=bfv", "++backend.kind=spdz"], ["bfv", "spdz"]),
-        (["backend='bfv'", 'backend.kind="ckks"'], ["bfv", "ckks"]),
-        (["backend={kind:bfv,x:1}", "backend={x: 1, 'kind': auto}"], ["bfv", "auto"]),
-        (["backend@backend=bfv"], ["bfv"]),
-        (["backend.device=cpu", "seed=1", "data.moving=backend=bfv", "~backend"], []),
-    ],
-)
-def test_the_guard_reads_the_words_by_itself(words: list[str], names: list[str]) -> None:
-    assert asked_backends(words) == names
-
-
-def test_the_guard_refuses_only_a_clear_run() -> None:
-    refuse_clear(["bfv"], "bfv")
-    refuse_clear(["clear"], "clear")
-    refuse_clear([], "clear")
-    refuse_clear(["mine"], "clear")  # a file of the user's own; what it holds has been read
-    for name in ("auto", "spdz", "ckks-v1"):
-        assert is_private_name(name)
-        with pytest.raises(ConfigError, match=f"^backend: '{name}' was asked for, but the run would be in clear"):
-            refuse_clear(["clear", name], "clear")
-    refuse_clear_files({"a.yaml": "clear", "b.yaml": ""}, [], "clear")
-    refuse_clear_files({"a.yaml": "bfv"}, ["backend=clear"], "clear")
-    refuse_clear_files({"a.yaml": "bfv"}, [], "spdz")
-    with pytest.raises(ConfigError):
-        refuse_clear_files({"a.yaml": "bfv"}, ["backend=mine"], "clear")
-
-
 # --- any order of arguments and files
 
 BACKENDS = ("clear", "auto", "beaver", "bfv")
 words_about_backends = st.lists(
     st.tuples(
-        st.sampled_from(("backend={}", "backend.kind={}", "++backend.kind={}", "backend={{kind: {}}}", "+backend={}")),
+        st.sampled_from(
+            (
+                *("backend={}", "backend.kind={}", "++backend.kind={}", "+backend={}"),
+                *("backend=str({})", "backend.kind=str({})"),
+                *("backend={{kind: {}}}", "backend={{kind: str({})}}", "backend={{kind: {}, kind: clear}}"),
+            )
+        ),
         st.sampled_from(BACKENDS),
     ).map(lambda pair: pair[0].format(pair[1])),
     max_size=2,
@@ -296,6 +268,7 @@ files = st.fixed_dictionaries(
         "base": st.none() | st.sampled_from(BACKENDS),  # what the file that it stands upon sets
         "whole": st.booleans(),  # every setting is in it, as a run saves them
         "data": st.none() | st.sampled_from(BACKENDS),  # what the chosen data file sets besides
+        "own": st.none() | st.sampled_from(BACKENDS),  # the kind in a backend file of the user's own
     }
 )
 
@@ -311,12 +284,14 @@ def write_files(folder: Path, made: dict[str, Any]) -> list[str]:
     write(folder / "experiment" / "base.yaml", {"backend": {"kind": made["base"]}} if made["base"] else {}, HEADER)
     content = {"data": dict(DATA)} | ({"backend": {"kind": made["data"]}} if made["data"] else {})
     write(folder / "data" / "mine.yaml", content, HEADER)
-    return ["experiment=mine"] + (["data=mine"] if made["data"] else [])
+    write(folder / "backend" / "own.yaml", {"kind": made["own"] or "clear"})
+    words = ["experiment=mine", "data=mine" if made["data"] else "", "backend=own" if made["own"] else ""]
+    return [word for word in words if word]
 
 
-def check(words: list[str], in_files: set[str | None], config: RunConfig) -> None:
+def check(words: list[str], in_files: set[str | None], config: RunConfig, own: str | None = None) -> None:
     """What was asked for is what runs."""
-    said = set(asked_backends(words))
+    said = {str(own) if name == "own" else name for word in words for name in re.findall(r"\w+", word)} & {*BACKENDS}
     if said - {"clear"}:
         assert config.private
         assert config.backend.kind in said
@@ -337,7 +312,7 @@ def test_private_was_asked_for_and_clear_runs_never_both(
         config = one(*words, extra=tmp_path)
     except ConfigError:
         return
-    check(words, {made["body"], made["chosen"], made["base"], made["data"]}, config)
+    check(words, {made["body"], made["chosen"], made["base"], made["data"]}, config, made["own"])
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
