@@ -29,7 +29,7 @@ from ppir_torch.wire.messages import OperandInUse
 
 EXACT = ("beaver", "spdz", "bfv", "ckks")
 every_exact = pytest.mark.parametrize("protocol", EXACT)
-every_protocol = pytest.mark.parametrize("protocol", [*EXACT, "ckks-v1"])
+every_protocol = pytest.mark.parametrize("protocol", [*EXACT, pytest.param("ckks-v1", marks=pytest.mark.slow)])
 LEVEL = Level(1, 0.0)
 
 
@@ -125,6 +125,7 @@ def test_moments_of_two_point_sets_are_pythons_in_turn(protocol: str) -> None:
             assert operand.multiply(rows).tolist() == python_products(rows, values[number])
 
 
+@pytest.mark.slow
 def test_products_of_the_published_baseline_are_about_right_in_turn() -> None:
     draw = random.Random(1)
     values = [uniform(draw, 2000, 200), uniform(draw, 2000, 2, 150)]
