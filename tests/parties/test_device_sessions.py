@@ -74,6 +74,7 @@ def test_mutual_information(protocol: str, small_pair: Make) -> None:
     assert_equal_runs(small_pair(2), plan, protocol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("protocol", ["beaver", "bfv"])
 def test_every_sampler(protocol: str, sampler: str, small_pair: Make) -> None:
@@ -100,6 +101,7 @@ def test_a_deformable_run_in_3d(small_pair: Make) -> None:
     assert_equal_runs(small_pair(3), DEFORMABLE, "beaver")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [loss for loss in MEASURES if loss != "mi"])
 @every_lattice
 def test_every_loss_deformed(lattice: str, loss: str, small_pair: Make) -> None:
@@ -107,6 +109,7 @@ def test_every_loss_deformed(lattice: str, loss: str, small_pair: Make) -> None:
     assert_equal_runs(small_pair(2), plan, "beaver", MEASURES[loss](2, PRETENDED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "chunks"])
 def test_every_sampler_deformed(sampler: str, small_pair: Make) -> None:
     assert_equal_runs(small_pair(2), replace(DEFORMABLE, sampler=SAMPLERS[sampler]), "beaver")
