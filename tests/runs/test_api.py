@@ -129,8 +129,13 @@ def test_what_a_run_discloses_is_known_before_any_party_is_started(
 
 
 def test_a_run_says_in_the_log_which_protocol_it_chose(
-    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    files: Files,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("ppir_torch"), "handlers", [])  # those of a command line that ran before
     budget = {"max_values": 1000, "file": str(tmp_path / "releases.sqlite")}
     config = load_config(settings(files, backend={"kind": "auto", "dealer": False}, budget=budget))
     with caplog.at_level(logging.INFO, "ppir_torch"), started_parties():
