@@ -24,6 +24,8 @@ from .errors import ImageError
 
 __all__ = ["Grid"]
 
+PART = 1 << 20  # points that are worked out at once
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -100,16 +102,16 @@ class Grid:
     ) -> Tensor:
         """Physical points (N, D) in mm, in the order of `tensor.flatten()`; of the flat `index` only, where given."""
         matrix, origin = self.index_to_physical()
-        if index is None:
-            axes = [torch.arange(n, dtype=torch.float64) for n in self.shape]
-            voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, self.dimension).flip(-1)
-        else:
-            flat, columns = index.cpu(), []
+        count = self.count if index is None else index.numel()
+        result = torch.empty(count, self.dimension, dtype=dtype, device=device)
+        for start in range(0, count, PART):  # in float64, of which there is no copy of the whole
+            stop = min(start + PART, count)
+            flat, columns = torch.arange(start, stop) if index is None else index[start:stop].cpu(), []
             for n in self.size:
                 columns.append(flat % n)
                 flat = flat // n
-            voxels = torch.stack(columns, -1).double()
-        return (voxels @ matrix.T + origin).to(dtype=dtype, device=device)
+            result[start:stop] = torch.stack(columns, -1).double() @ matrix.T + origin
+        return result
 
     @property
     def centre(self) -> Tensor:

@@ -11,6 +11,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ __all__ = [
     "to_simpleitk",
 ]
 
+PART = 1 << 22  # voxels that are worked out at once
+
 
 @dataclass(frozen=True)
 class Level:
@@ -64,7 +67,8 @@ class Image:
                 f"image tensor: {tuple(self.tensor.shape)} {self.tensor.dtype}, "
                 f"a floating one with (channels, {self.grid.shape}) is needed"
             )
-        if not bool(torch.isfinite(self.tensor).all()):
+        # The extremes tell it, for NaN is the extreme of what it is among: no copy of the image.
+        if self.tensor.numel() and not all(math.isfinite(float(value)) for value in self.tensor.detach().aminmax()):
             bad = int((~torch.isfinite(self.tensor)).sum())
             raise ImageError(f"image: {bad} voxels are NaN or infinite, every voxel needs a finite value")
 
@@ -84,11 +88,17 @@ class Image:
 
     def centre_of_mass(self) -> Tensor:
         """Physical centre of mass (D,), float64 mm, of the intensity above the outside value."""
-        mass = (self.tensor[0].double().flatten() - self.outside).clamp(min=0)
-        if float(mass.sum()) <= 0:
+        outside, total = self.outside, 0.0
+        moment = torch.zeros(self.grid.dimension, dtype=torch.float64)
+        for start, part in _parts(self.tensor[0].flatten()):
+            mass = (part.double() - outside).clamp(min=0)
+            index = torch.arange(start, start + len(part))
+            points = self.grid.points(index, torch.float64, mass.device)
+            total += float(mass.sum())
+            moment += (mass[:, None] * points).sum(0).cpu()
+        if total <= 0:
             raise ImageError("image: nothing is brighter than its border, so it has no centre of mass")
-        points = self.grid.points(dtype=torch.float64, device=mass.device)
-        return ((mass[:, None] * points).sum(0) / mass.sum()).cpu()
+        return moment / total
 
     def smoothed(self, sigma_mm: float) -> Image:
         """Gaussian smoothing with `sigma_mm` millimetres along every axis (border values are repeated outside)."""
@@ -103,14 +113,32 @@ class Image:
         for axis, slices in enumerate(keep):
             spacing = self.grid.spacing[::-1][axis]
             rows = _gaussian_matrix(tensor.shape[axis + 1], level.smoothing_mm / spacing)[slices]
-            rows = rows.to(dtype=tensor.dtype, device=tensor.device)
-            tensor = torch.tensordot(tensor, rows, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+            tensor = _along(tensor, axis + 1, rows.to(dtype=tensor.dtype, device=tensor.device))
         return Image(tensor.contiguous(), coarse)
 
 
 def level_grid(grid: Grid, level: Level) -> tuple[Grid, tuple[slice, ...]]:
     """The grid of a level, and the slices of the full tensor that lie on it."""
     return grid.shrunk(tuple(max(1, min(level.shrink, n // 8)) for n in grid.size))
+
+
+def _along(tensor: Tensor, axis: int, rows: Tensor) -> Tensor:
+    """sum_n tensor[.., n, ..] rows[m, n] along an axis of (C, [z,] y, x); of a large image in slabs."""
+    other = 2 if axis == 1 else 1
+    thickness = max(1, PART * tensor.shape[other] // max(tensor.numel(), 1))
+    if thickness >= tensor.shape[other]:
+        whole: Tensor = torch.tensordot(tensor, rows, dims=([axis], [1])).movedim(-1, axis)
+        return whole
+    result = tensor.new_empty([len(rows) if a == axis else n for a, n in enumerate(tensor.shape)])
+    for slab, made in zip(torch.split(tensor, thickness, other), torch.split(result, thickness, other), strict=True):
+        made.copy_(torch.tensordot(slab, rows, dims=([axis], [1])).movedim(-1, axis))
+    return result
+
+
+def _parts(values: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(where it starts, the part) of flat values, so that there is no copy of the whole in another type."""
+    for start in range(0, len(values), PART):
+        yield start, values[start : start + PART]
 
 
 def _gaussian_matrix(count: int, sigma: float) -> Tensor:

@@ -32,6 +32,8 @@ __all__ = [
     "warp",
 ]
 
+CHUNK = 1 << 20  # points that are mapped at once
+
 
 def sample(image: Image, points: Tensor, mode: str = "bilinear") -> Tensor:
     """Values (N,) of a one-channel image at physical points (N, D) mm; linear interpolation, `outside` beyond it."""
@@ -106,10 +108,15 @@ def steepest_descent(transform: nn.Module, points: Tensor, gradient: Tensor) -> 
 
 def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear") -> Image:
     """The moving image resampled onto `grid` through `transform` (fixed points to moving points)."""
-    points = grid.points(dtype=moving.tensor.dtype, device=moving.tensor.device)
+    like, ((above, outside),) = moving.tensor, channels_above_outside(moving)
+    values = like.new_empty(grid.count)
     with torch.no_grad():
-        once = sampled_once(_on_device(transform, points.device))
-        values = torch.cat([sample(moving, once(part), mode) for part in torch.split(points, 2**20)])
+        once = sampled_once(_on_device(transform, like.device))
+        for start in range(0, grid.count, CHUNK):
+            index = torch.arange(start, min(start + CHUNK, grid.count))
+            mapped = once(grid.points(index, like.dtype, like.device))
+            part = _sample_normalised(above, 0.0, _normalise(above, mapped), mode)
+            values[start : start + len(part)] = part if outside == 0 else part + outside
     return Image(values.reshape(1, *grid.shape), grid)
 
 

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,27 +22,43 @@ from ..transforms.dense import sampled_once
 __all__ = [
     "displacement_rmse",
     "folding_share",
+    "foreground_count",
     "foreground_points",
     "jacobian_determinant",
     "mean_squared_difference",
     "target_registration_error",
 ]
 
-_CHUNK = 1 << 20  # points that go through a transform at once
+CHUNK = 1 << 20  # points that go through a transform at once
 
 
 def displacement_rmse(first: nn.Module, second: nn.Module, points: Tensor) -> float:
     """sqrt(mean |first(x) - second(x)|^2) over points x (N, D), in mm."""
+    total = 0.0
     with torch.no_grad():
-        difference = first(points) - second(points)
-    return float(difference.square().sum(-1).mean().sqrt())
+        for part in torch.split(points, CHUNK):
+            total += float((first(part) - second(part)).square().sum(dtype=torch.float64))
+    return math.sqrt(total / len(points)) if len(points) else math.nan
 
 
 def foreground_points(fixed: Image, share: float = 0.1) -> Tensor:
     """Points (N, D) float64 mm of the fixed image that are brighter than its border by `share` of its range."""
+    return fixed.grid.points(torch.nonzero(_foreground(fixed, share)).flatten(), dtype=torch.float64)
+
+
+def foreground_count(fixed: Image, share: float = 0.1) -> int:
+    """How many `foreground_points` there are.
+
+    >>> foreground_count(Image(torch.arange(25.0).reshape(1, 5, 5), Grid((5, 5))))
+    11
+    """
+    return int(_foreground(fixed, share).sum())
+
+
+def _foreground(fixed: Image, share: float) -> Tensor:
+    """Which voxels (N,) these are."""
     values = fixed.tensor[0].flatten()
-    threshold = fixed.outside + share * (float(values.max()) - fixed.outside)
-    return fixed.grid.points(torch.nonzero(values > threshold).flatten(), dtype=torch.float64)
+    return values > fixed.outside + share * (float(values.max()) - fixed.outside)
 
 
 def mean_squared_difference(first: Image, second: Image) -> float:
@@ -133,4 +151,4 @@ def folding_share(determinant: Tensor) -> float:
 def _map(transform: nn.Module, points: Tensor) -> Tensor:
     with torch.no_grad():
         once = sampled_once(transform)
-        return torch.cat([once(part) for part in torch.split(points, _CHUNK)])
+        return torch.cat([once(part) for part in torch.split(points, CHUNK)])

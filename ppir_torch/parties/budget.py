@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["LedgerRow", "ReleaseBudget", "default_path", "image_identity", "open_ledger_rows", "utc_now"]
 
 BUSY_TIMEOUT_S = 30.0
+PART = 1 << 20  # voxels whose bytes are made at once
 LARGEST_CAP = 2**62  # sums of what is below stay integers in SQLite
 
 _TABLE = """
@@ -164,9 +165,11 @@ def image_identity(image: Image) -> str:
 
     Pixels are taken as little-endian float32, so that a run in float64 has the identity of one in float32.
     """
-    pixels = image.tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False) + 0.0
-    digest = hashlib.sha256(json.dumps([len(pixels), *image.grid.size]).encode())
-    digest.update(pixels.ravel().data)
+    digest = hashlib.sha256(json.dumps([len(image.tensor), *image.grid.size]).encode())
+    flat = image.tensor.detach().flatten()
+    for start in range(0, len(flat), PART):
+        pixels = flat[start : start + PART].cpu().float().numpy().astype("<f4", copy=False) + 0.0  # -0 is 0
+        digest.update(pixels.data)
     return digest.hexdigest()
 
 

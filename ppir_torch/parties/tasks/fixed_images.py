@@ -7,7 +7,7 @@ import torch
 from ...config.images import FixedPartyConfig
 from ...images import load_image, load_mask
 from ...joint.interface import compute_device
-from ...metrics.registration import foreground_points
+from ...metrics.registration import foreground_count
 from ...protocols import load_protocol
 from ...registration.build import build_measure, preprocessed
 from ..budget import image_identity
@@ -39,7 +39,7 @@ class FixedImagesRole(BudgetedRole):
         mask = load_mask(config.fixed_mask, image.grid) if config.fixed_mask else None
         protocol = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
-        foreground = int(mask.sum()) if mask is not None else len(foreground_points(image))
+        foreground = int(mask.sum()) if mask is not None else foreground_count(image)
         budget = self.open_budget(config.budget, image_identity(image), foreground_voxels=foreground)
         party = FixedParty(
             image=preprocessed(image, config.preprocess).to(device),  # the cap is of the image as it lies in its file
