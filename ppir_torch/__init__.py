@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .errors import PeerLost as PeerLost
     from .errors import PpirError as PpirError
     from .errors import RangeError as RangeError
+    from .errors import RegistrationFailed as RegistrationFailed
     from .grids import Grid as Grid
     from .images import Image as Image
     from .images import Level as Level
@@ -62,7 +63,16 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .warping import warp as warp
 
 _HOMES = {
-    "errors": ("PpirError", "BudgetExceeded", "ConfigError", "ImageError", "LinkError", "PeerLost", "RangeError"),
+    "errors": (
+        "PpirError",
+        "BudgetExceeded",
+        "ConfigError",
+        "ImageError",
+        "LinkError",
+        "PeerLost",
+        "RangeError",
+        "RegistrationFailed",
+    ),
     "grids": ("Grid",),
     "images": ("Image", "Level", "load_image", "save_image"),
     "transforms": (

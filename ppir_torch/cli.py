@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from . import __version__
-from .errors import ConfigError, PpirError
+from .errors import ConfigError, PpirError, RegistrationFailed
 
 if TYPE_CHECKING:
     from .config.images import RunConfig
@@ -318,12 +318,18 @@ def _run_all(runs: Sequence[tuple[list[str], RunConfig | PointsConfig]]) -> None
 def _run_one(config: RunConfig | PointsConfig, folder: Path | None, overrides: Sequence[str]) -> None:
     """Run in `folder` (null: the configuration's, or a new one), with the configuration saved beside the results."""
     from .config.guard import asked_backends, refuse_clear
-    from .reporting.console import print_result
+    from .reporting.console import print_result, print_warnings
 
     refuse_clear(asked_backends(overrides), config.backend.kind)
     prefix, run = _TASKS[config.task]
     folder = _new_folder(folder or config.output, _dated_folder(prefix + config.backend.kind))
-    print_result(run(config.model_copy(update={"output": folder}), folder), folder)
+    try:
+        result = run(config.model_copy(update={"output": folder}), folder)
+    except RegistrationFailed as failed:
+        print_warnings(failed.values)
+        raise
+    print_result(result, folder)
+    print_warnings(result)
 
 
 def _run_images(config: Any, folder: Path) -> Mapping[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "BudgetExceeded",
     "ConfigError",
@@ -12,6 +15,7 @@ __all__ = [
     "PeerLost",
     "PpirError",
     "RangeError",
+    "RegistrationFailed",
 ]
 
 
@@ -51,6 +55,26 @@ class LedgerStop(PpirError):
     """party_1's own limit on what the opened values say about the other image is passed; what it has so far is kept."""
 
     exit_code = 3
+
+
+class RegistrationFailed(PpirError):
+    """A registration collapsed, ran away or lost all overlap: the best transform before that is kept.
+
+    Args:
+        message: what went wrong, and where what was kept is.
+        values: those of result.json.
+
+    Attributes:
+        values: as above; `values["warnings"]` says what to try.
+        result: of `ppir_torch.register`, the Result with the transform that was kept; else None.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, values: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.values = dict(values)
+        self.result: Any = None
 
 
 class BudgetExceeded(PpirError):

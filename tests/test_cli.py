@@ -17,7 +17,7 @@ from ppir_torch.cli import app
 from ppir_torch.config.compose import compose_runs
 from ppir_torch.config.images import RunConfig, load_config
 from ppir_torch.config.points import load_points_config
-from ppir_torch.errors import PeerLost
+from ppir_torch.errors import PeerLost, RegistrationFailed
 
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
 RESULT: dict[str, Any] = {
@@ -93,6 +93,15 @@ def test_run_prints_the_table(runs: Runs) -> None:
     ):
         assert words in text
     assert "clear run" not in text
+
+
+def test_run_prints_what_is_odd_and_what_to_try(runs: Runs) -> None:
+    odd = {"kind": "folding", "message": "[2 %] folds", "advice": "weight", "levels": [2], "fatal": False}
+    runs.answers = [RESULT | {"warnings": [odd]}]
+    done = ppir("run", *DATA)
+    assert done.exit_code == 0
+    assert done.stderr.splitlines() == ["ppir: warning: [2 %] folds", "      try: weight"]
+    assert "folds" not in done.stdout
 
 
 def test_run_prints_a_clear_result(runs: Runs) -> None:
@@ -340,6 +349,11 @@ def test_exit_codes(runs: Runs) -> None:
     runs.answers = [PeerLost("party_2: silent for 600 s")]
     done = ppir("run", *DATA)
     assert (done.exit_code, done.stderr) == (3, "ppir: error: party_2: silent for 600 s\n")
+    fatal = {"kind": "collapsed", "message": "it mirrors", "advice": "ncc", "levels": [1], "fatal": True}
+    runs.answers = [RegistrationFailed("it mirrors (kept in out)", {"warnings": [fatal]})]
+    done = ppir("run", *DATA)
+    lines = ["ppir: warning: it mirrors", "      try: ncc", "ppir: error: it mirrors (kept in out)"]
+    assert (done.exit_code, done.stderr.splitlines()) == (4, lines)
     runs.answers = [KeyboardInterrupt()]
     done = ppir("run", *DATA)
     assert (done.exit_code, done.stderr) == (130, "ppir: interrupted\n")

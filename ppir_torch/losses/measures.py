@@ -96,6 +96,13 @@ class Measure(ABC):
     def loss(self, operand: Operand) -> LinearLoss:
         """The loss over an operand of this measure; it takes `features` of the moving image."""
 
+    def explained(self, value: float, operand: Operand) -> float | None:  # noqa: ARG002
+        """The share of the fixed image that the warped one explains where the loss has this value; None: not known.
+
+        1 is all of it; 0 or less is what an image that has nothing to do with it would reach.
+        """
+        return None
+
     def deformable_loss(
         self,
         operand: Operand,  # noqa: ARG002

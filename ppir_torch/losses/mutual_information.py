@@ -21,6 +21,7 @@ gradient take hundreds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,10 @@ class MutualInformation(Measure):
     def loss(self, operand: Operand) -> MI:
         """See `Measure`."""
         return MI(operand, self.moving_bins)
+
+    def explained(self, value: float, operand: Operand) -> float:  # noqa: ARG002
+        """See `Measure`; the squared correlation that normal variables of this information have (Linfoot, 1957)."""
+        return 1 - math.exp(2 * min(value, 0.0))
 
 
 def _range(moving: Image) -> tuple[float, float]:

@@ -151,6 +151,10 @@ class Correlation(Measure):
         """See `Measure`."""
         return NCC(operand)
 
+    def explained(self, value: float, operand: Operand) -> float:  # noqa: ARG002
+        """See `Measure`: the correlation."""
+        return 1 - value
+
     def deformable_loss(
         self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
     ) -> DeformableNCC:

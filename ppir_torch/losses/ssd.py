@@ -174,6 +174,10 @@ class FeatureDifference(Measure):
         """See `Measure`."""
         return SSD(operand)
 
+    def explained(self, value: float, operand: Operand) -> float | None:
+        """See `Measure`; features of images that have nothing in common differ by what both vary."""
+        return _share(value, 2 * operand.mean_square)
+
     def deformable_loss(
         self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
     ) -> DeformableSSD:
@@ -186,6 +190,14 @@ class SquaredDifference(FeatureDifference):
     """Mean squared difference of the intensities (SSD)."""
 
     entry = LOSSES.ours("ssd")
+
+    def explained(self, value: float, operand: Operand) -> float | None:
+        """See `Measure`; 0 is what a constant image reaches, one of another brightness falls below."""
+        return _share(value, operand.mean_square)
+
+
+def _share(value: float, nothing: float) -> float | None:
+    return 1 - value / nothing if nothing > 0 else None
 
 
 def _count(transform: nn.Module) -> int:

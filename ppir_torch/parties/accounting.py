@@ -74,11 +74,16 @@ def peak_memory_mb() -> float:
 
 
 def write_json(path: Path, values: dict[str, object]) -> None:
-    """Write whole or not at all; dataclasses and paths become plain values."""
+    """Write whole or not at all, as strict JSON: dataclasses and paths become plain values, what is not finite null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(values, indent=2, default=_plain) + "\n")
+    plain = json.loads(json.dumps(values, default=_plain), parse_constant=_none)
+    partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def _none(_word: str) -> None:
+    """In the place of NaN and infinities, which readers of other languages refuse."""
 
 
 def _plain(value: object) -> object:

@@ -5,11 +5,14 @@ from .plan import Deformable, Plan
 from .request import OperandRequest
 from .result import LevelIteration, Result
 from .source import ClearFixed, FixedSource
+from .verdict import Finding, LevelFacts
 
 __all__ = [
     "ClearFixed",
     "Deformable",
+    "Finding",
     "FixedSource",
+    "LevelFacts",
     "LevelIteration",
     "OperandRequest",
     "Plan",

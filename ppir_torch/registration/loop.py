@@ -12,8 +12,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,15 +22,17 @@ from ..errors import ImageError, LedgerStop, LinkError
 from ..images import Image, Level, check_content
 from ..joint.operands import Operand
 from ..losses import Smoothness
-from ..optimizers import Iteration
+from ..optimizers import Iteration, Stopping
 from ..transforms import Composite, ControlLattice, LatticeTransform, LinearTransform, lattice_transform
 from ..transforms.smoothness import Regulariser
 from ..warping import warp
+from .facts import Course, Watch
 from .level_operand import RunLevel, moving_features
 from .plan import Deformable, Plan
 from .result import LevelIteration, Result
 from .source import FixedSource
 from .start import check_overlap, start_transform
+from .verdict import LevelFacts, is_fatal, judge, warnings_of
 
 __all__ = ["register_images"]
 
@@ -41,6 +44,9 @@ def register_images(
     observer: Callable[[LevelIteration], None] | None = None,
 ) -> Result:
     """Fit `plan.transform` so that the moving image, warped, looks like the fixed one.
+
+    At the end of each level it is judged whether the run went right (`Result.levels`, `Result.warnings`). Where it
+    collapsed, ran away or lost all overlap, it ends, and the result is what was found before that level.
 
     Raises:
         ImageError: different dimensions, constant image, no overlap at the start.
@@ -54,33 +60,45 @@ def register_images(
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
     transform = start_transform(plan, moving, fixed)
     check_overlap(transform, moving, fixed.grid)
-    run = _Run(moving, fixed, plan, started, observer)
-    found: LinearTransform | Composite = transform
-    complete, error = True, ""
+    watch = Watch(moving.grid, fixed.grid, fixed.mask, transform)
+    run = _Run(moving, fixed, plan, started, observer, watch, transform)
+    error = ""
     try:
         run.fit_linear(transform)
         if plan.deformable is not None:
-            for part in run.fit_deformable(transform, plan.deformable):
-                found = Composite([part, transform])
+            run.fit_deformable(transform, plan.deformable)
+    except _WentWrong:
+        pass
     except (LinkError, LedgerStop) as lost:
-        complete, error = False, str(lost)
-    history = run.history
-    value = next((h.iteration.value for h in reversed(history) if h.iteration.accepted), float("nan"))
-    seconds = time.perf_counter() - started
-    warped = warp(moving, found, fixed.grid)
-    return Result(found, warped, value, history, seconds, complete, error, loss=plan.loss.kind)
+        error = str(lost)
+        run.keep_what_is_sane()
+    return run.result(error)
+
+
+class _WentWrong(Exception):
+    """A level's transform is of no use; the run has said why, and kept the one before."""
 
 
 @dataclass
 class _Run:
-    """The state of a run: what it was given, and its history so far."""
+    """The state of a run: what it was given, its history so far, and what it keeps.
+
+    Attributes:
+        found: what is being fitted; once a level went wrong, a copy of what was found before it.
+        levels: of each level that ended, what is known of it.
+    """
 
     moving: Image
     fixed: FixedSource
     plan: Plan
     started: float
     observer: Callable[[LevelIteration], None] | None
+    watch: Watch
+    found: LinearTransform | Composite
     history: list[LevelIteration] = field(default_factory=list)
+    levels: list[LevelFacts] = field(default_factory=list)
+    _under_way: _LevelUnderWay | None = None
+    _useless: int | None = None  # the level that went wrong
 
     def fit_linear(self, transform: LinearTransform) -> None:
         """The linear stage, coarse to fine."""
@@ -92,16 +110,16 @@ class _Run:
 
             linearise = partial(loss.linearise, transform, here.moving)
             steps = optimizer.minimise(transform, linearise, self.plan.stopping, min(operand.grid.spacing))
-            self._follow(steps, here, operand)
+            self._follow(steps, _LevelUnderWay(here, operand, self.plan.stopping, copy.deepcopy(self.found)))
 
-    def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> Iterator[LatticeTransform]:
-        """The deformable stage, coarse to fine; yields what is being fitted before each level."""
+    def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> None:
+        """The deformable stage, coarse to fine."""
         part: LatticeTransform | None = None
         family, optimizer = lattice_transform(wanted.kind), self.plan.optimizer.for_lattices()
         for place, level in enumerate(wanted.levels):
             spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
             part = family(ControlLattice(self.fixed.grid, spacing)) if part is None else part.refined(spacing)
-            yield part
+            before, self.found = copy.deepcopy(self.found), Composite([part, outer])
             here = self._enter(level, len(self.plan.levels) + place, outer)
             lattice = part.lattice
             operand = here.mapped_operand(lattice)
@@ -112,13 +130,15 @@ class _Run:
 
             linearise = partial(loss.linearise, here.moving)
             steps = optimizer.minimise(part, linearise, wanted.stopping, min(operand.grid.spacing))
-            self._follow(steps, here, operand)
+            self._follow(steps, _LevelUnderWay(here, operand, wanted.stopping, before))
 
     def _enter(self, level: Level, number: int, transform: LinearTransform) -> RunLevel:
         features = moving_features(self.moving, self.plan.loss, self.fixed.grid, level, transform)
         return RunLevel(self.plan, self.fixed, features, transform, level, number)
 
-    def _follow(self, iterations: Iterator[Iteration], here: RunLevel, operand: Operand) -> None:
+    def _follow(self, iterations: Iterator[Iteration], of: _LevelUnderWay) -> None:
+        """Go through a level's iterations, and judge it at its end."""
+        self._under_way, here, operand = of, of.here, of.operand
         points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
         for iteration in iterations:
             elapsed = time.perf_counter() - self.started
@@ -126,3 +146,55 @@ class _Run:
             self.history.append(entry)
             if self.observer is not None:
                 self.observer(entry)
+        self.levels += self.keep_what_is_sane()
+        if self._useless is not None:
+            raise _WentWrong
+
+    def keep_what_is_sane(self) -> list[LevelFacts]:
+        """Look at the level under way, if any; where it went wrong, `found` is again what was there before it."""
+        of, self._under_way = self._under_way, None
+        if of is None:
+            return []
+        facts = self.watch.facts(self.found, of.course(self.history))
+        if is_fatal(judge(facts)):
+            self.found, self._useless = of.before, of.here.number
+        return [facts]
+
+    def result(self, error: str) -> Result:
+        """What the run gives; `error` says why it ended early, empty where it did not."""
+        seconds, warnings = time.perf_counter() - self.started, warnings_of(self.levels)
+        error = warnings[0].message if is_fatal(warnings) else error
+        useful = (h.iteration for h in reversed(self.history) if h.level != self._useless)
+        return Result(
+            transform=self.found,
+            warped=warp(self.moving, self.found, self.fixed.grid),
+            value=next((iteration.value for iteration in useful if iteration.accepted), float("nan")),
+            history=self.history,
+            seconds=seconds,
+            complete=not error,
+            error=error,
+            loss=self.plan.loss.kind,
+            levels=self.levels,
+            warnings=warnings,
+        )
+
+
+@dataclass(frozen=True)
+class _LevelUnderWay:
+    """A level that is being fitted, and a copy of what was found before it."""
+
+    here: RunLevel
+    operand: Operand
+    stopping: Stopping
+    before: LinearTransform | Composite
+
+    def course(self, history: Sequence[LevelIteration]) -> Course:
+        """How it went so far."""
+        mine = [entry.iteration for entry in history if entry.level == self.here.number]
+        values = [iteration.value for iteration in mine if iteration.accepted]
+        explained = [self._explained(values[place]) if values else None for place in (0, -1)]
+        return Course(self.here.number, self.here.level.shrink, len(mine), self.stopping.max_iterations, *explained)
+
+    def _explained(self, value: float) -> float | None:
+        # Of points or weights that party_2 does not know the loss is known up to a constant only.
+        return self.here.plan.loss.explained(value, self.operand) if self.operand.sample.known else None

@@ -8,6 +8,7 @@ from typing import Any
 from ..images import Image
 from ..optimizers import Iteration
 from ..transforms import Composite, LinearTransform
+from .verdict import Finding, LevelFacts, is_fatal
 
 __all__ = ["LevelIteration", "Result"]
 
@@ -34,9 +35,11 @@ class Result:
         value: the loss at the last accepted iteration (at the last level's smoothing).
         history: every iteration.
         seconds: of the loop.
-        complete: False where the other party was lost; `error` says how.
+        complete: False where the other party was lost, or the run went wrong; `error` says how.
         metrics: figures of the whole run where a runner adds them (`ppir_torch.register`: those of result.json).
         loss: the measure's kind.
+        levels: how each level ended: whether it converged, overlap, determinant, ...
+        warnings: what is wrong with the run, and what to try; see `failed`.
     """
 
     transform: LinearTransform | Composite
@@ -48,3 +51,10 @@ class Result:
     error: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     loss: str = "ssd"
+    levels: list[LevelFacts] = field(default_factory=list)
+    warnings: tuple[Finding, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last level collapsed, ran away or lost all overlap: `transform` is that of the level before."""
+        return is_fatal(self.warnings)

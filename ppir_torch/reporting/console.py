@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["print_result", "say", "say_meanwhile", "show_log", "show_table"]
+__all__ = ["print_result", "print_warnings", "say", "say_meanwhile", "show_log", "show_table"]
 
 
 def say(line: str) -> None:
@@ -83,6 +83,20 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     files = sorted(path.name for path in folder.iterdir())
     table.add_row(str(folder), ", ".join(files))
     show_table(table)
+
+
+def print_warnings(result: Mapping[str, Any]) -> None:
+    """What is wrong with a run, and what to try, on standard error: in colour on a terminal, plain on a pipe."""
+    warnings = result.get("warnings") or ()
+    if not warnings:
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for warning in warnings:
+        style = "bold red" if warning["fatal"] else "bold yellow"
+        console.print(f"ppir: warning: {warning['message']}", style=style)
+        console.print(f"      try: {warning['advice']}", style=style.removeprefix("bold "))
 
 
 def _transform_line(transform: Mapping[str, Any]) -> str:

@@ -43,15 +43,15 @@ def summary(result: Result) -> dict[str, Any]:
             "shrink": h.shrink,
             "points": h.points,
             "iteration": h.iteration.number,
-            "value": h.iteration.value,
+            "value": _finite(h.iteration.value),
             "accepted": h.iteration.accepted,
-            "step_mm": h.iteration.step_mm,
-            "damping": h.iteration.damping,
+            "step_mm": _finite(h.iteration.step_mm),
+            "damping": _finite(h.iteration.damping),
             "seconds": h.seconds,
         }
         for h in result.history
     ]
-    value = result.value if math.isfinite(result.value) else None  # none yet; NaN is not JSON
+    value = _finite(result.value)  # none yet
     return {
         "transform": _transform_meta(result),
         **({"ssd": value} if result.loss == "ssd" else {}),
@@ -59,7 +59,14 @@ def summary(result: Result) -> dict[str, Any]:
         "iterations": len(result.history),
         "loop_seconds": result.seconds,
         "history": history,
+        "levels": [level.to_json() for level in result.levels],
+        "warnings": [warning.to_json() for warning in result.warnings],
     }
+
+
+def _finite(value: float) -> float | None:
+    """NaN and infinity are not JSON."""
+    return value if math.isfinite(value) else None
 
 
 def _transform_meta(result: Result) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a shorthand that is given goes before what the configuration says.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +20,18 @@ from ..config.images import RunConfig, load_config
 from ..config.points import PointsConfig, load_points_config
 from ..config.protocols import PROTOCOLS
 from ..config.samplers import SAMPLERS
-from ..errors import ConfigError
+from ..errors import ConfigError, RegistrationFailed
 from ..images import Image, load_image, save_image
 from ..optimizers import Iteration
-from ..registration import LevelIteration, Result
+from ..registration import Finding, LevelFacts, LevelIteration, Result
 from ..transforms import Affine, load_transform
 from .images import found_transform, run
 from .points import TRANSFORM, linear_grid, run_points
 from .shorthands import merged, named, path_text, start_group, values_of
 
 __all__ = ["PointsResult", "align_points", "register"]
+
+log = logging.getLogger(__name__)
 
 
 def register(
@@ -91,10 +94,12 @@ def register(
         config: a configuration (`load_config`, or a mapping such as `config.yaml` holds).
 
     Returns:
-        Result with transform, warped, history and `metrics` (the values of result.json).
+        Result with transform, warped, history, `levels` and `warnings` (which are logged, too), and `metrics` (the
+        values of result.json).
 
     Raises:
         PpirError: bad input, one clear line.
+        RegistrationFailed: the run collapsed, ran away or lost all overlap; its `result` has what was found before.
 
     >>> import torch
     >>> from ppir_torch import Grid, Image
@@ -136,7 +141,14 @@ def register(
         }
         checked = load_config(merged(base, given))
         folder = checked.output or Path(scratch) / "run"
-        return _result(run(checked, folder), folder)
+        try:
+            result = _result(run(checked, folder), folder)
+        except RegistrationFailed as failed:
+            failed.result = _result(failed.values, folder)
+            raise
+    for warning in result.warnings:
+        log.warning("%s; try %s", warning.message, warning.advice)
+    return result
 
 
 @dataclass(frozen=True)
@@ -252,5 +264,16 @@ def _result(values: Mapping[str, Any], folder: Path) -> Result:
         for h in values["history"]
     ]
     transform = found_transform(folder, warped.grid)
-    seconds, kind = values["loop_seconds"], values["loss"]
-    return Result(transform, warped, values["value"], history, seconds, metrics=dict(values), loss=kind)
+    return Result(
+        transform,
+        warped,
+        float("nan") if values["value"] is None else values["value"],
+        history,
+        seconds=values["loop_seconds"],
+        complete=values["complete"],
+        error=values["error"],
+        metrics=dict(values),
+        loss=values["loss"],
+        levels=[LevelFacts.from_json(level) for level in values["levels"]],
+        warnings=tuple(Finding.from_json(warning) for warning in values["warnings"]),
+    )

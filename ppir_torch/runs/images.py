@@ -18,7 +18,7 @@ import torch
 
 from ..config.images import RunConfig, fixed_party, load_config, moving_party
 from ..config.protocols import PROTOCOLS, AutoConfig
-from ..errors import ConfigError, PeerLost
+from ..errors import ConfigError, PeerLost, RegistrationFailed
 from ..grids import Grid
 from ..images import image_size, load_image, load_mask
 from ..joint.interface import compute_device
@@ -53,6 +53,7 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
     Raises:
         PpirError: bad input (exit code 2).
         PeerLost: a party was lost; what party_1 had by then is in `output` (exit code 3).
+        RegistrationFailed: it collapsed, ran away or lost all overlap; what was found before is there (exit code 4).
     """
     _check_files(config, output)
     made_folder(output, without=FILES)
@@ -75,6 +76,8 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
         rmse_to_clear_mm=_distance(config, config.data.reference, output),
     )
     report.write(output)
+    if outcome.failed:
+        raise RegistrationFailed(f"{outcome.error} (the transform before that is in {output})", report.to_json())
     if not outcome.complete:
         raise PeerLost(f"{outcome.error} (the best transform so far is in {output})")
     return report.to_json()
@@ -130,7 +133,7 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
     finally:
         torch.set_num_threads(threads)
     save_result(result, output)
-    return Outcome(summary(result), peak_memory_mb=peak_memory_mb())
+    return Outcome(summary(result), result.complete, result.error, peak_memory_mb=peak_memory_mb())
 
 
 def _run_private(config: RunConfig, output: Path) -> Outcome:

@@ -42,6 +42,11 @@ class Outcome:
     ledger: list[dict[str, Any]] | None = None
     budget: BudgetReport | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the registration collapsed, ran away or lost all overlap; `found` is what there was before."""
+        return any(warning["fatal"] for warning in self.found.get("warnings", ()))
+
     @classmethod
     def of(cls, reports: Mapping[str, PartyReport]) -> Outcome:
         """Of a private run, from its parties' reports.

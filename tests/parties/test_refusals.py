@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -564,6 +566,9 @@ def test_json_files_are_whole_or_absent(tmp_path: Path) -> None:
     write_json(path, {"account": Stopwatch().account([]), "path": Path("a")})
     assert '"path": "a"' in path.read_text()
     assert '"messages": {}' in path.read_text()
+    write_json(path, {"account": Stopwatch().account([]), "numbers": [math.nan, (math.inf, 0.1)]})
+    values = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert values["numbers"] == [None, [None, 0.1]]
     before = path.read_text()
     loop: dict[str, object] = {}
     loop["loop"] = loop

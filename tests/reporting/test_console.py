@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from ppir_torch.reporting.console import print_result, say, say_meanwhile, show_table
+from ppir_torch.reporting.console import print_result, print_warnings, say, say_meanwhile, show_table
 
 
 def test_what_was_asked_for_and_what_goes_on_meanwhile_are_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,3 +47,27 @@ def test_a_result_says_what_ran_what_it_cost_and_what_was_learned(
         assert words in shown
     assert "nothing" in shown  # what party_2 learned
     assert "to the truth" not in shown
+
+
+@pytest.mark.parametrize(("fatal", "colour"), [(False, "33"), (True, "31")], ids=["yellow", "red"])
+def test_warnings_are_in_colour_on_a_terminal(
+    fatal: bool, colour: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = {"kind": "unlike", "message": "[odd] " + 40 * "long ", "advice": "ncc", "levels": [0], "fatal": fatal}
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_warnings({"warnings": [warning]})
+    shown = capsys.readouterr().err.splitlines()
+    assert [f"{colour}m" in line for line in shown] == [True, True]  # one line each, however long
+    monkeypatch.delenv("FORCE_COLOR")
+    print_warnings({"warnings": [warning]})
+    plain = capsys.readouterr()
+    assert plain.err.splitlines() == [f"ppir: warning: {warning['message']}".rstrip(" ") + " ", "      try: ncc"]
+    assert plain.out == ""
+
+
+def test_nothing_is_printed_of_a_run_without_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    print_warnings({})
+    print_warnings({"warnings": []})
+    assert capsys.readouterr() == ("", "")

@@ -60,6 +60,7 @@ def test_result_json_has_the_documented_fields(
     run_fields, party_fields = documented("| field | type | meaning |"), documented("| field | meaning |")
     assert len(run_fields) > 15
     assert len(party_fields) == 7
+    assert set(clear[0]["levels"][0]) == documented("| of a level | meaning |")
     assert set(clear[0]) == run_fields - {"dealer"}
     with started_parties():
         for backend in ("bfv", "spdz"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...config.images import MovingPartyConfig
+from ...errors import PeerLost, RegistrationFailed
 from ...images import Image, load_image
 from ...joint.interface import compute_device
 from ...protocols import load_protocol
@@ -53,12 +54,13 @@ class MovingImagesRole(Role):
         result = self._register(session, moving, fixed)
         if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
-        if result.complete:
-            fixed.finish(result.transform if config.share_transform else None)
+        if result.complete or result.failed:  # one that went wrong is over, but its session ends as it should
+            fixed.finish(result.transform if config.share_transform and result.complete else None)
             if (dealer := session.dealer()) is not None:
                 Finish().send(dealer)
-        else:
-            self.report.complete, self.report.error, self.report.exit_code = False, result.error, 3
+        if not result.complete:
+            code = RegistrationFailed.exit_code if result.failed else PeerLost.exit_code
+            self.report.complete, self.report.error, self.report.exit_code = False, result.error, code
         self._result, self.report.ledger = result, fixed.ledger_rows()
 
     def keep(self, folder: Path) -> None:
