@@ -43,6 +43,9 @@ __all__ = ["FeatureExtractor", "apply_module", "local_normalised", "mind_ssc", "
 
 FeatureExtractor: TypeAlias = Callable[[Image], Image]
 
+_NOISE_SAMPLES = 1 << 18  # differences along an axis that the median is taken of
+_MEDIAN_OF_NORMAL = 0.6744897501960817  # of |x|, in deviations
+
 
 def mind_ssc(image: Image, radius: int = 2, dilation: int = 2) -> Image:
     """MIND-SSC descriptors in (0, 1]: how alike the patches about each voxel's neighbours are, whatever the modality.
@@ -87,7 +90,30 @@ def mind_ssc(image: Image, radius: int = 2, dilation: int = 2) -> Image:
     return Image(torch.exp(-distance / variance.clamp(0.001 * typical, 1000 * typical)), image.grid)
 
 
-def local_normalised(image: Image, radius_mm: float, floor: float = 0.1) -> Image:
+def noise_deviation(image: Image) -> Tensor:
+    """The standard deviation (C,) of each channel's noise, float64, as far as neighbouring voxels tell it.
+
+    Second differences along an axis have sqrt(6) times the deviation of white noise, and next to nothing of a smooth
+    image; their median magnitude is that of noise, not of edges, where edges are few. Of the axes the least counts, and
+    of the differences those that are not zero: background that a tool has blackened says nothing of noise.
+
+    >>> noise = 5 * torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> 4.8 < float(noise_deviation(Image(noise, Grid((64, 64))))) < 5.2
+    True
+    """
+    found = torch.zeros(len(image.tensor), dtype=torch.float64, device=image.tensor.device)
+    for number, channel in enumerate(image.tensor):
+        medians = []
+        for axis in (a for a in range(channel.ndim) if channel.shape[a] >= 3):
+            steps = channel.diff(n=2, dim=axis).flatten()
+            steps = steps[:: max(1, steps.numel() // _NOISE_SAMPLES)].abs()
+            steps = steps[steps > 0]
+            medians.append(float(steps.median()) if steps.numel() else 0.0)
+        found[number] = min(medians, default=0.0) / (_MEDIAN_OF_NORMAL * math.sqrt(6))
+    return found
+
+
+def local_normalised(image: Image, radius_mm: float, floor: float = 0.1, noise: float = 0.0) -> Image:
     """(I - local mean) / local standard deviation, each channel on its own: the operand of the private local NCC.
 
     The window is a Gaussian of sigma = radius_mm / sqrt(3), the variance of a box of that half-width. The divisor is
@@ -118,8 +144,10 @@ def local_normalised(image: Image, radius_mm: float, floor: float = 0.1) -> Imag
     values, varies = _unit_range(image.tensor.double())  # float64: the variance is a difference of squares
     sigma_mm = radius_mm / math.sqrt(3)
     mean, square = (Image(part, image.grid).smoothed(sigma_mm).tensor for part in (values, values.square()))
-    spread = values.flatten(1).var(1, unbiased=False).reshape(varies.shape)
-    variance = (square - mean.square()).clamp(min=0) + torch.where(varies, floor * floor * spread, 1.0)
+    spread = floor * floor * values.flatten(1).var(1, unbiased=False)
+    if noise > 0:
+        spread = torch.maximum(spread, (noise * noise_deviation(Image(values, image.grid))).square())
+    variance = (square - mean.square()).clamp(min=0) + torch.where(varies, spread.reshape(varies.shape), 1.0)
     return Image(((values - mean) / variance.sqrt()).to(image.tensor.dtype), image.grid)
 
 

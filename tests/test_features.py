@@ -21,6 +21,7 @@ from ppir_torch.features import (
     apply_module,
     local_normalised,
     mind_ssc,
+    noise_deviation,
     preprocess,
     turned_towards,
 )
@@ -184,6 +185,36 @@ def test_flat_regions_do_not_blow_up_noise(dimension: int, dtype: torch.dtype) -
     assert float(flat) < 0.05
     # Without a floor the noise would be as large as the structure.
     assert float(local_normalised(Image(values, grid), 3.0, floor=1e-6).tensor[:, :4].std()) > 0.7
+
+
+@pytest.mark.parametrize("sigma", [0.5, 8.0])
+def test_noise_is_told_from_a_smooth_image(sigma: float, dimension: int, dtype: torch.dtype) -> None:
+    """Half of it blackened; the other channel has none."""
+    size = (48, 40, 36)[:dimension] if dimension == 3 else (160, 128)
+    grid = Grid(size, (1.0, 2.0, 1.5)[:dimension])
+    points = grid.points(dtype=torch.float64)
+    smooth = (200 * torch.sin(points / 15).sum(1)).reshape(1, *grid.shape)
+    generator = torch.Generator().manual_seed(3)
+    noisy = smooth + sigma * torch.randn(smooth.shape, dtype=torch.float64, generator=generator)
+    noisy[:, : grid.shape[0] // 2] = 0
+    found = noise_deviation(Image(torch.cat([noisy, 0 * smooth]).to(dtype), grid))
+    assert found.dtype == torch.float64
+    # The smooth image's own second differences come on top.
+    assert float(found[0]) == pytest.approx(sigma, rel=0.15 if sigma > 1 else 0.8)
+    assert float(found[1]) == 0
+
+
+def test_a_noise_aware_floor_leaves_noise_small_whatever_the_images_range() -> None:
+    """A bright half that is noise alone and a half of texture: 10 % of the whole deviation is below the noise."""
+    grid = Grid((96, 96))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 96, 96, generator=generator, dtype=torch.float64)
+    texture = Image(torch.randn(1, 96, 96, generator=generator, dtype=torch.float64), grid).smoothed(3.0).tensor
+    values[:, :24] += 200 * texture[:, :24]
+    plain, aware = (local_normalised(Image(values, grid), 5.0, 0.02, times).tensor for times in (0.0, 3.0))
+    assert float(plain[:, 40:].std()) > 0.8
+    assert float(aware[:, 40:].std()) == pytest.approx(1 / math.sqrt(1 + 9), rel=0.1)
+    assert float(aware[:, :16].std()) > 0.55
 
 
 @given(scale=st.floats(1e-200, 1e200), sign=st.sampled_from([-1, 1]), shift=st.floats(-10, 10))

@@ -42,6 +42,10 @@ class AnyLinearisation(Protocol):
         """About how far the step moves points, mm."""
         ...
 
+    def reach(self, step: Tensor) -> float:
+        """How far the step moves the point that it moves farthest, mm, at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class Linearisation:
@@ -77,6 +81,10 @@ class Linearisation:
     def length(self, step: Tensor) -> float:
         """|step|: every parameter is in mm."""
         return float(torch.linalg.vector_norm(step))
+
+    def reach(self, step: Tensor) -> float:
+        """See `AnyLinearisation`; a linear map's parameters are mm that the image's points move by, or about that."""
+        return self.length(step)
 
 
 class LinearLoss(Protocol):
@@ -149,3 +157,7 @@ class OperatorLinearisation:
     def length(self, step: Tensor) -> float:
         """Root mean square length of the control points' steps, mm."""
         return float(torch.linalg.vector_norm(step)) / math.sqrt(max(step.numel() / self.dimension, 1))
+
+    def reach(self, step: Tensor) -> float:
+        """See `AnyLinearisation`; no point moves farther than the control point that moves farthest."""
+        return float(torch.linalg.vector_norm(step.reshape(self.dimension, -1), dim=0).max())

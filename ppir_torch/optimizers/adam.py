@@ -11,7 +11,7 @@ from torch import nn
 from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
-from .parameters import copies, restore
+from .parameters import copies, restore, settle
 from .stopping import Iteration, Stopping
 
 __all__ = ["Adam"]
@@ -63,6 +63,7 @@ class Adam(Optimizer):
                 before = copies(parameters)
                 _give_gradient(parameters, at)
                 optimizer.step()
+                settle(transform, parameters, before, at.gradient)
                 moved = [(p.detach() - b).square().sum() for p, b in zip(parameters, before, strict=True)]
                 step_mm = float(torch.stack(moved).sum().sqrt())
         finally:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
-from .parameters import add_step, copies, restore
+from .parameters import add_step, copies, restore, settle
 from .stopping import Iteration, Stopping
 
 __all__ = ["GaussNewton"]
 
 _MOST_REJECTIONS = 4
+_MOST_STALLS = 3  # kept steps in a row that gain next to nothing, whatever the model says
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,20 @@ class GaussNewton(Optimizer):
         `move` applies a step (P,) to the transform; by default it is added to the parameters.
         """
         parameters = [p for p in transform.parameters() if p.requires_grad]
-        damping, rejected = self.damping, 0
+        damping, rejected, stalled = self.damping, 0, 0
         best = linearise()
         yield Iteration(1, best.value, True, 0.0, damping)
         for number in range(2, stopping.max_iterations + 1):
-            step = best.solve(damping)
-            length = best.length(step)
-            expected = float(-best.gradient @ step) - 0.5 * best.curvature(step)
+            step = stopping.bounded(best.solve(damping), best.reach, voxel_mm)
+            length, expected = best.length(step), _expected(best, step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return
             before = copies(parameters)
             if move is None:
                 add_step(parameters, step)
+                taken = settle(transform, parameters, before, step)
+                if taken is not step:
+                    length, expected = best.length(taken), _expected(best, taken)
             else:
                 move(step)
             kept = False
@@ -78,8 +81,14 @@ class GaussNewton(Optimizer):
             elif gained < 0.1 * expected:
                 damping = max(damping * 10, 0.1)
             if kept:
+                stalled = stalled + 1 if gained < stopping.decrease * best.size else 0
                 best, rejected = trial, 0
             else:
                 rejected += 1
-                if rejected == _MOST_REJECTIONS:
-                    return
+            if rejected == _MOST_REJECTIONS or stalled == _MOST_STALLS:
+                return
+
+
+def _expected(at: AnyLinearisation, step: Tensor) -> float:
+    """How far the quadratic model says that the loss falls."""
+    return float(-at.gradient @ step) - 0.5 * at.curvature(step)

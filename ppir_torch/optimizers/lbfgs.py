@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config.optimizers import OPTIMIZERS
 from ..losses import AnyLinearisation
 from .base import Optimizer
-from .parameters import add_step, copies, restore
+from .parameters import add_step, copies, restore, settle
 from .stopping import Iteration, Stopping
 
 __all__ = ["LBFGS"]
@@ -56,13 +56,16 @@ class LBFGS(Optimizer):
         lowest = best.value
         yield Iteration(1, best.value, True, 0.0, self.damping)
         for number in range(2, stopping.max_iterations + 1):
-            step = shorten * self._direction(best, pairs)
+            step = stopping.bounded(shorten * self._direction(best, pairs), best.reach, voxel_mm)
             length, slope = best.length(step), float(best.gradient @ step)
             # A step of a quadratic model, shortened or not, falls by half of what the slope says.
             if length < stopping.step_voxels * voxel_mm or -0.5 * slope < stopping.decrease * best.size:
                 return
             before = copies(parameters)
             add_step(parameters, step)
+            taken = settle(transform, parameters, before, step)
+            if taken is not step:
+                step, slope = taken, float(best.gradient @ taken)
             kept = False
             try:
                 trial = linearise()

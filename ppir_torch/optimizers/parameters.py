@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["add_step", "copies", "restore"]
+__all__ = ["add_step", "copies", "restore", "settle"]
 
 
 def copies(parameters: list[nn.Parameter]) -> list[Tensor]:
@@ -26,3 +28,15 @@ def add_step(parameters: list[nn.Parameter], step: Tensor) -> None:
     parts = torch.split(step, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.add_(part.reshape(parameter.shape).to(parameter))
+
+
+@torch.no_grad()
+def settle(transform: nn.Module, parameters: list[nn.Parameter], before: list[Tensor], step: Tensor) -> Tensor:
+    """Let the transform cut short what has just been done to its parameters; returns the step (P,) that was taken.
+
+    Transforms that hold their parameters within limits say so by a method `settle`, which is given the values before.
+    """
+    limit: Callable[[list[Tensor]], bool] | None = getattr(transform, "settle", None)
+    if limit is None or not limit(before):
+        return step
+    return torch.cat([(p - b).flatten() for p, b in zip(parameters, before, strict=True)]).to(step)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 __all__ = ["Iteration", "Stopping"]
 
@@ -16,13 +20,24 @@ class Stopping:
         step_voxels: the next step's length |step| (parameters are mm) falls below this share of the level's voxel.
         decrease: the next step is expected (by the quadratic model; Adam: was seen) to lower the loss by less than this
             share of it. Judged before the step is tried, so that no product is spent on it.
+        longest_voxels: no step moves a point farther than this share of the level's voxel: beyond it the image's slope,
+            which is what a step is made of, is another's (Adam's steps are short as they are).
 
-    Gauss-Newton also ends after four rejected steps in a row.
+    Gauss-Newton also ends after four rejected steps in a row, and after three kept ones in a row that lowered the loss
+    by less than `decrease` where more was expected.
     """
 
     max_iterations: int = 30
     step_voxels: float = 1e-3
     decrease: float = 1e-5
+    longest_voxels: float = math.inf
+
+    def bounded(self, step: Tensor, reach_mm: Callable[[Tensor], float], voxel_mm: float) -> Tensor:
+        """The step, shortened as a whole where it would move a point too far; `reach_mm` says how far one does."""
+        if math.isinf(self.longest_voxels):
+            return step
+        farthest, most = reach_mm(step), self.longest_voxels * voxel_mm
+        return step if farthest <= most else step * (most / farthest)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..config.transforms import TRANSFORMS
 from ..grids import Grid
-from .dense import Displacement, invert
+from .dense import Displacement, Inverse, invert
+from .folding import keep_unfolded
 from .lattice import LatticeTransform, cubic_weights, expand, inside_domain
 
 __all__ = ["BSpline"]
@@ -89,11 +90,15 @@ class BSpline(LatticeTransform):
         """
         return expand(self.coefficients, self.lattice.matrices(grid)).flatten(1).T
 
+    def settle(self, before: list[Tensor]) -> bool:
+        """See `LatticeTransform`."""
+        return keep_unfolded(self.coefficients, before[0], self.lattice, self.jacobian_min)
+
     def sampled(self) -> BSpline:
         """Itself: nothing is worked out before a call."""
         return self
 
-    def inverse(self, grid: Grid | None = None, iterations: int = 100, tolerance_mm: float = 1e-3) -> Displacement:
+    def inverse(self, grid: Grid | None = None, iterations: int = 100, tolerance_mm: float = 1e-3) -> Inverse:
         """The map back, sampled on `grid` (default: the lattice's), by fixed-point iteration; see `dense.invert`.
 
         Raises:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..grids import Grid
 
-__all__ = ["Displacement", "interpolate", "invert", "sampled_once", "spatial_derivative"]
+__all__ = ["Displacement", "Inverse", "interpolate", "invert", "sampled_once", "spatial_derivative"]
 
 
 class Displacement(nn.Module):
@@ -69,7 +69,7 @@ class Displacement(nn.Module):
             return self.field.flatten(1).T
         return interpolate(self.field, self.grid, grid.points(dtype=self.field.dtype, device=self.field.device))
 
-    def inverse(self, grid: Grid | None = None, iterations: int = 100, tolerance_mm: float = 1e-3) -> Displacement:
+    def inverse(self, grid: Grid | None = None, iterations: int = 100, tolerance_mm: float = 1e-3) -> Inverse:
         """The map back, sampled on `grid` (default: this field's own), by fixed-point iteration; see `invert`.
 
         Raises:
@@ -155,6 +155,49 @@ def spatial_derivative(field: Tensor, grid: Grid) -> Tensor:
     return result + torch.eye(d, dtype=field.dtype, device=field.device)
 
 
+class Inverse(Displacement):
+    """The map back of a transform: each point is taken to the one that the transform takes to it.
+
+    A call iterates until it is there, from the sampled field on: between voxels nothing is lost to interpolation.
+    `field`, files, derivatives and `sampled` are those of the sampled field.
+
+    Args:
+        transform: points (N, D) to points in mm; it moves nothing outside `domain`.
+        domain: from its first to its last voxel centre.
+        start: about the inverse, sampled: where the iteration begins.
+        iterations: at most.
+        tolerance_mm: how near to its target a point must be taken.
+
+    >>> grid = Grid((6, 6))
+    >>> shift = Displacement(grid, torch.full((2, 6, 6), 0.5))
+    >>> shift.inverse()(torch.tensor([[3.0, 3.25]])).tolist()
+    [[2.5, 2.75]]
+    """
+
+    def __init__(
+        self, transform: nn.Module, domain: Grid, start: Displacement, iterations: int = 100, tolerance_mm: float = 1e-3
+    ) -> None:
+        super().__init__(start.grid, start.field)
+        self.undone, self.domain = transform, domain
+        self.iterations, self.tolerance_mm = iterations, tolerance_mm
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Map points (..., D) in mm to points (..., D) in mm, in the points' dtype.
+
+        Raises:
+            ConfigError: a point has not converged, as where the map folds.
+        """
+        near = super().forward(points)
+        flat = points.detach().double().reshape(-1, self.dimension)
+        start = near.detach().double().reshape(flat.shape)
+        found = _preimages(self.undone, self.domain, flat, start, self.iterations, self.tolerance_mm)
+        return near + (found.reshape(points.shape).to(near) - near.detach())
+
+    def sampled(self) -> Displacement:
+        """The sampled field alone: for many points at once, such as those of an image."""
+        return Displacement(self.grid, self.field)
+
+
 def invert(
     transform: nn.Module,
     domain: Grid,
@@ -162,7 +205,7 @@ def invert(
     iterations: int = 100,
     tolerance_mm: float = 1e-3,
     start: Displacement | None = None,
-) -> Displacement:
+) -> Inverse:
     """The inverse of `transform` sampled on `grid`: x with transform(x) = y for every voxel y, to `tolerance_mm`.
 
     Fixed-point iteration x <- y - u(x) (Chen et al., Med. Phys. 35(1), 2008), its step halved at the points where the
@@ -171,7 +214,7 @@ def invert(
     point of the domain reaches it, the displacement of the nearest point of the border is carried on; a voxel outside
     that nothing reaches stays where it is. `start` is a first guess on `grid`.
 
-    Returns: a float64 Displacement on the transform's device. Between voxels it is interpolated linearly.
+    Returns: float64, on the transform's device.
 
     Raises:
         ConfigError: the iteration has not converged, as where the map folds; the line says at how many points, and the
@@ -183,8 +226,17 @@ def invert(
     -1.0
     """
     target = grid.points(dtype=torch.float64, device=_device(transform))
-    found = target.clone() if start is None else target + start.displacement(grid).detach()
-    todo = torch.arange(grid.count, device=target.device)
+    near = target if start is None else target + start.displacement(grid).detach()
+    found = _preimages(transform, domain, target, near, iterations, tolerance_mm)
+    moved = (found - target).T.reshape(grid.dimension, *grid.shape)
+    return Inverse(transform, domain, Displacement(grid, moved), iterations, tolerance_mm)
+
+
+def _preimages(
+    transform: nn.Module, domain: Grid, target: Tensor, near: Tensor, iterations: int, tolerance_mm: float
+) -> Tensor:
+    """(N, D) float64: see `invert`."""
+    found, todo = near.clone(), torch.arange(len(target), device=target.device)
     step, before = torch.ones_like(target[:, 0]), torch.full_like(target[:, 0], torch.inf)
     nearest = _nearest(domain)
     with torch.no_grad():
@@ -202,12 +254,11 @@ def invert(
             before = size
         else:
             raise ConfigError(
-                f"inverse: {len(todo)} of {grid.count} points have not converged after {iterations} iterations, "
+                f"inverse: {len(todo)} of {len(target)} points have not converged after {iterations} iterations, "
                 f"the remaining error is {float(size.max()):.3g} mm (tolerance {tolerance_mm:g} mm); does the map fold?"
             )
         outside = (nearest(target) != target).any(-1) & (nearest(found) != found).any(-1)
-        moved = torch.where(outside[:, None], 0.0, found - target)
-    return Displacement(grid, moved.T.reshape(grid.dimension, *grid.shape))
+        return torch.where(outside[:, None], target, found)
 
 
 def _nearest(domain: Grid) -> Callable[[Tensor], Tensor]:

@@ -180,10 +180,12 @@ class LatticeTransform(nn.Module):
     Attributes:
         entry: what is known of it: its name in configurations, files and messages.
         has_itk_form: ITK files hold it as it is (`to_simpleitk_transform`), not its sampled displacement.
+        jacobian_min: while it is fitted, the least determinant of the map's derivative that a step may lead to; 0: any.
     """
 
     entry: ClassVar[TransformEntry]
     has_itk_form: ClassVar[bool] = False
+    jacobian_min: float = 0.0
 
     def __init__(self, lattice: ControlLattice, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -216,6 +218,14 @@ class LatticeTransform(nn.Module):
             grid: where they are.
         """
         return None
+
+    def settle(self, before: list[Tensor]) -> bool:  # noqa: ARG002
+        """Cut the step that was just taken short, in place, where `jacobian_min` asks for it; whether it was.
+
+        Args:
+            before: the coefficients (in a list: optimisers know parameters) that the step began at.
+        """
+        return False
 
     def field(self) -> Tensor:
         """u (D, [z,] y, x) in mm at the voxels of `lattice.grid`, in the parameter's dtype; differentiable."""
@@ -260,7 +270,7 @@ class LatticeTransform(nn.Module):
         return result
 
     def inverse(self) -> nn.Module:
-        """The map back, sampled on the lattice's grid, by fixed-point iteration; see `dense.invert`.
+        """The map back, by fixed-point iteration from its samples on the lattice's grid on; see `dense.Inverse`.
 
         Raises:
             ConfigError: it does not converge, as where the map folds.

@@ -223,3 +223,54 @@ def test_frozen_parameters_are_left_alone() -> None:
 
     list(GaussNewton().minimise(parameters, linearise, Stopping(), 1.0))
     assert parameters.vector().tolist() == pytest.approx([3.0, 0.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("most", [0.25, 3.0])
+def test_no_step_is_longer_than_that(most: float) -> None:
+    """In voxels; the whole step is shortened, and its minimum is reached all the same."""
+    parameters, voxel_mm = Parameters(9.0, -40.0), 2.0
+    bounded = Stopping(max_iterations=400, step_voxels=1e-6, decrease=0.0, longest_voxels=most)
+    target, hessian = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.diag(torch.tensor([1.0, 3.0]).double())
+    places = [parameters.vector()]
+    for iteration in GaussNewton(damping=1e-9).minimise(
+        parameters, quadratic(parameters, target, hessian), bounded, voxel_mm
+    ):
+        assert iteration.step_mm <= most * voxel_mm * (1 + 1e-9)
+        places.append(parameters.vector())
+    torch.testing.assert_close(places[-1], target, rtol=0, atol=1e-5)
+    first = places[2] - places[1]
+    torch.testing.assert_close(first / first.norm(), -places[1] / places[1].norm(), rtol=0, atol=1e-6)
+
+
+class Walled(Parameters):
+    """No parameter goes below 1: a step is cut short there."""
+
+    def settle(self, before: list[Tensor]) -> bool:
+        cut = any(bool((p < 1).any()) for p in self.parameters())
+        for parameter, value in zip(self.parameters(), before, strict=True):
+            parameter.data.copy_(torch.where(parameter < 1, torch.minimum(value, (value + 1) / 2), parameter))
+        return cut
+
+
+def test_a_transform_may_cut_its_step_short() -> None:
+    """It ends at the wall, with the damping of steps that do what was expected of them, and it does end."""
+    parameters = Walled(5.0, 8.0)
+    target, hessian = torch.tensor([-3.0, 2.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    stopping = Stopping(max_iterations=200, step_voxels=0.0, decrease=1e-6)
+    seen = list(GaussNewton().minimise(parameters, quadratic(parameters, target, hessian), stopping, 1.0))
+    assert len(seen) < 60
+    assert all(iteration.accepted for iteration in seen)
+    torch.testing.assert_close(parameters.vector(), torch.tensor([1.0, 2.0], dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_stops_where_the_loss_does_not_fall_as_expected() -> None:
+    """After three kept steps in a row that gain next to nothing."""
+    parameters, calls = Parameters(1.0, 1.0), 0
+
+    def hardly() -> Linearisation:
+        nonlocal calls
+        calls += 1
+        return Linearisation(1.0 - 1e-9 * calls, torch.ones(2).double(), torch.eye(2).double())
+
+    list(GaussNewton().minimise(parameters, hardly, Stopping(decrease=1e-5), 1.0))
+    assert calls == 4

@@ -123,8 +123,22 @@ def test_inverse_takes_points_back(dimension: int, oblique_grid: Oblique) -> Non
         torch.testing.assert_close(transform(found), voxels, rtol=0, atol=1e-3)
         assert float((found - voxels).norm(dim=1).max()) > 4
         points = index_points(grid, 1.0, -1.0)
-        error = (transform.inverse()(transform(points)) - points).norm(dim=1)
-    assert float(error.max()) < 0.1 * min(grid.spacing)
+        back = transform.inverse()
+        error = (back(transform(points)) - points).norm(dim=1)
+        rough = (back.sampled()(transform(points)) - points).norm(dim=1)
+        assert float((back(points.float()) - back(points)).abs().max()) < 1e-4
+        assert back(points.float()).dtype == torch.float32
+    assert float(error.max()) < 0.01
+    assert 0.01 < float(rough.max()) < 0.1 * min(grid.spacing), "of the samples alone, between voxels"
+
+
+def test_derivatives_of_the_inverse_are_those_of_its_samples() -> None:
+    grid = Grid((16, 14), (2.0, 1.5), (9.0, -5.0))
+    back = bump(grid, 2.0).inverse()
+    points = index_points(grid, 1.0, -1.0).requires_grad_()
+    (found,) = torch.autograd.grad(back(points).square().sum(), points)
+    (expected,) = torch.autograd.grad(((2 * back(points)).detach() * back.sampled()(points)).sum(), points)
+    torch.testing.assert_close(found, expected)
 
 
 def test_inverse_on_another_grid() -> None:
