@@ -114,20 +114,21 @@ def _in_cells(coefficients: Tensor, lattice: ControlLattice) -> Tensor:
     grid = lattice.grid
     axes = torch.tensor(grid.direction, dtype=torch.float64, device=coefficients.device).reshape(grid.dimension, -1)
     spacing = torch.tensor(lattice.control_spacing, dtype=torch.float64, device=coefficients.device)
-    return torch.tensordot(axes.T / spacing[:, None], coefficients.detach().double(), dims=1)
+    turned: Tensor = torch.tensordot(axes.T / spacing[:, None], coefficients.detach().double(), dims=1)
+    return turned
 
 
 def _may_be_below(turned: Tensor, above: float) -> Tensor:
     """bool of the cells; see the module's docstring. One row of the derivative is that of one component."""
     d = len(turned)
     pool = F.max_pool2d if d == 2 else F.max_pool3d
-    rows = 0.0
+    rows = torch.zeros(1, dtype=turned.dtype, device=turned.device)
     for axis in range(d):
         kernel = [3 if a == axis else 4 for a in range(d)]
         rows = rows + pool(turned.diff(dim=axis + 1).abs()[None], kernel, stride=1)[0]
     # Components are measured in their own spacings, so the matrix is a similar one: its determinant is the same.
-    assert isinstance(rows, Tensor)
-    return (1 - rows).clamp(min=0).prod(0) < above
+    suspects: Tensor = (1 - rows).clamp(min=0).prod(0) < above
+    return suspects
 
 
 def _determinants(patches: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def _determinants(patches: Tensor) -> Tensor:
     slopes = torch.stack(
         [-(rest**2) / 2, (3 * place**2 - 4 * place) / 2, -(3 * rest**2 - 4 * rest) / 2, place**2 / 2], 1
     )
-    columns = []
+    columns: list[Tensor] = []
     for axis in range(d)[::-1]:  # of the tensor, which is the reverse of x, y[, z]
         along = patches
         for other in range(d):
@@ -149,7 +150,8 @@ def _determinants(patches: Tensor) -> Tensor:
         columns.append(along)
     if d == 2:
         return columns[0][0] * columns[1][1] - columns[0][1] * columns[1][0]
-    return (columns[0] * torch.linalg.cross(columns[1], columns[2], dim=0)).sum(0)
+    volume: Tensor = (columns[0] * torch.linalg.cross(columns[1], columns[2], dim=0)).sum(0)
+    return volume
 
 
 def _control_points_of(cells: Tensor) -> Tensor:
@@ -157,4 +159,5 @@ def _control_points_of(cells: Tensor) -> Tensor:
     d = cells.ndim
     pool = F.max_pool2d if d == 2 else F.max_pool3d
     padded = F.pad(cells.double()[None, None], [3] * (2 * d))
-    return pool(padded, 4, stride=1)[0, 0] > 0
+    touched: Tensor = pool(padded, 4, stride=1)[0, 0] > 0
+    return touched
