@@ -3,7 +3,7 @@
 Both parties check alike, before anything is sent: no rows that are refused here reach the other party.
 
 >>> header = OperandHeader(number=0, points=4, rows=2, scale=1.0, offset=0.0, max_abs=3, energy=20)
->>> check_range(torch.tensor([[3, 4, 0, 0]]), header, Limits(max_row=10, max_result=100)).tolist()
+>>> check_range(HeldRows(torch.tensor([[3, 4, 0, 0]])), header, Limits(max_row=10, max_result=100)).tolist()
 [5.0]
 """
 
@@ -20,9 +20,11 @@ from ..errors import LinkError, RangeError
 from .exact import euclidean_norms
 from .header import OperandHeader
 from .public_map import PublicMap
+from .rows import HeldRows, IntegerRows
 
 __all__ = [
     "LARGEST_MAPPED",
+    "SIGNED",
     "Limits",
     "Pairs",
     "SumIndex",
@@ -32,12 +34,16 @@ __all__ = [
     "check_operand",
     "check_pairs",
     "check_range",
+    "check_rows",
     "check_sum_index",
     "check_sums",
     "largest_sum",
 ]
 
 LARGEST_MAPPED = 1 << 62  # |R| of mapped products in words of 64 bits; the rest is room for the noise
+
+SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+"""Types of an operand's values, for a side that takes narrow ones."""
 
 Pairs = Sequence[tuple[int, int]]
 """(row, column) of each product that is opened."""
@@ -111,22 +117,20 @@ def add_up(products: Tensor, sum_index: SumIndex) -> Tensor:
     return products.new_zeros(max(sum_index) + 1).index_add_(0, place, products)
 
 
-def check_operand(values: Tensor, header: OperandHeader) -> Tensor:
+def check_operand(values: Tensor, header: OperandHeader, kinds: tuple[torch.dtype, ...] = (torch.int64,)) -> Tensor:
     """The values as (columns, points).
 
     Raises:
         RangeError: wrong shape or type, or larger than the header says; results could overflow.
     """
     shape = (header.columns, header.points)
-    if values.dtype != torch.int64 or tuple(values.shape) not in (
-        (shape,) if header.columns > 1 else (shape, shape[1:])
-    ):
+    if values.dtype not in kinds or tuple(values.shape) not in ((shape,) if header.columns > 1 else (shape, shape[1:])):
         raise RangeError(f"operand: {tuple(values.shape)} {values.dtype}, needed {shape} int64")
     low, high = (int(v) for v in values.aminmax())
     if max(-low, high) > header.max_abs:
         raise RangeError(f"operand: values in [{low}, {high}], its header says at most {header.max_abs}")
     table = values.reshape(shape)
-    if max(float(column.double().square().sum()) for column in table) > header.energy * (1 + 1e-9):
+    if float(euclidean_norms(table).max()) ** 2 > header.energy * (1 + 1e-9):
         raise RangeError(f"operand: its energy is above the header's {header.energy}; results could overflow")
     return table
 
@@ -150,8 +154,24 @@ def check_mapped(rows: Tensor, header: OperandHeader, public_map: PublicMap, lim
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
+def check_rows(rows: Tensor | IntegerRows, header: OperandHeader) -> IntegerRows:
+    """Rows as a product reads them.
+
+    Raises:
+        RangeError: wrong shape or type, or more rows than agreed.
+    """
+    if isinstance(rows, Tensor) and (rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != header.points):
+        raise RangeError(f"rows: {tuple(rows.shape)} {rows.dtype}, needed (rows, {header.points}) int64")
+    count, points = rows.shape if isinstance(rows, Tensor) else (rows.count, rows.points)
+    if points != header.points:
+        raise RangeError(f"rows: of {points} points, needed (rows, {header.points}) int64")
+    if not 1 <= count <= header.rows:
+        raise RangeError(f"rows: {count} at once, between 1 and {header.rows} were agreed")
+    return HeldRows(rows) if isinstance(rows, Tensor) else rows
+
+
 def check_sums(
-    rows: Tensor, norms: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, sum_index: SumIndex
+    rows: IntegerRows, norms: Tensor, header: OperandHeader, limits: Limits, pairs: Pairs, sum_index: SumIndex
 ) -> None:
     """Beside `check_range`, where results are sums: refuse rows whose sums could leave the protocol's range.
 
@@ -160,37 +180,31 @@ def check_sums(
     """
     bound = largest_sum(norms, header, pairs, sum_index)
     if bound > limits.max_result:  # Hoelder's bound may be the smaller one
-        sizes = rows.to(torch.float64).abs_().sum(1)[[row for row, _ in pairs]]
+        sizes = rows.absolute_sums()[[row for row, _ in pairs]]
         bound = min(bound, float(add_up(sizes, sum_index).max()) * header.max_abs * (1 + 1e-9))
     if bound > limits.max_result:
         raise RangeError(f"sums: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
 
 
-def check_range(rows: Tensor, header: OperandHeader, limits: Limits) -> Tensor:
+def check_range(rows: IntegerRows, header: OperandHeader, limits: Limits) -> Tensor:
     """Refuse rows whose product could leave the protocol's range (Cauchy-Schwarz and Hoelder bounds on |R|).
 
     Returns:
-        |X|_2 (rows,) float64.
+        Bounds of |X|_2 (rows,) float64.
 
     Raises:
-        RangeError: wrong shape or type, an entry above `limits.max_row`, a row longer than `limits.max_norm`, or a
-            possible |R| above `limits.max_result`.
+        RangeError: an entry above `limits.max_row`, a row longer than `limits.max_norm`, or a possible |R| above
+            `limits.max_result`.
     """
-    if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != header.points:
-        raise RangeError(f"rows: {tuple(rows.shape)} {rows.dtype}, needed (rows, {header.points}) int64")
-    if not 1 <= rows.shape[0] <= header.rows:
-        raise RangeError(f"rows: {rows.shape[0]} at once, between 1 and {header.rows} were agreed")
-    low, high = (int(v) for v in rows.aminmax())
-    largest = max(-low, high)
-    if largest > limits.max_row:
-        raise RangeError(f"rows: entry of magnitude {largest}, at most {limits.max_row} is allowed")
-    norms = euclidean_norms(rows)
-    longest = float(norms.max())
+    known = rows.bounds()
+    if known.largest > limits.max_row:
+        raise RangeError(f"rows: entry of magnitude {known.largest}, at most {limits.max_row} is allowed")
+    longest = float(known.norms.max())
     if longest > limits.max_norm:
         raise RangeError(f"rows: a row of length {longest:.4g}, at most {limits.max_norm:.4g} is allowed")
     bound = longest * math.sqrt(header.energy) * (1 + 1e-9)
     if bound > limits.max_result:  # Hoelder's bound may be the smaller one
-        bound = min(bound, float(rows.to(torch.float64).abs_().sum(1).max()) * header.max_abs * (1 + 1e-9))
+        bound = min(bound, float(rows.absolute_sums().max()) * header.max_abs * (1 + 1e-9))
     if bound > limits.max_result:
         raise RangeError(f"product: up to {bound:.3g} is possible, at most {limits.max_result} can be carried exactly")
-    return norms
+    return known.norms

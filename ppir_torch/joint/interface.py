@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -34,12 +35,14 @@ from .bounds import (
     check_mapped,
     check_pairs,
     check_range,
+    check_rows,
     check_sum_index,
     check_sums,
 )
 from .header import COLUMN_BITS, OperandHeader
 from .in_use import OpenedOperands
 from .public_map import PublicMap
+from .rows import IntegerRows
 
 __all__ = [
     "FixedOperand",
@@ -64,16 +67,21 @@ class Product:
     """One product as a protocol computes it: checked, nothing in it can overflow.
 
     Attributes:
-        rows: (rows, points) int64.
+        source: the rows (rows, points) int64, to be read in parts.
         pairs: (row, column) of each product.
         sum_index: which result each pair is added to; None: each is a result of its own.
         nonzero_positions: positions (n,) outside which all rows are zero, where that may be seen; None: all.
     """
 
-    rows: Tensor
+    source: IntegerRows
     pairs: list[tuple[int, int]]
     sum_index: list[int] | None = None
     nonzero_positions: Tensor | None = None
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """All rows at once (rows, points) int64, for a protocol that has room for them."""
+        return self.source.whole()
 
     @property
     def results(self) -> int:
@@ -136,7 +144,7 @@ class MovingOperand(ABC):
 
     def multiply(
         self,
-        rows: Tensor,
+        rows: Tensor | IntegerRows,
         pairs: Pairs | None = None,
         nonzero_positions: Tensor | None = None,
         sum_index: SumIndex | None = None,
@@ -144,7 +152,7 @@ class MovingOperand(ABC):
         """Products of int64 rows (rows, points) with the operand's columns, exactly.
 
         Args:
-            rows: X (rows, points) int64.
+            rows: X (rows, points) int64, or what makes its parts.
             pairs: (row, column) of each product; None: every row with every column, row by row.
             nonzero_positions: positions outside which all rows are zero, where that may be seen: encrypted products
                 skip the rest, and take visibly less time.
@@ -158,13 +166,14 @@ class MovingOperand(ABC):
             ConfigError: party_2 keeps this operand no longer, or the protocol has no such products; nothing was sent.
             LinkError: the answer is malformed. PeerLost: the other party is gone.
         """
-        norms = check_range(rows, self.header, self.limits)
-        pairs = all_pairs(rows.shape[0], self.header.columns) if pairs is None else pairs
-        product = Product(rows, check_pairs(pairs, rows.shape[0], self.header), None, nonzero_positions)
+        source = check_rows(rows, self.header)
+        norms = check_range(source, self.header, self.limits)
+        pairs = all_pairs(source.count, self.header.columns) if pairs is None else pairs
+        product = Product(source, check_pairs(pairs, source.count, self.header), None, nonzero_positions)
         if sum_index is not None:
             sums = check_sum_index(sum_index, len(product.pairs))
-            check_sums(rows, norms, self.header, self.limits, product.pairs, sums)
-            product = Product(rows, product.pairs, sums, nonzero_positions)
+            check_sums(source, norms, self.header, self.limits, product.pairs, sums)
+            product = Product(source, product.pairs, sums, nonzero_positions)
         self._opened.check(self.header.number)
         self.admit(product)
         self._opened.use(self.header.number)
@@ -224,9 +233,11 @@ class FixedSide(ABC):
 
     Attributes:
         name: of the protocol, for error lines.
+        takes_narrow: whether values may be of a narrower integer type than int64.
     """
 
     name: ClassVar[str] = "of this kind"
+    takes_narrow: ClassVar[bool] = False
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel

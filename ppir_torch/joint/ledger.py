@@ -22,6 +22,7 @@ How it stays small, online and honest (sketches, recursive least squares, a cont
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -29,13 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Ledger", "LedgerEntry"]
+from .exact import PART, Blocks
+
+__all__ = ["Ledger", "LedgerEntry", "Recording"]
 
 _ACCURACY = 1e-6  # error of a result as a share of |row| |J|; the rows are rounded to integers
 _FULL = 0.9  # rank / d from which on a sketch tells nothing apart
 _MOST = 4096  # rank that is kept at most; bounds memory and time
 _GROUP = 8  # points that are mixed
-_BLOCK = 1 << 15  # points whose rows stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,12 @@ class Ledger:
             raise ValueError(f"ledger: points {points}, energy {energy}, sketch {sketch}, noise {noise}")
         self._points, self._sketched, self._size = points, points > sketch, min(points, sketch)
         generator = torch.Generator().manual_seed(seed)
-        self._sign = torch.randint(2, (points,), generator=generator).double() * 2 - 1
-        self._bucket = torch.randperm(points + -points % _GROUP, generator=generator) % self._size
+        # As narrow as they may be: eight bytes a point would be more than the image.
+        sizes = [min(PART, points - start) for start in range(0, points, PART)]
+        signs = [torch.randint(2, (size,), generator=generator).to(torch.int8) for size in sizes]
+        self._sign = torch.cat(signs).mul_(2).sub_(1)
+        buckets = torch.randperm(points + -points % _GROUP, generator=generator).remainder_(self._size)
+        self._bucket = buckets.to(torch.int16 if self._size <= 1 << 15 else torch.int32)
         # Results of unit rows in units of |J| / sqrt(n), which is what a row that has nothing to do with J gives.
         self._unit = math.sqrt(max(energy, 1e-300) / points)
         self._noise, self._error = noise, math.hypot(noise, _ACCURACY * math.sqrt(points))
@@ -98,7 +104,7 @@ class Ledger:
         self._basis = torch.empty(0, self._size, dtype=torch.float64)
         self._solution = torch.empty(0, 2, dtype=torch.float64)  # coordinates of P J and P g
         self._covariance = torch.empty(0, 0, dtype=torch.float64)  # of the error of P J; the identity at first
-        self._first = torch.empty(0)  # g (n,)
+        self._first, self._first_size = torch.empty(0), 0.0  # g (n,) before it had unit norm, and its norm
         self._owns: list[_Own] = []  # g, and the one nearest to J
 
     def record(self, rows: Tensor, results: Tensor, own: Tensor) -> LedgerEntry:
@@ -113,19 +119,22 @@ class Ledger:
         if rows.shape != (results.numel(), self._points) or own.shape != (self._points,):
             shapes = tuple(rows.shape), tuple(results.shape), tuple(own.shape)
             raise ValueError(f"ledger: rows, results and own image are {shapes}; {self._points} points are due")
-        self._opened += results.numel()
-        if not self._full:
-            own = own.detach().to(rows.device, torch.float64)
-            own = own / torch.linalg.vector_norm(own).clamp(min=1e-300)
-            if not self._owns:
-                self._first = own
-            sketches, with_first = self._sketch(rows.detach())
-            values = torch.stack([results.detach().cpu().double().flatten() / self._unit, with_first], 1)
-            sizes = torch.linalg.vector_norm(sketches, dim=1, keepdim=True)
-            use = sizes[:, 0] > 0
-            self._update(self._extend(sketches[use] / sizes[use]), values[use] / sizes[use])
-            self._compare(own)
-        return self._entry()
+        recording = self.begin(len(rows), rows.device, own.dtype)
+        recording.add(rows, own[None])
+        return recording.end(results)
+
+    def begin(self, count: int, device: torch.device, dtype: torch.dtype) -> Recording:
+        """Begin to count the results of one product, whose rows come in parts.
+
+        Args:
+            count: of the rows.
+            device: where they are.
+            dtype: of party_1's own image.
+        """
+        self._sign, self._bucket, self._first = (x.to(device) for x in (self._sign, self._bucket, self._first))
+        if not self._owns and not self.full:
+            self._first = torch.empty(self._points, dtype=dtype, device=device)
+        return Recording(self, count, device)
 
     def take_as_known(self, count: int) -> LedgerEntry:
         """Count results whose equations are too many to keep (a fine control grid): everything counts as known."""
@@ -140,27 +149,55 @@ class Ledger:
         return len(self._basis)
 
     @property
-    def _full(self) -> bool:
+    def points(self) -> int:
+        """n."""
+        return self._points
+
+    @property
+    def size(self) -> int:
+        """d, numbers kept of each row."""
+        return self._size
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more equations than it can tell apart."""
         return self._too_many or len(self._basis) > min(_FULL * self._size if self._sketched else self._size, _MOST)
 
-    def _sketch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """S X (k, d), which is X itself where that is small, and the exact X g (k,); float64 on the CPU."""
-        device = rows.device
-        first, mix = self._first.to(device), _hadamard(_GROUP).to(device)
-        self._sign, self._bucket = self._sign.to(device), self._bucket.to(device)
-        sketches = torch.zeros(len(rows), self._size, dtype=torch.float64, device=device)
-        with_first = sketches.new_zeros(len(rows))
-        for start in range(0, self._points, _BLOCK):
-            part = slice(start, start + _BLOCK)
-            block = rows[:, part].double()
-            with_first += block @ first[part]
-            if self._sketched:
-                signed = block.new_zeros(len(rows), -(-block.shape[1] // _GROUP), _GROUP)
-                torch.mul(block, self._sign[part], out=signed.flatten(1)[:, : block.shape[1]])
-                sketches.index_add_(1, self._bucket[part], (signed @ mix).flatten(1))
-            else:
-                sketches[:, part] = block
-        return sketches.cpu(), with_first.cpu()
+    def sketch(self, block: Tensor, start: int, sketches: Tensor, with_first: Tensor) -> None:
+        """Add to S X (k, d), which is X itself where that is small, and to X g (k,), a block's part of them.
+
+        Args:
+            block: X (k, n) at the points from `start`, float64, party_1's own image last.
+            start: a multiple of `PART`.
+            sketches, with_first: what is added to.
+        """
+        part = slice(start, start + block.shape[1])
+        if not self._owns:
+            self._first[part] = block[-1]
+        with_first += block @ self._first[part].double()
+        if not self._sketched:
+            sketches[:, part] = block
+            return
+        groups = -(-block.shape[1] // _GROUP)
+        signed = block.new_zeros(len(block), groups, _GROUP)
+        torch.mul(block, self._sign[part], out=signed.flatten(1)[:, : block.shape[1]])
+        bucket = self._bucket[start : start + groups * _GROUP].long()
+        sketches.index_add_(1, bucket, (signed @ _hadamard(_GROUP).to(block)).flatten(1))
+
+    def count(self, sketches: Tensor, with_first: Tensor, size: float, results: Tensor) -> LedgerEntry:
+        """Count a product of which all rows were sketched, party_1's own image last, |own| its length."""
+        self._opened += results.numel()
+        if not self.full:
+            self._first_size = self._first_size if self._owns else size
+            with_first = with_first / self._first_size
+            own, own_with_first = sketches[-1] / size, float(with_first[-1]) / size
+            sketches = sketches[:-1]
+            values = torch.stack([results.detach().cpu().double().flatten() / self._unit, with_first[:-1]], 1)
+            sizes = torch.linalg.vector_norm(sketches, dim=1, keepdim=True)
+            use = sizes[:, 0] > 0
+            self._update(self._extend(sketches[use] / sizes[use]), values[use] / sizes[use])
+            self._compare(own, own_with_first)
+        return self._entry()
 
     def _extend(self, units: Tensor) -> Tensor:
         """Coordinates (k, rank) of unit vectors (k, d) in the basis, which first takes up what is new in them.
@@ -190,16 +227,15 @@ class Ledger:
         self._solution = solution + gain @ (values - rows @ solution)
         self._covariance = (covariance + covariance.T) / 2
 
-    def _compare(self, own: Tensor) -> None:
-        """Keep party_1's own image (n,) if it is the first one, or says more of J than those before."""
-        (sketch, *_), (with_first, *_) = self._sketch(own[None])
+    def _compare(self, sketch: Tensor, with_first: float) -> None:
+        """Keep party_1's own image, its sketch, if it is the first one, or says more of J than those before."""
         with_fixed = float(self._basis @ sketch @ self._solution[:, 0]) / math.sqrt(self._points)
         if not self._owns or abs(with_fixed) > abs(self._owns[-1].with_fixed):
-            self._owns = [*self._owns[:1], _Own(sketch, float(with_first), with_fixed)]
+            self._owns = [*self._owns[:1], _Own(sketch, with_first, with_fixed)]
 
     def _entry(self) -> LedgerEntry:
         own = min(self._owns[-1].with_fixed ** 2, 1.0)
-        explained = 1.0 if self._full else min(max(self._explained(), own), 1.0)
+        explained = 1.0 if self.full else min(max(self._explained(), own), 1.0)
         beyond = (explained - own) / (1 - own) if own < 1 else 0.0
         return LedgerEntry(self._opened, len(self._basis), explained, own, beyond)
 
@@ -220,6 +256,42 @@ class Ledger:
         return share**2 * within + rest + (known - exact) - error * (self._noise / self._error) ** 2
 
 
+class Recording:
+    """The rows of one product on their way into a ledger, in parts, in the order of the points.
+
+    Args:
+        ledger: that counts them.
+        count: of the rows.
+        device: where they are.
+    """
+
+    def __init__(self, ledger: Ledger, count: int, device: torch.device) -> None:
+        self._ledger, self._done = ledger, 0
+        self._blocks = Blocks(count + 1, device, ledger.points)
+        self._sketches = torch.zeros(count + 1, ledger.size, dtype=torch.float64, device=device)
+        self._with_first = self._sketches.new_zeros(count + 1)
+        self._energy = self._sketches.new_zeros(())
+
+    def add(self, rows: Tensor, own: Tensor) -> None:
+        """Take the rows (count, n) and party_1's own image (1, n) at the next n points."""
+        if not self._ledger.full:  # it keeps nothing more
+            for block in self._blocks.add(rows.detach(), own.detach()):
+                self._take(block)
+
+    def end(self, results: Tensor) -> LedgerEntry:
+        """Count the results (count,), when all points were taken."""
+        if not self._ledger.full:
+            self._take(self._blocks.rest())
+        size = max(math.sqrt(float(self._energy)), 1e-300)
+        return self._ledger.count(self._sketches.cpu(), self._with_first.cpu(), size, results)
+
+    def _take(self, block: Tensor) -> None:
+        self._ledger.sketch(block, self._done, self._sketches, self._with_first)
+        self._energy += block[-1] @ block[-1]
+        self._done += block.shape[1]
+
+
+@functools.cache
 def _hadamard(size: int) -> Tensor:
     """Orthogonal (size, size) of entries +-1 / sqrt(size), size a power of two."""
     matrix = torch.ones(1, 1, dtype=torch.float64)

@@ -13,6 +13,7 @@ small difference of large sums. Integers lie on the device of what was rounded, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ from torch import Tensor
 from ..errors import RangeError
 from .bounds import Limits, Pairs, SumIndex, largest_sum
 from .columns import BIN_PEAK, Columns, FixedColumns
-from .exact import euclidean_norms
+from .exact import Blocks, euclidean_norms
 from .header import COLUMN_BITS, OperandHeader
 from .public_map import MOST_BITS
+from .rows import ROWS_PART, IntegerRows, RowBounds, Rows, row_parts
 
 __all__ = [
+    "QuantisedRows",
     "dithered",
     "quantise_columns",
     "quantise_mapped_rows",
@@ -62,19 +65,92 @@ def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[
     A power of two, so that X / s is exact in the rows' dtype: the value of a loss is a small difference of large sums.
     |X| <= max_row, |X|_2 <= `row_norm`; so |X Y| <= max_result by Cauchy-Schwarz (|X|_2 |Y|_2) whatever J is.
     """
-    count = rows.shape[1]
     largest = torch.stack([torch.stack(row.aminmax()).abs().max() for row in rows]).double()
-    euclidean = euclidean_norms(rows).cpu()
+    scale = _scales(largest.cpu(), euclidean_norms(rows).cpu(), rows.shape[1], header, limits)
+    return _rounded(rows, scale), scale
+
+
+def _scales(largest: Tensor, euclidean: Tensor, count: int, header: OperandHeader, limits: Limits) -> Tensor:
+    """See `quantise_rows`; from each row's largest entry and length, float64 (rows,)."""
     if not bool(torch.isfinite(euclidean).all()):
         raise RangeError("rows: not finite; the transform's parameters or its points have diverged")
     room = row_norm(header, limits) - 0.5 * math.sqrt(count)
     if room < 1:
         raise RangeError(f"product: {count} points leave no room in results of at most {limits.max_result}")
     most = 0.999 * limits.max_row - 0.5
-    scale = torch.minimum(most / largest.cpu().clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
+    scale = torch.minimum(most / largest.clamp(min=1e-300), room / euclidean.clamp(min=1e-300))
     # No scale above 2^100, which float32 still holds: rows of less than 1e-30 are noise.
-    scale = torch.where(euclidean > 0, torch.exp2(scale.clamp(max=2.0**100).log2().floor()), 1.0)
-    return _rounded(rows, scale), scale
+    return torch.where(euclidean > 0, torch.exp2(scale.clamp(max=2.0**100).log2().floor()), 1.0)
+
+
+class QuantisedRows(IntegerRows):
+    """The integers of `quantise_rows`, made where a protocol reads them: two passes over the rows, and no copy of them.
+
+    Args:
+        rows: floating.
+        header: of the operand.
+        limits: of the protocol.
+        seen: is called with (what a part's integers stand for, where it begins), once for each point, in order.
+
+    Attributes:
+        scale: s, float64 (rows,).
+    """
+
+    def __init__(self, rows: Rows, header: OperandHeader, limits: Limits, seen: Callable[[Tensor, int], None]) -> None:
+        self.count, self.points, self.device = rows.count, rows.points, rows.device
+        largest, norms = _sizes(rows)
+        self.scale = _scales(largest, norms, rows.points, header, limits)
+        self._rows, self._seen, self._next = rows, seen, 0
+        # Rounding moves each entry by a half at most.
+        entry = math.floor(float((self.scale * largest).max()) + 0.5)
+        self._bounds = RowBounds(entry, self.scale * norms + 0.5 * math.sqrt(rows.points))
+
+    def bounds(self) -> RowBounds:
+        """From the rows' own."""
+        return self._bounds
+
+    def absolute_sums(self) -> Tensor:
+        """None are known; lengths are, and suffice."""
+        return torch.full((self.count,), math.inf, dtype=torch.float64)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """See `Rows`.
+
+        Raises:
+            RangeError: the rows are larger than when they were measured; the product is not to be used.
+        """
+        rows = self._rows.part(start, stop)
+        integers = _rounded(rows, self.scale)
+        low, high = (int(v) for v in integers.aminmax())
+        if max(-low, high) > self._bounds.largest:
+            raise RangeError(f"rows: entry of magnitude {max(-low, high)}, {self._bounds.largest} was measured before")
+        if start == self._next:
+            self._seen(integers.to(rows) / self.scale[:, None].to(rows), start)
+            self._next = stop
+        return integers
+
+    def finish(self) -> None:
+        """Show what the protocol had no use for."""
+        for start in range(self._next, self.points, ROWS_PART):
+            self.part(start, min(start + ROWS_PART, self.points))
+
+
+def _sizes(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Each row's largest |entry| and its length, float64 (count,) on the CPU, from one pass."""
+    largest = torch.zeros(rows.count, dtype=torch.float64, device=rows.device)
+    squares, blocks = torch.zeros_like(largest), Blocks(rows.count, rows.device, rows.points)
+
+    def take(block: Tensor) -> None:
+        for number, row in enumerate(block):
+            squares[number] += row @ row
+
+    for start, stop in row_parts(rows.points):
+        part = rows.part(start, stop)
+        largest = torch.maximum(largest, torch.stack([torch.stack(row.aminmax()).abs().max() for row in part]).double())
+        for block in blocks.add(part):
+            take(block)
+    take(blocks.rest())
+    return largest.cpu(), squares.sqrt().cpu()
 
 
 def quantise_summed_rows(

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..arithmetic.csprng import KeyStream, new_key
-from ..arithmetic.words import narrowest_width, pack_words, signed_words, unpack_words, word_products, word_type
+from ..arithmetic.words import narrowest_width, pack_words, signed_words, unpack_words, word_type
 from ..errors import LinkError, PeerLost
-from ..joint.bounds import Limits, Pairs, SumIndex, add_up, check_operand, check_pairs, check_sum_index
+from ..joint.bounds import SIGNED, Limits, Pairs, SumIndex, add_up, check_operand, check_pairs, check_sum_index
 from ..joint.header import COLUMN_BITS, OperandHeader
 from ..joint.interface import (
     FixedOperand,
@@ -38,16 +39,19 @@ from ..joint.interface import (
     Release,
 )
 from ..joint.public_map import PublicMap
+from ..joint.rows import HeldRows, IntegerRows
 from ..wire.channel import Channel, Received
 from ..wire.kinds import MessageKind
 from .beaver_messages import MapOfProducts, MaskedRows, OpenedOperand, TripleRequest, drawn_bits
 from .dealing import Correction, DealerKey, ResultShare, draw_words, with_dealer
+from .word_parts import DealtWords, NarrowColumns, ReceivedWords, Shifted, Words, message_ranges, products, ranges
 
 __all__ = ["PROTOCOL", "BeaverFixedSide", "BeaverMovingSide", "serve_dealer", "width_of"]
 
 ROW_BITS = 12  # of a typical entry of a row; its rounding is multiplied by the small residual I - J only
 MANY_POINTS = 1 << 18  # from here on rounding averages out, and words of 32 bits will do: half the time and bytes
 MANY_POINTS_ROW_BITS, MANY_POINTS_COLUMN_BITS = 4, 8
+_CPU = torch.device("cpu")
 
 
 def width_of(header: OperandHeader) -> int:
@@ -83,7 +87,7 @@ def serve_dealer(channel_1: Channel, channel_2: Channel) -> None:
     """
     key_1, key_2 = new_key(), new_key()
     stream_1, number = KeyStream(key_1), 0
-    operand, b = -1, torch.empty(0)
+    operand, b = -1, None
     shapes: dict[int, tuple[int, int, int]] = {}  # of each operand's b
     public_map: PublicMap | None = None
     try:
@@ -101,12 +105,12 @@ def serve_dealer(channel_1: Channel, channel_2: Channel) -> None:
                 raise LinkError(f"TRIPLE: {asked} does not go with the map before it; refused")
             if shapes.setdefault(asked.operand, shape) != shape:
                 raise LinkError(f"TRIPLE: {asked} is not the operand's shape {shapes[asked.operand]}; refused")
-            if asked.operand != operand:
+            if asked.operand != operand or b is None:
                 # An earlier operand's b is the same words again, of a stream of its own: one mask of one operand.
                 operand, again = asked.operand, KeyStream(key_2)
-                b = draw_words(again, "b", operand, asked.columns, asked.points, bits=asked.bits)
-            a = draw_words(stream_1, "A", number, asked.rows, asked.points, bits=asked.bits)
-            c2 = _bilinear(a, b, public_map if asked.mapped else None)
+                b = DealtWords(again, "b", operand, (asked.columns, asked.points), asked.bits, _CPU)
+            a = DealtWords(stream_1, "A", number, (asked.rows, asked.points), asked.bits, _CPU)
+            c2 = _bilinear(a, b, asked.points, public_map if asked.mapped else None, _CPU)
             c2.sub_(draw_words(stream_1, "c", number, *c2.shape, bits=asked.bits))
             Correction.of(c2, asked.bits).send(channel_2)
             number += 1
@@ -120,7 +124,7 @@ class _Opened:
 
     header: OperandHeader
     width: int
-    words: Tensor
+    words: ReceivedWords
     public_map: PublicMap | None
 
 
@@ -130,7 +134,8 @@ class _Prepared:
 
     operand: _Opened
     number: int
-    mask: Tensor
+    rows: int
+    mask: DealtWords
     known: Tensor
 
 
@@ -166,27 +171,40 @@ class BeaverMovingSide(MovingSide):
         opened = self._receive(header, mapped_width(header, public_map), public_map)
         return BeaverMovingMappedOperand(self, opened, public_map)
 
-    def exchange(self, opened: _Opened, rows: Tensor, pairs: Pairs | None, sum_index: SumIndex | None) -> Tensor:
+    def exchange(self, opened: _Opened, rows: IntegerRows, pairs: Pairs | None, sum_index: SumIndex | None) -> Tensor:
         """Checked rows to results: of the pairs or their sums, or of the map where there are no pairs."""
-        count = rows.shape[0]
+        count = rows.count
         ready, self._ready = self._ready, None
-        if ready is None or ready.operand is not opened or len(ready.mask) != count:
+        if ready is None or ready.operand is not opened or ready.rows != count:
             ready = self._prepare(opened, count)
         last, self._last = self._last, (opened, count)
         if last is not None and last[0] is opened:
             self._rows_after[last[1]] = count
-        masked = torch.sub(rows.to(ready.mask), ready.mask, out=ready.mask)  # A is done with: no fresh memory
-        words = pack_words(masked, opened.width)
-        MaskedRows(ready.number, count, pairs or [(0, 0)], sum_index, words).send(self.channel)
+        asked = partial(MaskedRows, ready.number, count, pairs or [(0, 0)], sum_index)
+        for start, stop in message_ranges(count, rows.points):
+            words = pack_words(self._masked(rows, ready.mask, start, stop, opened.width), opened.width)
+            asked(words).send(self.channel)
+            self.channel.settle(sum(part.nbytes for part in words))  # party_2 is reading, and memory is not without end
         wanted = ready.known if pairs is None else _wanted(ready.known, pairs, sum_index)
         # While party_2 computes; what an iteration asks for follows the last one's order.
         self._ready = self._prepare(opened, self._rows_after.get(count, count))
         z = ResultShare.receive(self.channel).words(wanted.numel(), opened.width)
         return signed_words(z.view_as(wanted) + wanted, opened.width)
 
+    def _masked(self, rows: IntegerRows, mask: DealtWords, start: int, stop: int, width: int) -> Tensor:
+        """E = X - A at a range of points (rows, n), of whose making nothing stays."""
+        masked = torch.empty(rows.count, stop - start, dtype=word_type(width), device=self._device)
+        for first, last in ranges(start, stop, self._device):
+            part = masked[:, first - start : last - start]
+            torch.sub(rows.part(first, last).to(masked), mask.part(first, last), out=part)
+        return masked
+
     def _receive(self, header: OperandHeader, width: int, public_map: PublicMap | None) -> _Opened:
-        words = OpenedOperand.receive(self.channel).words(header.columns * header.points, width)
-        return _Opened(header, width, words.reshape(header.columns, header.points).to(self._device), public_map)
+        words = ReceivedWords(header.columns, header.points, width, self._device)
+        for start, stop in message_ranges(header.columns, header.points):
+            (payload,) = OpenedOperand.receive(self.channel).parts
+            words.put(start, stop, memoryview(payload))
+        return _Opened(header, width, words, public_map)
 
     def _prepare(self, opened: _Opened, rows: int) -> _Prepared:
         """Ask the dealer for the next product, with so many rows."""
@@ -199,11 +217,10 @@ class BeaverMovingSide(MovingSide):
         self._dealt, mapped = header.number, opened.public_map is not None
         asked = TripleRequest(header.number, rows, header.columns, header.points, opened.width, mapped)
         asked.send(self._dealer)
-        mask = draw_words(self._stream, "A", number, rows, header.points, bits=asked.bits).to(self._device)
-        known = _bilinear(mask, opened.words, opened.public_map).cpu()
-        return _Prepared(
-            opened, number, mask, known.add_(draw_words(self._stream, "c", number, *known.shape, bits=asked.bits))
-        )
+        mask = DealtWords(self._stream, "A", number, (rows, header.points), asked.bits, self._device)
+        known = _bilinear(mask, opened.words, header.points, opened.public_map, self._device).cpu()
+        known.add_(draw_words(self._stream, "c", number, *known.shape, bits=asked.bits))
+        return _Prepared(opened, number, rows, mask, known)
 
 
 class BeaverMovingOperand(MovingOperand):
@@ -215,7 +232,7 @@ class BeaverMovingOperand(MovingOperand):
 
     def compute(self, product: Product) -> Tensor:
         """See `MovingOperand`."""
-        return self._side.exchange(self._words, product.rows, product.pairs, product.sum_index)
+        return self._side.exchange(self._words, product.source, product.pairs, product.sum_index)
 
 
 class BeaverMovingMappedOperand(MovingMappedOperand):
@@ -227,7 +244,7 @@ class BeaverMovingMappedOperand(MovingMappedOperand):
 
     def compute(self, rows: Tensor) -> Tensor:
         """See `MovingMappedOperand`."""
-        return self._side.exchange(self._words, rows, None, None)
+        return self._side.exchange(self._words, HeldRows(rows), None, None)
 
 
 class BeaverFixedSide(FixedSide):
@@ -238,6 +255,8 @@ class BeaverFixedSide(FixedSide):
         dealer: channel to the dealer.
         device: where the products are computed.
     """
+
+    takes_narrow = True
 
     def __init__(self, channel: Channel, dealer: Channel, device: str | torch.device = "cpu") -> None:
         super().__init__(channel)
@@ -278,20 +297,35 @@ class BeaverFixedSide(FixedSide):
     def _open(
         self, header: OperandHeader, values: Tensor, width: int, public_map: PublicMap | None
     ) -> BeaverFixedOperand:
-        words, bits = check_operand(values, header).to(word_type(width)), drawn_bits(width)
+        table = check_operand(values, header, SIGNED)
         if self._stream is None:
             self._stream = KeyStream(DealerKey.receive(self._dealer).key)
-        mask = draw_words(self._stream, "b", header.number, header.columns, header.points, bits=bits)
-        opened = words - mask.to(words.device)
-        OpenedOperand.of(opened, width).send(self.channel)
-        return BeaverFixedOperand(self, header, width, words.to(self.device), public_map)
+        shape, here = (header.columns, header.points), table.device
+        mask = DealtWords(self._stream, "b", header.number, shape, drawn_bits(width), here)
+        columns = NarrowColumns(table, header.max_abs, word_type(width), here)
+        for start, stop in message_ranges(*shape):
+            opened = torch.empty(header.columns, stop - start, dtype=word_type(width), device=here)
+            for first, last in ranges(start, stop, here):
+                part = opened[:, first - start : last - start]
+                torch.sub(columns.part(first, last), mask.part(first, last), out=part)
+            message = OpenedOperand.of(opened, width)
+            message.send(self.channel)
+            self.channel.settle(sum(len(part) for part in message.parts))
+        if here != self.device:
+            columns = NarrowColumns(table, header.max_abs, word_type(width), self.device)
+        return BeaverFixedOperand(self, header, width, columns, public_map)
 
 
 class BeaverFixedOperand(FixedOperand):
-    """One operand at party_2: Y itself, (columns, points) words on its device."""
+    """One operand at party_2: Y itself, (columns, points) on its device."""
 
     def __init__(
-        self, side: BeaverFixedSide, header: OperandHeader, width: int, words: Tensor, public_map: PublicMap | None
+        self,
+        side: BeaverFixedSide,
+        header: OperandHeader,
+        width: int,
+        words: NarrowColumns,
+        public_map: PublicMap | None,
     ) -> None:
         super().__init__(header, _limits(width))
         self._side, self._width, self._words, self._map = side, width, words, public_map
@@ -310,20 +344,43 @@ class BeaverFixedOperand(FixedOperand):
         results = 1 + max(check_sum_index(asked.sum_index, len(pairs)))
         if self._map is not None and asked.rows != header.rows:
             raise LinkError(f"product of {asked.rows} rows, {header.rows} were agreed; refused")
-        masked = unpack_words(memoryview(asked.words[0]), asked.rows * header.points, self._width)
-        masked = masked.reshape(asked.rows, header.points).to(self._side.device)
+        products = self._products(asked).cpu()
         size = (asked.rows, header.columns) if self._map is None else (self._map.results(asked.rows),)
         c2 = self._side.correction(asked.number).words(math.prod(size), drawn_bits(self._width)).reshape(size)
         noise = release(results if self._map is None else size[0])
-        products = _bilinear(masked, self._words, self._map).cpu() + c2
+        products = products + c2
         if self._map is None:
             products = _wanted(products, pairs, asked.sum_index)
         ResultShare.of(products + noise.to(products), self._width).send(self._side.channel)
 
+    def _products(self, asked: MaskedRows) -> Tensor:
+        """E Y^T, or mapped; E comes with `asked`, and where it is much in further messages."""
+        header, device, total = self.header, self._side.device, None
+        whole = None if self._map is None else ReceivedWords(asked.rows, header.points, self._width, device)
+        for start, stop in message_ranges(asked.rows, header.points):
+            if start > 0:
+                more = MaskedRows.receive(self._side.channel)
+                if (more.number, more.rows) != (asked.number, asked.rows):
+                    raise LinkError(f"MASKED_ROWS: rows of product {more.number}, {asked.number} is not whole; refused")
+                asked = more
+            if whole is not None:
+                whole.put(start, stop, memoryview(asked.words[0]))
+                continue
+            masked = unpack_words(memoryview(asked.words[0]), asked.rows * (stop - start), self._width)
+            here = Shifted(masked.reshape(asked.rows, stop - start).to(device), start)
+            part = products(here, self._words, (start, stop), device)
+            total = part if total is None else total.add_(part)
+        if whole is not None:
+            total = _bilinear(whole, self._words, header.points, self._map, device)
+        assert total is not None
+        return total
 
-def _bilinear(left: Tensor, right: Tensor, public_map: PublicMap | None) -> Tensor:
+
+def _bilinear(left: Words, right: Words, points: int, public_map: PublicMap | None, device: torch.device) -> Tensor:
     """Every row with every column (rows, columns); or, mapped, the results (count,). All of it is bilinear."""
-    return word_products(left, right) if public_map is None else public_map.forms(left, right)
+    if public_map is None:
+        return products(left, right, (0, points), device)
+    return public_map.forms(left.part(0, points), right.part(0, points))
 
 
 def _wanted(products: Tensor, pairs: Pairs, sum_index: SumIndex | None) -> Tensor:

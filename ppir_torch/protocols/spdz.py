@@ -23,7 +23,7 @@ from torch import Tensor
 from ..arithmetic.csprng import KeyStream, new_key
 from ..arithmetic.words import word_products
 from ..errors import LinkError, PeerLost, RangeError
-from ..joint.bounds import Limits, Pairs, SumIndex, add_up, check_operand, check_pairs, check_sum_index
+from ..joint.bounds import SIGNED, Limits, Pairs, SumIndex, add_up, check_operand, check_pairs, check_sum_index
 from ..joint.header import OperandHeader
 from ..joint.interface import (
     FixedOperand,
@@ -36,10 +36,12 @@ from ..joint.interface import (
     Release,
 )
 from ..joint.public_map import PublicMap
+from ..joint.rows import HeldRows, IntegerRows
 from ..wire.channel import Channel, Received
 from ..wire.kinds import MessageKind
 from .dealing import Correction, DealerKey, draw_words, with_dealer
 from .spdz_messages import MAX_CHUNK_WORDS, ProductRequest, TripleRequest, ZeroKey
+from .word_parts import DealtWords, NarrowColumns
 
 __all__ = ["PROTOCOL", "SpdzFixedSide", "SpdzMovingSide", "chunks", "serve_dealer"]
 
@@ -122,11 +124,11 @@ class SpdzMovingOperand(MovingOperand):
 
     def compute(self, product: Product) -> Tensor:
         """See `MovingOperand`."""
-        rows, points = product.rows.shape
-        self._shares.party.ask(TripleRequest(rows, points, self.header.columns))
-        ProductRequest(rows, points, product.pairs, product.sum_index).send(self._channel)
-        opened = self._shares.product(rows, product.pairs, product.sum_index, product.rows, None)
-        result: Tensor = opened.data.to(product.rows.device)
+        source = product.source
+        self._shares.party.ask(TripleRequest(source.count, source.points, self.header.columns))
+        ProductRequest(source.count, source.points, product.pairs, product.sum_index).send(self._channel)
+        opened = self._shares.product(source.count, product.pairs, product.sum_index, source, None)
+        result: Tensor = opened.data.to(source.device)
         return result
 
 
@@ -145,7 +147,7 @@ class SpdzMovingMappedOperand(MovingMappedOperand):
         """See `MovingMappedOperand`."""
         self._shares.party.ask(TripleRequest(rows.shape[0], rows.shape[1], 1, mapped=True))
         ProductRequest(rows.shape[0], rows.shape[1]).send(self._channel)
-        result: Tensor = self._shares.mapped_product(self.public_map, rows, None).data.to(rows.device)
+        result: Tensor = self._shares.mapped_product(self.public_map, HeldRows(rows), None).data.to(rows.device)
         return result
 
 
@@ -160,6 +162,8 @@ class SpdzFixedSide(FixedSide):
     Raises:
         ConfigError: CrypTen is already in use in this process.
     """
+
+    takes_narrow = True
 
     def __init__(self, channel: Channel, dealer: Channel, device: str | torch.device = "cpu") -> None:
         super().__init__(channel)
@@ -179,7 +183,7 @@ class SpdzFixedSide(FixedSide):
         return self._open(header, values, public_map)
 
     def _open(self, header: OperandHeader, values: Tensor, public_map: PublicMap | None) -> SpdzFixedOperand:
-        table, key = check_operand(values, header), new_key()
+        table, key = check_operand(values, header, SIGNED), new_key()
         ZeroKey(key).send(self.channel)
         return SpdzFixedOperand(header, public_map, Shares(self.party, header, key, table))
 
@@ -268,20 +272,30 @@ class Shares:
     def __init__(self, party: Party, header: OperandHeader, zero_key: bytes, values: Tensor | None) -> None:
         self.party, self._header = party, header
         self._zeros, self._chunk = KeyStream(zero_key), 0
-        z = draw_words(self._zeros, "Y", 0, header.columns, header.points).to(party.device)
-        self._operand = z if values is None else values.to(party.device) - z
+        self._z = DealtWords(self._zeros, "Y", 0, (header.columns, header.points), 64, party.device)
+        self._values = None
+        if values is not None:
+            self._values = NarrowColumns(values, header.max_abs, torch.int64, party.device)
 
-    def product(self, rows: int, pairs: Pairs, sums: SumIndex | None, x: Tensor | None, noise: Tensor | None) -> Any:
+    def _share_of_columns(self, start: int, stop: int) -> Tensor:
+        """This party's share of some points of the operand: z at party_1, Y - z at party_2."""
+        z = self._z.part(start, stop)
+        return z if self._values is None else self._values.part(start, stop) - z
+
+    def product(
+        self, rows: int, pairs: Pairs, sums: SumIndex | None, x: IntegerRows | None, noise: Tensor | None
+    ) -> Any:
         """The opened products (pairs,), or their sums, at party_1, None at party_2.
 
-        x is X (rows, points) at party_1, None at party_2; noise (results,) is what party_2 adds, None at party_1.
+        x is X (rows, points) at party_1, read chunk by chunk, None at party_2; noise (results,) is what party_2 adds,
+        None at party_1.
         """
         total: Any = None
         columns = self._header.columns
         with self.party.communicator():
             for start, stop in chunks(rows + columns, self._header.points):
                 x_share = self._share_of_rows(rows, x, start, stop)
-                y_share = self._operand[:, start:stop].T.contiguous()
+                y_share = self._share_of_columns(start, stop).T.contiguous()
                 part = self.party.shared(x_share).matmul(self.party.shared(y_share))
                 total = part if total is None else total + part
             # Only the share of the wanted pairs is opened; the other products stay shared.
@@ -293,13 +307,13 @@ class Shares:
                 wanted = wanted + noise.to(wanted.device)
             return self.party.shared(wanted).reveal(dst=0)
 
-    def mapped_product(self, public_map: PublicMap, x: Tensor | None, noise: Tensor | None) -> Any:
+    def mapped_product(self, public_map: PublicMap, x: IntegerRows | None, noise: Tensor | None) -> Any:
         """The opened sums of a product with the map, flat, at party_1; None at party_2. x and noise as in `product`."""
         rows, parts = self._header.rows, list[Tensor]()
         with self.party.communicator():
             for start, stop in chunks(rows + 1, self._header.points):
                 x_share = self._share_of_rows(rows, x, start, stop).T[:, :, None].contiguous()
-                y_share = self._operand[0, start:stop, None, None]
+                y_share = self._share_of_columns(start, stop)[0, :, None, None]
                 part = self.party.shared(x_share).matmul(self.party.shared(y_share))
                 parts.append(part.share.data[:, :, 0].T)
             fields = torch.cat(parts, 1)
@@ -308,11 +322,11 @@ class Shares:
                 sums += noise.to(sums.device)
             return self.party.shared(sums).reveal(dst=0)
 
-    def _share_of_rows(self, rows: int, x: Tensor | None, start: int, stop: int) -> Tensor:
+    def _share_of_rows(self, rows: int, x: IntegerRows | None, start: int, stop: int) -> Tensor:
         """This party's share of some points of the rows: z at party_2, X - z at party_1."""
         z = draw_words(self._zeros, "X", self._chunk, rows, stop - start)
         self._chunk += 1
-        return z if x is None else x[:, start:stop] - z.to(x.device)
+        return z if x is None else x.part(start, stop) - z.to(x.device)
 
 
 def chunks(rows: int, points: int) -> Iterator[tuple[int, int]]:

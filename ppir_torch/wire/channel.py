@@ -55,6 +55,12 @@ class Channel(ABC):
     def send(self, kind: MessageKind, payload: Buffer | Sequence[Buffer] = b"") -> None:
         """Queue one message. Buffers must not be changed afterwards. Raises PeerLost when the peer is gone."""
 
+    def settle(self, most: int) -> None:  # noqa: B027 - a channel that keeps nothing back has nothing to wait for
+        """Wait until at most so many bytes of what was sent here wait in this process: they are memory.
+
+        Only where the peer is receiving: two parties that wait for each other's reading wait for ever.
+        """
+
     @abstractmethod
     def receive(self, *kinds: MessageKind) -> Received:
         """The next message, which must be of one of `kinds`.

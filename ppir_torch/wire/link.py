@@ -88,6 +88,7 @@ class Link(Channel):
         self._numbering = threading.Lock()  # one sequence number is one nonce: never given twice
         self._broken: OSError | None = None
         self._outbox: queue.Queue[list[Buffer] | None] = queue.Queue()
+        self._queued, self._changed = 0, threading.Condition()  # bytes in the outbox, or on their way out of it
         self._sender = threading.Thread(target=self._drain, name=f"link-to-{peer}", daemon=True)
         self._sender.start()
 
@@ -104,7 +105,14 @@ class Link(Channel):
             header = _HEADER.pack(_MAGIC, self.session, sequence, self.level, self.iteration, kind, length)
             tag = self._tag(self._out, sequence, header, *parts)
             self.sent[kind] += len(header) + len(tag) + length
+            with self._changed:
+                self._queued += length
             self._outbox.put([header + tag, *parts])
+
+    def settle(self, most: int) -> None:
+        """See `Channel`; a broken stream is not waited for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued <= most or self._broken is not None)
 
     def receive(self, *kinds: MessageKind) -> Received:
         """The next message, which must be of one of `kinds`.
@@ -192,8 +200,14 @@ class Link(Channel):
                 for part in parts:
                     self._stream.sendall(part)
             except OSError as error:
-                self._broken = error
+                with self._changed:
+                    self._broken = error
+                    self._changed.notify_all()
                 return
+            with self._changed:
+                self._queued -= sum(memoryview(part).nbytes for part in parts[1:])
+                self._changed.notify_all()
+            del parts  # what is sent is memory no longer
 
     def _lost(self, why: str) -> PeerLost:
         return PeerLost(f"{self.me}: {self.peer} is gone ({why}); the run stops here and keeps what it has")

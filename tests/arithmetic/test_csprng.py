@@ -40,6 +40,26 @@ def test_words_of_32_bits_are_the_key_stream_and_take_half_of_it(count: int) -> 
     assert words.tobytes() == direct_stream(KEY, "mask", 7, 4 * count)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+@given(data=st.data(), rows=st.integers(1, 4), points=st.integers(1, 70))
+def test_a_part_is_of_the_whole(bits: int, data: st.DataObject, rows: int, points: int) -> None:
+    """Wherever it begins in a block of the cipher, and again as often as it is asked for."""
+    start = data.draw(st.integers(0, points))
+    stop = data.draw(st.integers(start, points))
+    whole = np.frombuffer(direct_stream(KEY, "mask", 2, bits // 8 * rows * points), f"i{bits // 8}")
+    drawn = KeyStream(KEY).drawn("mask", 2, (rows, points), bits)
+    for _ in range(2):
+        np.testing.assert_array_equal(drawn.part(start, stop), whole.reshape(rows, points)[:, start:stop])
+
+
+def test_words_to_be_made_in_parts_are_drawn_once() -> None:
+    stream = KeyStream(KEY)
+    stream.drawn("mask", 3, (2, 5))
+    for draw in (stream.drawn, stream.words):
+        with pytest.raises(ValueError, match="already used"):
+            draw("mask", 3, (2, 5))
+
+
 @given(key=st.binary(min_size=16, max_size=16), purpose=st.text(max_size=20), counter=st.integers(0, 2**40))
 @settings(deadline=None)
 def test_equal_keys_draw_equal_words(key: bytes, purpose: str, counter: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppir_torch.joint import ledger as module
+from ppir_torch.joint.exact import PART
 from ppir_torch.joint.ledger import Ledger, LedgerEntry
 
 
@@ -278,3 +279,16 @@ def test_wrong_shapes_are_refused(rows: tuple[int, ...], results: tuple[int, ...
 def test_wrong_arguments_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="ledger"):
         Ledger(**{"points": 9, "energy": 1.0, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("points", [100, 2 * PART + 77])
+def test_rows_in_parts_are_counted_as_rows_at_once(points: int) -> None:
+    fixed = random(points, seed=1)
+    whole, parts = ledger_of(fixed, sketch=500), ledger_of(fixed, sketch=500)
+    for number in range(3):
+        rows = (random(5, points, seed=2 + number) + fixed).float()
+        entry = whole.record(rows, rows.double() @ fixed, rows[-1])
+        recording = parts.begin(5, rows.device, rows.dtype)
+        for part in rows.split(1001, 1):
+            recording.add(part, part[-1:])
+        assert recording.end(rows.double() @ fixed) == entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from ppir_torch.joint.bounds import Pairs, all_pairs
 from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.interface import release_all
 from ppir_torch.parties.fixed import FixedParty
-from ppir_torch.protocols import load_protocol
+from ppir_torch.protocols import load_protocol, word_parts
 from ppir_torch.protocols.beaver import BeaverFixedSide, BeaverMovingSide, serve_dealer, width_of
+from ppir_torch.protocols.beaver_messages import MaskedRows
 from ppir_torch.registration import OperandRequest
 from ppir_torch.wire.kinds import MessageKind
 from ppir_torch.wire.link import Link, Received, link_pair
@@ -219,6 +221,58 @@ def test_operand_that_does_not_fit_its_header_is_refused(values: Tensor, match: 
     with pytest.raises(RangeError, match=match):
         BeaverFixedSide(link, link).open(OperandHeader(0, 3, 2, 1.0, 0.0, 5, 30), values)
     assert link.bytes_sent == 0
+
+
+# --- what is much goes in parts
+
+
+@every_width
+@pytest.mark.parametrize("few", [False, True], ids=["masks made again", "masks kept"])
+def test_what_is_much_goes_in_several_messages(
+    width: int, entry: int, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, openings and masks in parts, whose edges are at none of the others'."""
+    monkeypatch.setattr(word_parts, "MESSAGE_WORDS", 40)
+    monkeypatch.setattr(word_parts, "KEPT_WORDS", 1000 if few else 0)
+    monkeypatch.setattr(word_parts, "ALIGNED", 1)
+    monkeypatch.setattr(word_parts, "CPU_POINTS", 7)
+    draw = torch.Generator().manual_seed(width)
+    y = torch.randint(-3, 4, (3, 50), generator=draw)
+    y[:, 7] = entry // 8
+    with session("beaver", y, y[:1]) as run:
+        assert width_of(run.headers[0]) == width
+        for rows in (2, 2, 5):
+            x = torch.randint(-100, 100, (rows, 50), generator=draw)
+            assert run.operand.multiply(x).tolist() == python_products(x, y)
+        run.next_operand()
+        x = torch.randint(-100, 100, (1, 50), generator=draw)
+        assert run.operand.multiply(x).tolist() == python_products(x, y[:1])
+    heard = run.trio.two_one.received[MessageKind.MASKED_ROWS]
+    assert heard > (2 * 2 * 50 + 5 * 50 + 50) * width // 8 + (2 * 3 + 7 + 2) * OVERHEAD
+
+
+def test_rows_of_another_product_amid_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_parts, "MESSAGE_WORDS", 4)
+    monkeypatch.setattr(word_parts, "ALIGNED", 1)
+    send, numbers = MaskedRows.send, iter((0, 1))
+
+    def confuse(message: MaskedRows, channel: Link) -> None:
+        send(replace(message, number=next(numbers)), channel)
+
+    monkeypatch.setattr(MaskedRows, "send", confuse)
+    trio, found = Trio(), load_protocol("beaver")
+    assert found.dealer is not None
+    trio.start(found.dealer, trio.dealer_one, trio.dealer_two)
+    values = torch.tensor([1, 2, 3, 4, 5, 6])
+    trio.start(
+        answer_all, trio.two_one, found.fixed_side(trio.two_one, trio.two_dealer, "cpu"), [(header_of(values), values)]
+    )
+    trio.one_two.send(MessageKind.LEVEL)
+    operand = found.moving_side(trio.one_two, trio.one_dealer, "cpu").open(header_of(values))
+    with pytest.raises(PeerLost):
+        operand.multiply(torch.ones(1, 6, dtype=torch.int64))
+    trio.stop()
+    assert [str(error) for error in trio.errors] == ["MASKED_ROWS: rows of product 1, 0 is not whole; refused"]
 
 
 # --- where messages go

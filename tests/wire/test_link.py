@@ -472,3 +472,29 @@ def test_malformed_payloads_are_one_line(payload: bytes) -> None:
     with pytest.raises(LinkError, match="malformed payload") as caught:
         unpack(payload)
     assert "\n" not in str(caught.value)
+
+
+def test_settling_waits_until_what_was_sent_is_on_its_way(pair: tuple[Link, Link]) -> None:
+    left, right = pair
+    settled = threading.Event()
+
+    def settle() -> None:
+        left.settle(1000)
+        settled.set()
+
+    left.settle(0)  # nothing was sent
+    left.send(MessageKind.LEVEL, bytes(1 << 24))  # far more than a socket holds
+    thread = threading.Thread(target=settle, daemon=True)
+    thread.start()
+    assert not settled.wait(0.2)
+    assert len(right.receive(MessageKind.LEVEL).payload) == 1 << 24
+    assert settled.wait(60)
+    thread.join(60)
+
+
+def test_nobody_waits_for_a_broken_stream(ends: tuple[socket.socket, Link]) -> None:
+    raw, link = ends
+    link.send(MessageKind.LEVEL, bytes(1 << 24))
+    raw.close()
+    link.settle(0)
+    refused(link, MessageKind.LEVEL, error=PeerLost)
