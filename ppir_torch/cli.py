@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from . import __version__
 from .errors import ConfigError, PpirError, RegistrationFailed
+from .interruption import Interrupted, raise_interrupts
 
 if TYPE_CHECKING:
     from .config.images import RunConfig
@@ -60,6 +61,7 @@ def main() -> None:
     """Entry point of the `ppir` command."""
     # Before torch loads: on a busy machine threads that spin while they wait make it several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    raise_interrupts()
     app()
 
 
@@ -280,9 +282,11 @@ def _error_lines() -> Iterator[None]:
     except PpirError as error:
         _print_error(error)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("ppir: interrupted", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        stop = Interrupted.of(error)
+        with suppress(OSError):  # the terminal may be gone
+            typer.echo(f"ppir: {stop}", err=True)
+        raise typer.Exit(stop.exit_code) from None
 
 
 def _print_error(error: PpirError) -> None:

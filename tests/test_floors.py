@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppir_torch"
 # a module that none begins has no place yet.
 FLOORS = (
     "errors",
+    "interruption",
     "arithmetic",
     "wire",
     "config",

@@ -11,7 +11,7 @@ from .optimizers import OPTIMIZERS
 from .protocols import PROTOCOLS, suggested
 from .registry import words
 from .samplers import SAMPLERS
-from .transforms import TRANSFORMS, DeformableConfig, LinearConfig
+from .transforms import TRANSFORMS
 
 __all__ = [
     "centre_lines",
@@ -80,18 +80,13 @@ def deformable_lines(
     return lines
 
 
-def start_lines(start: StartConfig, transform: LinearConfig | DeformableConfig) -> list[str]:
-    """The start's file, and the linear transform that takes it."""
+def start_lines(start: StartConfig) -> list[str]:
+    """The start's file."""
     lines = []
     if start.kind == "file" and start.path is None:
         lines.append("start.path: missing, the path of an ITK transform is needed with start.kind 'file'")
     if start.kind != "file" and start.path is not None:
         lines.append(f"start.path: {show(start.path)}, goes with start.kind 'file' only")
-    field = "transform.kind" if transform.deformable is None else "transform.linear"
-    takers = [entry.name for entry in TRANSFORMS if entry.any_affine]
-    if start.kind == "file" and transform.linear not in (*takers, "none"):
-        named = words(map(repr, takers))
-        lines.append(f"{field}: {transform.linear!r}, only {named} goes with start.kind 'file'")
     return lines
 
 

@@ -86,7 +86,7 @@ class _PublicConfig(_SharedConfig):
 
     @model_validator(mode="after")
     def _check_start(self) -> _PublicConfig:
-        fail(start_lines(self.start, self.transform))
+        fail(start_lines(self.start))
         return self
 
 

@@ -37,7 +37,7 @@ class TransformEntry(Entry):
     The settings say whether it is linear (`LinearConfig`) or a control lattice (`DeformableConfig`).
 
     Attributes:
-        any_affine: of linear ones: its parameters hold any affine map, so it can start from an ITK transform.
+        any_affine: of linear ones: its parameters hold any affine map.
     """
 
     any_affine: bool = False

@@ -59,16 +59,15 @@ class GaussNewton(Optimizer):
             length, expected = best.length(step), _expected(best, step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return
-            before = copies(parameters)
-            if move is None:
-                add_step(parameters, step)
-                taken = settle(transform, parameters, before, step)
-                if taken is not step:
-                    length, expected = best.length(taken), _expected(best, taken)
-            else:
-                move(step)
-            kept = False
-            try:
+            before, kept = copies(parameters), False
+            try:  # whatever ends it, an interruption as well, leaves no step that was not judged
+                if move is None:
+                    add_step(parameters, step)
+                    taken = settle(transform, parameters, before, step)
+                    if taken is not step:
+                        length, expected = best.length(taken), _expected(best, taken)
+                else:
+                    move(step)
                 trial = linearise()
                 kept = trial.value < best.value
             finally:

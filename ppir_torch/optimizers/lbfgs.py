@@ -61,13 +61,12 @@ class LBFGS(Optimizer):
             # A step of a quadratic model, shortened or not, falls by half of what the slope says.
             if length < stopping.step_voxels * voxel_mm or -0.5 * slope < stopping.decrease * best.size:
                 return
-            before = copies(parameters)
-            add_step(parameters, step)
-            taken = settle(transform, parameters, before, step)
-            if taken is not step:
-                step, slope = taken, float(best.gradient @ taken)
-            kept = False
-            try:
+            before, kept = copies(parameters), False
+            try:  # as in `GaussNewton`
+                add_step(parameters, step)
+                taken = settle(transform, parameters, before, step)
+                if taken is not step:
+                    step, slope = taken, float(best.gradient @ taken)
                 trial = linearise()
                 kept = trial.value < best.value + _SUFFICIENT * slope or _flatter(trial, best, step)
             finally:

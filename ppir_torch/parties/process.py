@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ..errors import PpirError
+from ..interruption import Interrupted, end_with_starter, no_more_interrupts, raise_interrupts
 from .given import Given
 from .reports import PartyReport
 
@@ -19,7 +20,11 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run one role; returns its exit code (0, or the error's: 2 for its own input, 3 for a lost peer)."""
+    """Run one role; returns its exit code (0, or the error's: 2 for its own input, 3 for a lost peer).
+
+    It ends when its standard input is closed: the program that started it is gone then.
+    """
+    raise_interrupts()
     parser = argparse.ArgumentParser(prog="ppir_torch.parties.process")
     parser.add_argument("role", choices=("party_1", "party_2", "dealer"))
     parser.add_argument("--links", required=True, help="JSON: peer -> descriptors of the sockets that are inherited")
@@ -31,12 +36,15 @@ def main() -> int:
         for peer, numbers in json.loads(arguments.links).items()
     }
     try:
-        given, session = Given.from_text(sys.stdin.read()), bytes.fromhex(arguments.session)
+        given, session = Given.from_text(sys.stdin.readline()), bytes.fromhex(arguments.session)
+        end_with_starter(sys.stdin.fileno())
         report = run_role(arguments.role, given, sockets, session, arguments.report.parent)
     except PpirError as error:
         report = PartyReport(arguments.role, str(error), error.exit_code, complete=False)
-    except KeyboardInterrupt:
-        report = PartyReport(arguments.role, f"{arguments.role}: interrupted", 130, complete=False)
+    except KeyboardInterrupt as error:
+        stop = Interrupted.of(error)
+        report = PartyReport(arguments.role, f"{arguments.role}: {stop}", stop.exit_code, complete=False)
+    no_more_interrupts()
     report.write(arguments.report)
     return report.exit_code
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import BudgetExceeded, PpirError
+from ..interruption import Interrupted, no_more_interrupts
 from ..wire.channel import Channel
 from .accounting import Stopwatch
 from .reports import PartyReport
@@ -70,8 +71,10 @@ class Role(ABC):
             PpirError: this role cannot go on.
         """
 
-    def reason(self, error: PpirError) -> str:
+    def reason(self, error: PpirError | Interrupted) -> str:
         """The line that the peer is told: that the run is over, not what this role's files look like."""
+        if isinstance(error, Interrupted):
+            return f"{self.name} was interrupted"
         return f"{self.name} cannot go on ({type(error).__name__}); see its own report"
 
     @abstractmethod
@@ -88,7 +91,8 @@ def run_session(role: Role, channels: Mapping[str, Channel], folder: Path) -> Pa
         folder: for its results.
 
     Returns:
-        Its report. Where it could not go on, `error` says why and the peer was told that it stopped.
+        Its report. Where it could not go on, or was interrupted, `error` says why and the peer was told that it
+        stopped.
     """
     if role.threads is not None:
         torch.set_num_threads(role.threads)
@@ -96,13 +100,22 @@ def run_session(role: Role, channels: Mapping[str, Channel], folder: Path) -> Pa
     try:
         role.work(Session(channels))
     except PpirError as error:
-        if role.told:
-            channels[role.told].abort(role.reason(error))
-        role.report.complete = False
-        role.report.error, role.report.exit_code = str(error), error.exit_code
-        role.report.cap_reached = isinstance(error, BudgetExceeded)
+        _say_why(role, channels, error)
+        role.report.error, role.report.cap_reached = str(error), isinstance(error, BudgetExceeded)
+    except KeyboardInterrupt as error:
+        no_more_interrupts()
+        stop = Interrupted.of(error)
+        _say_why(role, channels, stop)
+        role.report.error = f"{role.name}: {stop}"
+    no_more_interrupts()  # what there is is written whole
     role.report.account = watch.account(channels.values())
     role.keep(folder)
     for channel in channels.values():
         channel.close()
     return role.report
+
+
+def _say_why(role: Role, channels: Mapping[str, Channel], error: PpirError | Interrupted) -> None:
+    if role.told:
+        channels[role.told].abort(role.reason(error))
+    role.report.complete, role.report.exit_code = False, error.exit_code

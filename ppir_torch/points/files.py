@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ __all__ = ["load_points"]
 def load_points(path: str | Path, columns: Sequence[str] | None = None) -> Tensor:
     """Read a point set, (n, D) float64; LPS mm where the file says what it holds, else as it is written.
 
-    - .csv: with a header, the columns x, y[, z] or those named by `columns` (pixel indices stay indices: "row" is y,
-      "col" is x); without one, two or three numbers a line.
+    - .csv: with a header, the columns x, y[, z] (ANTs), or r, a, s or l, p, s (3-D Slicer), or those named by `columns`
+      (pixel indices stay indices: "row" is y, "col" is x); without one, two or three numbers a line.
     - .txt: two or three numbers a line, `#` begins a comment; an elastix point file ("point", then the count).
-    - .fcsv and .mrk.json (3-D Slicer): RAS is turned to LPS; the points of a .mrk.json's first markup.
+    - .fcsv and .mrk.json (3-D Slicer): millimetres, of one markup; RAS is turned to LPS, a file that does not say which
+      of the two it has is refused.
     - .npy: (n, 2) or (n, 3) real numbers.
 
     Args:
@@ -31,7 +32,8 @@ def load_points(path: str | Path, columns: Sequence[str] | None = None) -> Tenso
 
     Raises:
         ConfigError: the file is missing or of another kind, a line or number cannot be read, a coordinate is NaN or
-            infinite, the points are not 2-D or 3-D, or there are fewer than D + 1.
+            infinite, the points are not 2-D or 3-D, not millimetres or in no known system, one was not placed, or there
+            are fewer than D + 1.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "points.csv"
@@ -76,14 +78,25 @@ def _csv_rows(path: Path, columns: Sequence[str] | None = None) -> list[list[flo
         if columns is not None:
             raise ConfigError(f"no header, but columns {', '.join(columns)} were named")
         return _numbers(lines, None)
-    wanted = [c.lower() for c in columns] if columns is not None else [c for c in ("x", "y", "z") if c in header]
+    wanted = [c.strip().lower() for c in columns] if columns is not None else _coordinates(header)
     if len(wanted) not in (2, 3) or any(header.count(column) != 1 for column in wanted) or wanted == ["x", "z"]:
         raise ConfigError(f"columns {', '.join(header)}; x, y[, z] are needed, or the names of those columns")
-    return _numbers(lines[1:], [header.index(column) for column in wanted])
+    if "defined" in header:  # Slicer's: a point that was not placed has a position, too
+        status = header.index("defined")
+        _all_placed(line[status].strip().lower() in ("1", "true") for line in lines[1:])
+    rows = _numbers(lines[1:], [header.index(column) for column in wanted])
+    return _as_lps(rows, "RAS") if wanted == ["r", "a", "s"] else rows
+
+
+def _coordinates(header: list[str]) -> list[str]:
+    """The columns of a header that hold coordinates; none where more than one system is named."""
+    named = [([axis for axis in axes if axis in header], least) for axes, least in (("xyz", 2), ("ras", 3), ("lps", 3))]
+    systems = [axes for axes, least in named if len(axes) >= least]
+    return systems[0] if len(systems) == 1 else []
 
 
 def _txt_rows(path: Path) -> list[list[float]]:
-    lines = [line.split("#")[0].replace(",", " ").split() for line in path.read_text("utf-8").splitlines()]
+    lines = [line.split("#")[0].replace(",", " ").split() for line in path.read_text("utf-8-sig").splitlines()]
     lines = [line for line in lines if line]
     if lines and lines[0] == ["index"]:
         raise ConfigError("an elastix file of voxel indices, one of points is needed")
@@ -95,20 +108,39 @@ def _txt_rows(path: Path) -> list[list[float]]:
 
 
 def _fcsv_rows(path: Path) -> list[list[float]]:
-    text = path.read_text("utf-8").splitlines()
+    text = path.read_text("utf-8-sig").splitlines()
     comments = [line.lstrip("# ").split("=") for line in text if line.startswith("#") and "=" in line]
     said = {parts[0].strip(): parts[1].strip() for parts in comments}
+    if "CoordinateSystem" not in said or "columns" not in said:
+        missing = "CoordinateSystem" if "columns" in said else "columns"
+        raise ConfigError(f"no line '# {missing} = ', without which the points' coordinates are not known")
     columns = [name.strip() for name in said["columns"].split(",")]
     lines = list(csv.reader(line for line in text if line.strip() and not line.startswith("#")))
+    # Slicer 5 writes the status of each point behind the columns that it names; 2 is "placed".
+    status = len(columns) if "positionStatus" not in columns else columns.index("positionStatus")
+    _all_placed(len(line) <= status or line[status] not in ("0", "1", "3") for line in lines)
     return _as_lps(_numbers(lines, [columns.index(axis) for axis in "xyz"]), said["CoordinateSystem"])
 
 
 def _markup_rows(path: Path) -> list[list[float]]:
-    markup = json.loads(path.read_text("utf-8"))["markups"][0]
-    if any(point.get("positionStatus", "defined") != "defined" for point in markup["controlPoints"]):
-        raise ConfigError("a control point was not placed")
+    markups = [markup for markup in json.loads(path.read_text("utf-8-sig"))["markups"] if markup["controlPoints"]]
+    if len(markups) != 1:
+        raise ConfigError(f"{len(markups)} markups with points, one is needed")
+    markup = markups[0]
+    _all_placed(point.get("positionStatus", "defined") == "defined" for point in markup["controlPoints"])
+    unit = markup.get("coordinateUnits", "mm")  # the schema's default
+    if unit != "mm" and not (isinstance(unit, list) and unit[:2] == ["mm", "UCUM"]):
+        raise ConfigError(f"coordinateUnits {str(unit)[:60]!r}, 'mm' is needed")
+    if "coordinateSystem" not in markup:
+        raise ConfigError("no coordinateSystem, LPS or RAS is needed")
     rows = [[float(v) for v in point["position"]] for point in markup["controlPoints"]]
     return _as_lps(rows, markup["coordinateSystem"])
+
+
+def _all_placed(placed: Iterable[bool]) -> None:
+    for number, defined in enumerate(placed, 1):
+        if not defined:
+            raise ConfigError(f"point {number} was not placed")
 
 
 def _npy_rows(path: Path) -> list[list[float]]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ImageError, LedgerStop, LinkError
 from ..images import Image, Level, check_content
+from ..interruption import Interrupted
 from ..joint.operands import Operand
 from ..losses import Smoothness
 from ..optimizers import Iteration, Stopping
@@ -51,6 +52,7 @@ def register_images(
     Raises:
         ImageError: different dimensions, constant image, no overlap at the start.
         ConfigError: an unknown transform or start, or an optimiser that does not go with the loss.
+        Interrupted: Ctrl-C, after the first level was begun; its `result` is the best so far.
     """
     plan = plan or Plan()
     started = time.perf_counter()
@@ -62,7 +64,7 @@ def register_images(
     check_overlap(transform, moving, fixed.grid)
     watch = Watch(moving.grid, fixed.grid, fixed.mask, transform)
     run = _Run(moving, fixed, plan, started, observer, watch, transform)
-    error = ""
+    error, interrupted = "", None
     try:
         run.fit_linear(transform)
         if plan.deformable is not None:
@@ -72,7 +74,15 @@ def register_images(
     except (LinkError, LedgerStop) as lost:
         error = str(lost)
         run.keep_what_is_sane()
-    return run.result(error)
+    except KeyboardInterrupt as stop:
+        interrupted = Interrupted.of(stop)
+        error = str(interrupted)
+        run.keep_what_is_sane()
+    result = run.result(error)
+    if interrupted is not None:
+        interrupted.result = result
+        raise interrupted
+    return result
 
 
 class _WentWrong(Exception):
@@ -140,12 +150,16 @@ class _Run:
         """Go through a level's iterations, and judge it at its end."""
         self._under_way, here, operand = of, of.here, of.operand
         points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
-        for iteration in iterations:
-            elapsed = time.perf_counter() - self.started
-            entry = LevelIteration(here.number, self.plan.count, here.level.shrink, points, iteration, elapsed)
-            self.history.append(entry)
-            if self.observer is not None:
-                self.observer(entry)
+        try:
+            for iteration in iterations:
+                elapsed = time.perf_counter() - self.started
+                entry = LevelIteration(here.number, self.plan.count, here.level.shrink, points, iteration, elapsed)
+                self.history.append(entry)
+                if self.observer is not None:
+                    self.observer(entry)
+        finally:
+            if isinstance(iterations, Generator):  # interrupted between two steps: back to the best it has seen
+                iterations.close()
         self.levels += self.keep_what_is_sane()
         if self._useless is not None:
             raise _WentWrong

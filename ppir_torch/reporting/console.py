@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ def say(line: str) -> None:
 
 
 def say_meanwhile(line: str) -> None:
-    """A line on standard error, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on standard error, at once; where the terminal is gone, nowhere."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def show_log() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -57,7 +58,8 @@ class Progress:
         if self._last is not None:
             self._bar.update(self._task, completed=self._last.level + 1)
             self._print_level(self._last)
-        self._bar.stop()
+        with suppress(OSError):  # the terminal may be gone, the result must not go with it
+            self._bar.stop()
 
     def _print_level(self, event: LevelIteration) -> None:
         if not self._console.is_terminal:

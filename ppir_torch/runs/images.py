@@ -21,6 +21,7 @@ from ..config.protocols import PROTOCOLS, AutoConfig
 from ..errors import ConfigError, PeerLost, RegistrationFailed
 from ..grids import Grid
 from ..images import image_size, load_image, load_mask
+from ..interruption import Interrupted, best_so_far
 from ..joint.interface import compute_device
 from ..metrics.registration import displacement_rmse, foreground_points
 from ..parties.accounting import peak_memory_mb
@@ -54,6 +55,7 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
         PpirError: bad input (exit code 2).
         PeerLost: a party was lost; what party_1 had by then is in `output` (exit code 3).
         RegistrationFailed: it collapsed, ran away or lost all overlap; what was found before is there (exit code 4).
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP; the best by then is in `output` (exit code 128 and the signal).
     """
     _check_files(config, output)
     made_folder(output, without=FILES)
@@ -72,10 +74,12 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
         backend_reason=reason,
         insecure=config.backend.kind in PROTOCOLS and PROTOCOLS[config.backend.kind].insecure,
         sampler=config.sampler.kind,
-        rmse_to_truth_mm=_distance(config, config.data.truth, output),
-        rmse_to_clear_mm=_distance(config, config.data.reference, output),
+        rmse_to_truth_mm=_distance(config, outcome, config.data.truth, output),
+        rmse_to_clear_mm=_distance(config, outcome, config.data.reference, output),
     )
     report.write(output)
+    if outcome.interrupted is not None:
+        raise Interrupted(outcome.interrupted.number, kept=f"the best transform so far is in {output}")
     if outcome.failed:
         raise RegistrationFailed(f"{outcome.error} (the transform before that is in {output})", report.to_json())
     if not outcome.complete:
@@ -127,24 +131,30 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
         start = load_transform(config.start.path, image.grid) if config.start.path else None
         plan = build_plan(config, image.grid.spacing, start)
         with Progress("clear") as progress:
-            result = register_images(moving, ClearFixed(image, mask), plan, progress.show)
+            result, interrupted = best_so_far(
+                lambda: register_images(moving, ClearFixed(image, mask), plan, progress.show)
+            )
         if wanted.moving.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, image.grid))
     finally:
         torch.set_num_threads(threads)
     save_result(result, output)
-    return Outcome(summary(result), result.complete, result.error, peak_memory_mb=peak_memory_mb())
+    return Outcome(
+        summary(result), result.complete, result.error, peak_memory_mb=peak_memory_mb(), interrupted=interrupted
+    )
 
 
 def _run_private(config: RunConfig, output: Path) -> Outcome:
-    reports = run_parties(config.task, moving_party(config), fixed_party(config), output)
-    refuse_own_fault(reports)
-    return Outcome.of(reports)
+    moving, fixed = moving_party(config), fixed_party(config)
+    reports, interrupted = best_so_far(lambda: run_parties(config.task, moving, fixed, output))
+    if interrupted is None:
+        refuse_own_fault(reports)
+    return Outcome.of(reports, interrupted)
 
 
-def _distance(config: RunConfig, other: Path | None, output: Path) -> float | None:
+def _distance(config: RunConfig, outcome: Outcome, other: Path | None, output: Path) -> float | None:
     """Displacement RMSE in mm inside the fixed foreground to another transform, where one is given."""
-    if other is None:
+    if other is None or outcome.interrupted is not None:  # who interrupts does not wait for that
         return None
     fixed = load_image(config.data.fixed)
     points = foreground_points(fixed)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..interruption import Interrupted
 from ..parties.accounting import Account, write_json
 from ..parties.reports import BudgetReport, PartyReport
 from .processes import lost
@@ -26,12 +27,14 @@ class Outcome:
 
     Attributes:
         found: what party_1 found, or the clear run: the transform, and how it was come by.
-        complete: False where a party was lost, or a limit reached; `found` is the best so far then.
+        complete: False where a party was lost, a limit reached, or the run interrupted; `found` is the best so far
+            then.
         error: one line that says why, or empty.
         accounts: what each role spent; None of those that a clear run does not have.
         peak_memory_mb: of a clear run's process; None of a private one.
         ledger: party_1's account of what the opened values say, an entry an operand; None where none was kept.
         budget: party_2's count of released values; None in a clear run.
+        interrupted: what ended the run from outside; None where nothing did.
     """
 
     found: Mapping[str, Any]
@@ -41,6 +44,7 @@ class Outcome:
     peak_memory_mb: float | None = None
     ledger: list[dict[str, Any]] | None = None
     budget: BudgetReport | None = None
+    interrupted: Interrupted | None = None
 
     @property
     def failed(self) -> bool:
@@ -48,19 +52,21 @@ class Outcome:
         return any(warning["fatal"] for warning in self.found.get("warnings", ()))
 
     @classmethod
-    def of(cls, reports: Mapping[str, PartyReport]) -> Outcome:
+    def of(cls, reports: Mapping[str, PartyReport], interrupted: Interrupted | None = None) -> Outcome:
         """Of a private run, from its parties' reports.
 
         Raises:
-            PeerLost: party_1 has nothing to show.
+            PeerLost: party_1 has nothing to show. Interrupted: neither, and that is why.
         """
         one, two = reports["party_1"], reports["party_2"]
         if one.run is None:
-            raise lost(reports)
+            raise interrupted or lost(reports)
         # party_1 is told that the cap is reached; how far it was passed, stands in party_2's own report.
         error = two.error if two.cap_reached else one.error
+        if interrupted is not None and not one.complete:  # the parties were asked to end, which is not why
+            error = str(interrupted)
         accounts = {role: report.account for role, report in reports.items()}
-        return cls(one.run, one.complete, error, accounts, None, one.ledger, two.budget)
+        return cls(one.run, one.complete, error, accounts, None, one.ledger, two.budget, interrupted)
 
 
 @dataclass(frozen=True, kw_only=True)

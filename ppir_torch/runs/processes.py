@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from ..config.images import FixedPartyConfig, MovingPartyConfig
 from ..config.points import FixedPointsConfig, MovingPointsConfig
 from ..config.transports import TransportConfig
 from ..errors import PeerLost, PpirError
+from ..interruption import LAST_WORDS_S, Interrupted, no_more_interrupts, pending_interrupts
 from ..parties.given import Given
 from ..parties.reports import PartyReport
 from ..protocols import load_protocol
@@ -60,11 +62,19 @@ class Party:
         """True when it ended with an error."""
         return self.process.poll() not in (None, 0)
 
+    def ask_to_end(self) -> None:
+        """Have the process end by itself: what it has is kept, its peer told."""
+        if self.running:
+            self.process.terminate()
+
     def kill(self) -> None:
         """End the process if it still runs."""
         if self.running:
             self.process.kill()
             self.process.wait()
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
 
     def wait(self, timeout: float | None = None) -> PartyReport:
         """Its report, when it has ended; a killed process has none of its own, so one is made from its exit code."""
@@ -78,7 +88,10 @@ class Party:
 
 
 def start_process(arguments: list[str], given: str, descriptors: list[int]) -> subprocess.Popen[str]:
-    """Start `parties.process`.
+    """Start `parties.process`. It ends when this program does, however that ends: its standard input closes then.
+
+    It is in a session of its own, so that Ctrl-C and the end of a terminal reach this program alone, which ends the
+    parties one after the other (`run_parties`).
 
     Args:
         arguments: of its command line.
@@ -87,18 +100,20 @@ def start_process(arguments: list[str], given: str, descriptors: list[int]) -> s
     """
     # Waiting threads sleep: two parties share the machine, and spinning slows both several times.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ppir_torch.parties.process", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        pass_fds=descriptors,
-        env=environment,
-        text=True,
-    )
+    with pending_interrupts():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppir_torch.parties.process", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code says so
-        process.stdin.write(given)
-        process.stdin.close()
+        process.stdin.write(f"{given}\n")
+        process.stdin.flush()
     return process
 
 
@@ -137,13 +152,17 @@ def run_parties(
 ) -> dict[str, PartyReport]:
     """Run one private registration, of images or points, as separate processes; returns each party's report by role.
 
-    When one of them fails, the others have ten seconds to end by themselves.
+    When one of them fails, the others have ten seconds to end by themselves. When this program is interrupted, party_1
+    has a minute to write down the best transform so far, the others end after it.
 
     Args:
         task: "images" or "points".
         moving: party_1's part of the run.
         fixed: party_2's part of the run.
         folder: for the results and reports.
+
+    Raises:
+        Interrupted: with the reports as its `result`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wiring = wired(moving.backend.kind, moving.transport)
@@ -153,8 +172,24 @@ def run_parties(
         while parties[0].running and not any(party.failed for party in parties):
             time.sleep(0.05)
         return {party.role: party.wait(GRACE_S) for party in parties}
+    except KeyboardInterrupt as error:
+        interrupted = Interrupted.of(error)
+        interrupted.result = _last_reports(parties)
+        raise interrupted from None
     finally:
         stop(parties)
+
+
+def _last_reports(parties: Sequence[Party]) -> dict[str, PartyReport]:
+    """The reports of parties that are asked to end: first party_1, which has something to keep."""
+    no_more_interrupts(but=signal.SIGINT)
+    reports = {}
+    for party in parties:
+        party.ask_to_end()
+        reports[party.role] = party.wait(LAST_WORDS_S if party is parties[0] else GRACE_S)
+        for other in parties:
+            other.ask_to_end()
+    return reports
 
 
 def wired(backend: str, transport: TransportConfig) -> Wiring:

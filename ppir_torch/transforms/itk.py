@@ -20,6 +20,7 @@ from ..images import _check_whole, simpleitk
 from .bspline import BSpline
 from .composite import Composite
 from .dense import Displacement
+from .foreign import foreign_kind, lacks_numbers, transforms_in
 from .lattice import ControlLattice, LatticeTransform
 from .linear import Affine, LinearTransform, affine_from_map
 
@@ -176,10 +177,11 @@ def load_displacement(path: str | Path) -> Displacement:
 
 
 def load_transform(path: str | Path, grid: Grid) -> Affine:
-    """Read any linear ITK transform as an Affine (float64, mm LPS) on `grid`.
+    """Read any linear ITK transform, also a composite of linear ones, as an Affine (float64, mm LPS) on `grid`.
 
     Raises:
-        ConfigError: the file is missing, is no transform, is of another dimension, or is not linear.
+        ConfigError: the file is missing, is no ITK transform, holds several, or NaN, is of another dimension, or is not
+            linear.
 
     >>> load_transform("missing.tfm", Grid((4, 4)))
     Traceback (most recent call last):
@@ -189,7 +191,10 @@ def load_transform(path: str | Path, grid: Grid) -> Affine:
     dimension = loaded.GetDimension()
     if dimension != grid.dimension or not loaded.IsLinear():
         raise ConfigError(f"{path}: {dimension}-D {loaded.GetName()}, a linear {grid.dimension}-D transform is needed")
-    return _affine(loaded, grid)
+    try:
+        return _affine(loaded, grid)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_any_transform(path: str | Path, grid: Grid) -> nn.Module:
@@ -247,6 +252,8 @@ def _affine(loaded: Any, grid: Grid) -> Affine:
     d = grid.dimension
     origin = torch.tensor(loaded.TransformPoint([0.0] * d), dtype=torch.float64)
     units = [loaded.TransformPoint([float(i == j) for j in range(d)]) for i in range(d)]
+    if not bool(torch.isfinite(torch.tensor([origin.tolist(), *units])).all()):
+        raise ConfigError(f"{loaded.GetName()} with NaN or infinite numbers")
     return affine_from_map(grid, torch.tensor(units, dtype=torch.float64).T - origin[:, None], origin)
 
 
@@ -284,12 +291,25 @@ def _from_vector_image(image: Any) -> Displacement:
 
 
 def _read(path: str | Path) -> Any:
-    if not Path(path).exists():
+    file = Path(path)
+    if not file.is_file():
         raise ConfigError(f"{path}: no such transform file")
     try:
-        return simpleitk().ReadTransform(str(path))
-    except RuntimeError:
-        raise ConfigError(f"{path}: cannot be read as an ITK transform") from None
+        if not file.name.lower().endswith((*TRANSFORM_ENDINGS, ".hdf5")):
+            raise RuntimeError  # ITK reads more (.xfm of MINC), of other conventions
+        loaded = simpleitk().ReadTransform(str(path))
+        if (count := transforms_in(file)) > 1:
+            raise ConfigError(f"{path}: {count} transforms side by side, one (a composite counts as one) is needed")
+        if lacks_numbers(file):
+            raise ConfigError(f"{path}: truncated, Parameters and FixedParameters are needed of every transform")
+        return loaded
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (RuntimeError, LookupError, TypeError):  # the last two: classes of ITK that SimpleITK has no name for
+        kind = foreign_kind(file)
+        raise ConfigError(
+            f"{path}: cannot be read as an ITK transform ({', '.join(TRANSFORM_ENDINGS)}){kind and f'; it is {kind}'}"
+        ) from None
 
 
 def _write(path: Path, endings: tuple[str, ...], hint: str, write: Callable[[str], None]) -> None:

@@ -97,6 +97,14 @@ class LinearTransform(nn.Module):
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
         """Take the parameters of y = matrix x + offset, matrix (D, D) of this family, offset (D,) mm."""
 
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """The matrix (D, D) of this family that differs least, in the sum of squares, from one of positive determinant.
+
+        As it stands here that one itself, for families that hold every matrix, or whose `set_affine_map` takes what it
+        can of it.
+        """
+        return matrix
+
     @torch.no_grad()
     def step_back(self, step: Tensor) -> None:
         """Replace self by self o W^-1, W this family's transform with the parameters `step` (P,), mm.
@@ -139,6 +147,10 @@ class Translation(LinearTransform):
         """Identity."""
         return torch.eye(self.dimension, dtype=self.translation.dtype, device=self.translation.device)
 
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """See `LinearTransform`: the identity."""
+        return torch.eye(self.dimension, dtype=matrix.dtype, device=matrix.device)
+
     @torch.no_grad()
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
         """Take the translation; the matrix is the identity."""
@@ -158,9 +170,15 @@ class Rigid(LinearTransform):
         """exp([rotation / radius]x), rotations counter-clockwise about x, y, z in radians after the division."""
         return _rotation(self.rotation / self.radius)
 
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """See `LinearTransform`: the rotation of its polar decomposition (Higham, SIAM J. Sci. Stat. Comput. 1986)."""
+        left, _, right = torch.linalg.svd(matrix)
+        rotation: Tensor = left @ right
+        return rotation
+
     @torch.no_grad()
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
-        """Take rotation and translation; the matrix is a rotation by less than pi."""
+        """Take rotation and translation; the matrix is a rotation."""
         self.rotation.copy_(_rotation_vector(matrix) * self.radius)
         self.set_translation(matrix, offset)
 
@@ -178,9 +196,14 @@ class Similarity(Rigid):
         """Scale times rotation."""
         return torch.exp(self.log_scale / self.radius) * super().matrix()
 
+    def nearest(self, matrix: Tensor) -> Tensor:
+        """See `LinearTransform`: that rotation times the mean of the singular values."""
+        scale: Tensor = torch.linalg.svdvals(matrix).mean()
+        return scale * super().nearest(matrix)
+
     @torch.no_grad()
     def set_affine_map(self, matrix: Tensor, offset: Tensor) -> None:
-        """Take scale, rotation and translation; the matrix is a positive multiple of a rotation by less than pi."""
+        """Take scale, rotation and translation; the matrix is a positive multiple of a rotation."""
         scale = torch.linalg.det(matrix) ** (1 / self.dimension)
         self.log_scale.copy_(scale.log() * self.radius)
         self.rotation.copy_(_rotation_vector(matrix / scale) * self.radius)
@@ -245,12 +268,20 @@ def _rotation(vector: Tensor) -> Tensor:
 
 
 def _rotation_vector(matrix: Tensor) -> Tensor:
-    """Inverse of `_rotation` for angles below pi."""
+    """Inverse of `_rotation`, of angles up to pi, by the quaternion: from the skew part alone a half turn is lost."""
     if matrix.shape[0] == 2:
         return torch.atan2(matrix[1, 0], matrix[0, 0])[None]
     skew = torch.stack(
         [matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]]
     )  # 2 sin(angle) axis
-    sine = torch.linalg.vector_norm(skew) / 2
-    angle = torch.atan2(sine, (matrix.trace() - 1) / 2)
-    return skew / 2 if float(sine) < 1e-12 else skew * (angle / (2 * sine))
+    # 4 q q^T of the unit quaternion q = (cos(angle / 2), sin(angle / 2) axis); its longest row has no cancellation
+    # (Bar-Itzhack, J. Guidance 2000).
+    outer = matrix.new_empty(4, 4)
+    outer[0, 0], outer[0, 1:], outer[1:, 0] = 1 + matrix.trace(), skew, skew
+    outer[1:, 1:] = matrix + matrix.T + (1 - matrix.trace()) * torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    row = outer[int(outer.diagonal().argmax())]
+    quaternion = row / torch.linalg.vector_norm(row)
+    quaternion = torch.where(quaternion[0] < 0, -quaternion, quaternion)
+    half_sine = torch.linalg.vector_norm(quaternion[1:])
+    angle = 2 * torch.atan2(half_sine, quaternion[0])
+    return 2 * quaternion[1:] if float(half_sine) < 1e-12 else quaternion[1:] * (angle / half_sine)

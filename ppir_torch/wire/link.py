@@ -101,13 +101,18 @@ class Link(Channel):
         if length > MAX_PAYLOAD:
             raise LinkError(f"{kind.name}: payload of {length} bytes, at most {MAX_PAYLOAD} are allowed")
         with self._numbering:
-            sequence, self._next_out = self._next_out, self._next_out + 1
-            header = _HEADER.pack(_MAGIC, self.session, sequence, self.level, self.iteration, kind, length)
-            tag = self._tag(self._out, sequence, header, *parts)
-            self.sent[kind] += len(header) + len(tag) + length
-            with self._changed:
-                self._queued += length
-            self._outbox.put([header + tag, *parts])
+            try:
+                sequence, self._next_out = self._next_out, self._next_out + 1
+                header = _HEADER.pack(_MAGIC, self.session, sequence, self.level, self.iteration, kind, length)
+                tag = self._tag(self._out, sequence, header, *parts)
+                self.sent[kind] += len(header) + len(tag) + length
+                with self._changed:
+                    self._queued += length
+                self._outbox.put([header + tag, *parts])
+            except KeyboardInterrupt:
+                # The number may be used up and the message not sent: what follows it would be refused as out of order.
+                self._broken = InterruptedError("interrupted within a message")
+                raise
 
     def settle(self, most: int) -> None:
         """See `Channel`; a broken stream is not waited for."""

@@ -63,6 +63,8 @@ _zygote = functools.cache(_Zygote)
 class _Forked:
     """What `launch.Party` needs of a Popen, of a process that the zygote forked."""
 
+    stdin = None  # it keeps both ends of its own
+
     def __init__(self, pid: int) -> None:
         self.pid, self.returncode = pid, None
 
@@ -78,6 +80,9 @@ class _Forked:
                 raise subprocess.TimeoutExpired("party", timeout or 0.0)
             time.sleep(0.01)
         return code
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

@@ -39,7 +39,7 @@ def test_a_process_is_given_its_keys_on_its_standard_input_only(
 
     def start(command: list[str], **options: Any) -> Any:
         seen.update(command=command, options=options)
-        stdin = SimpleNamespace(write=lambda text: seen.update(stdin=seen["stdin"] + text), close=lambda: None)
+        stdin = SimpleNamespace(write=lambda text: seen.update(stdin=seen["stdin"] + text), flush=lambda: None)
         return SimpleNamespace(stdin=stdin)
 
     monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=start, PIPE=-1, DEVNULL=-3))

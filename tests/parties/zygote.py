@@ -9,7 +9,6 @@ that start real interpreters (test_isolation.py, and one run of each protocol) s
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -67,7 +66,10 @@ def _become_party(request: dict[str, Any], descriptors: list[int]) -> None:
         here = iter(descriptors)
         numbers = {peer: [next(here) for _ in theirs] for peer, theirs in json.loads(links).items()}
         sys.argv = ["process", role, flag, json.dumps(numbers), *rest]
-        sys.stdin = io.StringIO(request["stdin"])
+        # Its standard input stays open, as that of a party whose starter lives.
+        reading, writing = os.pipe()
+        os.write(writing, f"{request['stdin']}\n".encode())
+        sys.stdin = os.fdopen(reading)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = main()
     except SystemExit as end:

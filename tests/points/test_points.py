@@ -302,7 +302,7 @@ def test_named_columns_are_taken_in_the_order_they_are_named(tmp_path: Path) -> 
         ("p.txt", "1\n2\n3\n", "1 numbers a point"),
         ("p.txt", "index\n1\n2 3\n", "voxel indices"),
         ("p.txt", "point\n4\n1 2\n3 4\n4 5\n", "must say that it has 3"),
-        ("p.fcsv", "1,2,3\n", "cannot be read as points"),
+        ("p.fcsv", "1,2,3\n", "no line '# columns = '"),
         ("p.fcsv", SLICER.format(system="IJK") + "a,1,2,3\n", "'IJK', LPS or RAS"),
         ("p.mrk.json", "{", "cannot be read as points"),
         ("p.mrk.json", "[]", "cannot be read as points"),

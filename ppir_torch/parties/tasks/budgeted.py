@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ...config.groups import BudgetConfig, PointsBudgetConfig
 from ...errors import BudgetExceeded, PpirError
+from ...interruption import Interrupted
 from ..budget import ReleaseBudget, default_path
 from ..reports import BudgetReport
 from ..session import Role
@@ -56,7 +57,7 @@ class BudgetedRole(Role):
         )
         return budget
 
-    def reason(self, error: PpirError) -> str:
+    def reason(self, error: PpirError | Interrupted) -> str:
         """See `Role`; that the cap is reached is told, how far it is passed is not."""
         if isinstance(error, BudgetExceeded):
             return f"its site's cap on released values of {self.subject} is reached"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...config.points import FixedPointsConfig
 from ...errors import PpirError
+from ...interruption import Interrupted
 from ...joint.interface import compute_device
 from ...points.files import load_points
 from ...protocols import load_protocol
@@ -40,6 +41,6 @@ class FixedPointsRole(BudgetedRole):
         channel = session.channels["party_1"]
         self.report.shared = party.serve(channel, protocol.fixed_side(channel, session.dealer(), device), protocol)
 
-    def reason(self, error: PpirError) -> str:
+    def reason(self, error: PpirError | Interrupted) -> str:
         """See `Role`; both sizes are public."""
         return str(error) if isinstance(error, UnequalSets) else super().reason(error)

@@ -10,6 +10,7 @@ import torch
 from ...config.images import MovingPartyConfig
 from ...errors import PeerLost, RegistrationFailed
 from ...images import Image, load_image
+from ...interruption import best_so_far
 from ...joint.interface import compute_device
 from ...protocols import load_protocol
 from ...registration import Result, register_images
@@ -51,10 +52,11 @@ class MovingImagesRole(Role):
         fixed = PrivateFixed(
             session.channels["party_2"], side, protocol.name, config.ledger.enabled, config.ledger.most
         )
-        result = self._register(session, moving, fixed)
+        result, interrupted = best_so_far(lambda: self._register(session, moving, fixed))
         if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
-        if result.complete or result.failed:  # one that went wrong is over, but its session ends as it should
+        # One that went wrong is over, but its session ends as it should.
+        if interrupted is None and (result.complete or result.failed):
             fixed.finish(result.transform if config.share_transform and result.complete else None)
             if (dealer := session.dealer()) is not None:
                 Finish().send(dealer)
@@ -62,9 +64,11 @@ class MovingImagesRole(Role):
             code = RegistrationFailed.exit_code if result.failed else PeerLost.exit_code
             self.report.complete, self.report.error, self.report.exit_code = False, result.error, code
         self._result, self.report.ledger = result, fixed.ledger_rows()
+        if interrupted is not None:
+            raise interrupted
 
     def keep(self, folder: Path) -> None:
-        """The transform and the warped image: the best so far where party_2 was lost."""
+        """The transform and the warped image: the best so far where party_2 was lost, or this party interrupted."""
         if self._result is not None:
             save_result(self._result, folder)
             self.report.run = summary(self._result)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import LinkError
+from ...errors import LinkError, PeerLost
+from ...interruption import when_closed
 from ...joint.bounds import Pairs
 from ...joint.header import OperandHeader
 from .bfv_coefficients import BfvMovingCoefficientCipher
@@ -82,12 +84,13 @@ class SecondProcess:
         """The products begun.
 
         Raises:
-            LinkError: what party_2 had sent is not a key or not a ciphertext; or the process is gone.
+            LinkError: what party_2 had sent is not a key or not a ciphertext.
+            PeerLost: the process is gone.
         """
         try:
             answer = self._pipe.recv()
         except (EOFError, OSError):
-            raise LinkError(_ENDED) from None
+            raise PeerLost(_ENDED) from None
         if isinstance(answer, LinkError):
             raise answer
         covered: Covered = answer
@@ -99,7 +102,7 @@ class SecondProcess:
                 self._pipe.send(("drop", self._dropped.popleft()))
             self._pipe.send(command)
         except OSError:
-            raise LinkError(_ENDED) from None
+            raise PeerLost(_ENDED) from None
 
 
 class SharedProducts(Products):
@@ -189,7 +192,10 @@ class Worker:
 
 def main() -> None:
     """The second process: do what is asked until the pipe closes."""
-    pipe, worker, problem = Connection(int(sys.argv[1])), Worker(), None
+    descriptor = int(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it has nothing to keep, and nothing to say
+    when_closed(descriptor, lambda: os._exit(0))  # in the middle of a product, too
+    pipe, worker, problem = Connection(descriptor), Worker(), None
     while True:
         try:
             name, *arguments = pipe.recv()
