@@ -34,7 +34,7 @@ def ours(fixed: str, moving: str, output: Path, kind: str) -> float:
     config = load_config(compose(given))
     a, b = load_image(fixed), load_image(moving)
     started = time.perf_counter()
-    result = register_images(b, ClearFixed(a), build_plan(config, a.grid.spacing))
+    result = register_images(b, ClearFixed(a), build_plan(config, a.grid))
     seconds = time.perf_counter() - started
     save_displacement(result.transform, a.grid, output / "displacement.nii.gz")
     return seconds

@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .errors import RegistrationFailed as RegistrationFailed
     from .grids import Grid as Grid
     from .images import Image as Image
-    from .images import Level as Level
     from .images import load_image as load_image
     from .images import save_image as save_image
+    from .levels import Level as Level
     from .losses import MI as MI
     from .losses import NCC as NCC
     from .losses import SSD as SSD
@@ -74,7 +74,8 @@ _HOMES = {
         "RegistrationFailed",
     ),
     "grids": ("Grid",),
-    "images": ("Image", "Level", "load_image", "save_image"),
+    "images": ("Image", "load_image", "save_image"),
+    "levels": ("Level",),
     "transforms": (
         "Affine",
         "BSpline",

@@ -116,20 +116,26 @@ def run(
 def register(
     moving: Annotated[Path, typer.Argument(help="party_1's image: NIfTI, NRRD, MHA, PNG or a DICOM folder.")],
     fixed: Annotated[Path, typer.Argument(help="party_2's image.")],
-    transform: Annotated[str, typer.Option(help="{transforms}")] = "affine",
+    preset: Annotated[str | None, typer.Option(help="For whom; other options win over it. {presets}")] = None,
+    transform: Annotated[str | None, typer.Option(help="{transforms} (default affine)")] = None,
     backend: Annotated[str, typer.Option(help="{backends}")] = "clear",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: a new one.")] = None,
-    sampler: Annotated[str, typer.Option(help="{samplers}")] = "none",
+    sampler: Annotated[str | None, typer.Option(help="{samplers} (default none)")] = None,
     fraction: Annotated[float | None, typer.Option(help="Share of the points, in (0, 1] (default 0.1).")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda (not for {without_device})")] = None,
-    loss: Annotated[str, typer.Option(help="{losses}")] = "ssd",
+    loss: Annotated[str | None, typer.Option(help="{losses} (default {loss})")] = None,
     optimizer: Annotated[
         str | None,
         typer.Option(help="{optimizers}; by default what suits the loss"),
     ] = None,
-    levels: Annotated[str, typer.Option(help="Shrink factors, coarse to fine.")] = "4,2,1",
-    start: Annotated[str, typer.Option(help="centres, centre_of_mass, identity or an ITK transform file")] = "centres",
+    levels: Annotated[
+        str | None,
+        typer.Option(help="auto (from the size; the default), or shrinks, coarse to fine: 8,4,2 or 8x8x1,4x4x1,1"),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="centres (default), centre_of_mass, identity or an ITK transform file")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
     reference: Annotated[Path | None, typer.Option(help="ITK transform of the clear run, to compare with.")] = None,
     fixed_mask: Annotated[Path | None, typer.Option(help="Foreground of the fixed image.")] = None,
@@ -149,28 +155,30 @@ def register(
     """Register MOVING to FIXED, without any YAML."""
     with _error_lines():
         from .config.images import load_config
+        from .runs.shorthands import base_values, merged
 
+        base = base_values(None, preset)
         backend_settings = {"kind": backend} | ({} if device is None else {"device": device})
-        sampler_settings = {"kind": sampler} | ({} if fraction is None else {"fraction": fraction})
         data = {"moving": moving, "fixed": fixed, "fixed_mask": fixed_mask, "truth": truth, "reference": reference}
         consent = {"disclose_mask": disclose_mask, "disclose_centre_of_mass": disclose_centre_of_mass}
-        shrinks = [part.strip() for part in levels.split(",")]
-        config = load_config(
-            {
-                "transform": {"kind": transform},
-                "backend": backend_settings,
-                "sampler": sampler_settings,
-                "loss": {"kind": loss},
-                **({} if optimizer is None else {"optimizer": {"kind": optimizer}}),
-                "pyramid": {"levels": [{"shrink": int(n) if n.isdecimal() else n} for n in shrinks]},
-                "data": data | consent,
-                "start": _start(start),
-                "budget": {"file": releases, "max_values": max_values, "noise": noise},
-                "seed": seed,
-                "threads": threads,
-                "output": output,
-            }
-        )
+        given = {
+            "transform": _chosen(transform),
+            "backend": backend_settings,
+            "sampler": _chosen(sampler),
+            "loss": _chosen(loss),
+            "optimizer": _chosen(optimizer),
+            "pyramid": {"levels": None if levels is None else _levels(levels)},
+            "data": data | consent,
+            "start": None if start is None else _start(start),
+            "budget": {"file": releases, "max_values": max_values, "noise": noise},
+            "seed": seed,
+            "threads": threads,
+            "output": output,
+        }
+        values = merged(base, given)
+        if fraction is not None:
+            values["sampler"] = {"kind": "none", **values.get("sampler", {}), "fraction": fraction}
+        config = load_config(values)
         _run_one(config, None, [f"backend={backend}"])
 
 
@@ -292,6 +300,19 @@ def _error_lines() -> Iterator[None]:
 def _print_error(error: PpirError) -> None:
     for line in str(error).splitlines():
         typer.echo(f"ppir: error: {line}", err=True)
+
+
+def _chosen(kind: str | None) -> dict[str, str] | None:
+    """The group of a thing that is named; None where nothing is said."""
+    return None if kind is None else {"kind": kind}
+
+
+def _levels(levels: str) -> object:
+    """As configurations have them: "4,2x2x1" is a factor for all axes, then one for each."""
+    if levels.strip() == "auto":
+        return "auto"
+    factors = [[int(n) if n.isdecimal() else n for n in part.strip().split("x")] for part in levels.split(",")]
+    return [{"shrink": one[0] if len(one) == 1 else one} for one in factors]
 
 
 def _start(start: str) -> dict[str, object]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .errors import ImageError, MissingExtra
 from .grids import Grid
+from .levels import Level, level_grid
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -40,14 +41,6 @@ __all__ = [
 ]
 
 PART = 1 << 22  # voxels that are worked out at once
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution level: keep every `shrink`-th voxel after Gaussian smoothing of `smoothing_mm` (sigma)."""
-
-    shrink: int
-    smoothing_mm: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +98,7 @@ class Image:
         return self.at_level(Level(1, sigma_mm))
 
     def at_level(self, level: Level) -> Image:
-        """Smooth, then keep every `shrink`-th voxel; an axis never falls below 8 voxels (or its own size)."""
+        """Smooth, then keep the voxels of `level_grid`."""
         coarse, keep = level_grid(self.grid, level)
         if level.smoothing_mm <= 0 and coarse == self.grid:
             return self
@@ -115,11 +108,6 @@ class Image:
             rows = _gaussian_matrix(tensor.shape[axis + 1], level.smoothing_mm / spacing)[slices]
             tensor = _along(tensor, axis + 1, rows.to(dtype=tensor.dtype, device=tensor.device))
         return Image(tensor.contiguous(), coarse)
-
-
-def level_grid(grid: Grid, level: Level) -> tuple[Grid, tuple[slice, ...]]:
-    """The grid of a level, and the slices of the full tensor that lie on it."""
-    return grid.shrunk(tuple(max(1, min(level.shrink, n // 8)) for n in grid.size))
 
 
 def _along(tensor: Tensor, axis: int, rows: Tensor) -> Tensor:

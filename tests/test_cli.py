@@ -206,12 +206,23 @@ def test_help_names_what_the_registries_hold() -> None:
 def test_register_builds_the_same_configuration(runs: Runs) -> None:
     Path("start.tfm").touch()
     arguments = ["--backend", "spdz", "--device", "cpu", "--sampler", "urs", "--fraction", "0.2", "--seed", "4"]
-    arguments += ["--optimizer", "adam", "--levels", "8, 4", "--truth", "t.tfm", "--start", "start.tfm", "-o", "out"]
+    arguments += [
+        "--optimizer",
+        "adam",
+        "--levels",
+        "8x8x2, 4",
+        "--truth",
+        "t.tfm",
+        "--start",
+        "start.tfm",
+        "-o",
+        "out",
+    ]
     arguments += ["--fixed-mask", "mask.nii.gz", "--disclose-mask", "--threads", "1"]
     done = ppir("register", "m.nii.gz", "f.nii.gz", *arguments)
     assert done.exit_code == 0, done.output
     overrides = ["backend=spdz", "backend.device=cpu", "sampler=urs", "sampler.fraction=0.2", "seed=4", "threads=1"]
-    overrides += ["optimizer=adam", "pyramid.levels=[{shrink: 8},{shrink: 4}]", "data.truth=t.tfm", "output=out"]
+    overrides += ["optimizer=adam", "pyramid.levels=[{shrink: [8,8,2]},{shrink: 4}]", "data.truth=t.tfm", "output=out"]
     overrides += ["start={kind: file, path: start.tfm}", "data.fixed_mask=mask.nii.gz", "data.disclose_mask=true"]
     [(_, config)] = compose_runs([*DATA, *overrides])
     assert runs == [(config, Path("out"))]
@@ -317,7 +328,15 @@ def test_points_of_unequal_number_in_clear_are_one_line(monkeypatch: pytest.Monk
         ),
         (["--fraction", "0.1"], "sampler.fraction: not a setting of none; beside kind it takes nothing else"),
         (["--sampler", "urs", "--fraction", "2"], "sampler.fraction: 2.0, a number > 0 and <= 1 is needed"),
-        (["--levels", "4,x"], "pyramid.levels[1].shrink: 'x', an integer >= 1 and <= 64 is needed"),
+        (
+            ["--levels", "4,q"],
+            "pyramid.levels[1].shrink: 'q', an integer >= 1 and <= 64, or a list of one an axis [x, y, z], is needed",
+        ),
+        (
+            ["--levels", "4x4xx1"],
+            "pyramid.levels[0].shrink: [4, 4, '', 1], an integer >= 1 and <= 64, or a list of one an axis [x, y, z], "
+            "is needed",
+        ),
         (
             ["--start", "centers"],
             "start: 'centers', one of centres, centre_of_mass, identity or a transform file is needed",

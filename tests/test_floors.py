@@ -23,6 +23,7 @@ FLOORS = (
     "wire",
     "config",
     "grids",
+    "levels",
     "images",
     "histograms",
     "features",

@@ -1,14 +1,14 @@
 """The groups of settings that are not chosen from a registry: levels, intensities, files, budgets, ledger, start.
 
->>> PyramidConfig().levels[0]
-LevelConfig(shrink=4, smoothing_mm=None)
+>>> PyramidConfig(levels=[{"shrink": 4}, {"shrink": [2, 2, 1]}]).levels[1]
+LevelConfig(shrink=(2, 2, 1), smoothing_mm=None)
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, field_serializer, field_validator, model_validator
 
 from .base import File, Settings
 
@@ -26,25 +26,64 @@ __all__ = [
 ]
 
 
-class LevelConfig(Settings):
-    """One resolution level; `smoothing_mm` null means 0 at shrink 1, else half the level's smallest spacing."""
+def _factors(value: object) -> int | tuple[int, ...]:
+    """One factor, or one an axis."""
+    factors = value if isinstance(value, list | tuple) else [value]
+    numbers = tuple(f for f in factors if type(f) is int and 1 <= f <= 64)
+    if len(numbers) != len(factors) or (factors is value and not 2 <= len(numbers) <= 3):
+        raise ValueError("an integer >= 1 and <= 64, or a list of one an axis [x, y, z], is needed")
+    return numbers if factors is value else numbers[0]
 
-    shrink: int = Field(ge=1, le=64)
+
+class LevelConfig(Settings):
+    """One resolution level; `smoothing_mm` null means 0 at shrink 1, else half the level's smallest spacing.
+
+    `shrink`: of the finest axis, the others being kept at about the same mm; or a factor an axis, [x, y, z].
+    """
+
+    shrink: Annotated[int | tuple[int, ...], PlainValidator(_factors)]
     smoothing_mm: float | None = Field(default=None, ge=0, le=1000)
 
 
 class PyramidConfig(Settings):
-    levels: tuple[LevelConfig, ...] = Field(default=tuple(LevelConfig(shrink=n) for n in (4, 2, 1)), strict=False)
+    """`levels` "auto" (or null): powers of two from the fixed image's size.
+
+    The coarsest leaves the shortest axis `least_voxels` (one with fewer than twice as many has no say), the finest has
+    at most `most_points` (null: what a linear or a deformable stage makes use of). Levels that are given have neither.
+    """
+
+    levels: tuple[LevelConfig, ...] | None = Field(default=None, strict=False)
+    least_voxels: int = Field(default=16, ge=8, le=1024)
+    most_points: int | None = Field(default=None, ge=4096, le=2**40)
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _automatic(cls, levels: object) -> object:
+        return None if levels == "auto" else levels
 
     @field_validator("levels")
     @classmethod
-    def _coarse_to_fine(cls, levels: tuple[LevelConfig, ...]) -> tuple[LevelConfig, ...]:
+    def _coarse_to_fine(cls, levels: tuple[LevelConfig, ...] | None) -> tuple[LevelConfig, ...] | None:
+        if levels is None:
+            return None
         if not 1 <= len(levels) <= 10:
             raise ValueError("1 to 10 levels are needed")
         shrinks = [level.shrink for level in levels]
-        if shrinks != sorted(shrinks, reverse=True):
+        largest = [n if isinstance(n, int) else max(n) for n in shrinks]
+        if largest != sorted(largest, reverse=True):
             raise ValueError(f"shrink goes {shrinks}, coarse to fine is needed: it must not increase")
         return levels
+
+    @model_validator(mode="after")
+    def _check_automatic(self) -> PyramidConfig:
+        for name in ("least_voxels", "most_points"):
+            if self.levels is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {getattr(self, name)}, goes with levels 'auto' only")
+        return self
+
+    @field_serializer("levels")
+    def _said(self, levels: tuple[LevelConfig, ...] | None) -> str | list[dict[str, Any]]:
+        return "auto" if levels is None else [level.model_dump() for level in levels]
 
 
 class PreprocessConfig(Settings):

@@ -4,8 +4,8 @@ It may come from another organisation, so it is untrusted: unknown keys, wrong t
 refused, and nothing in it can name code to load. Only pydantic is imported here; torch comes with `registration.build`.
 
 >>> mapping = {"data": {"moving": "a.nii.gz", "fixed": "b.nii.gz"}, "backend": {"kind": "bfv"}}
->>> load_config(mapping).pyramid.levels[0]
-LevelConfig(shrink=4, smoothing_mm=None)
+>>> load_config(mapping).transform.kind
+'affine'
 >>> load_config({**mapping, "threads": 0})
 Traceback (most recent call last):
 ppir_torch.errors.ConfigError: threads: 0, an integer >= 1 and <= 1024 is needed
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from .base import LARGEST_SEED, File, Settings
 from .checks import centre_lines, deformable_lines, fail, loss_lines, mask_lines, sampler_lines, start_lines
 from .groups import BudgetConfig, DataConfig, LedgerConfig, PreprocessConfig, PyramidConfig, StartConfig
-from .losses import LOSSES, Loss, SsdConfig
+from .losses import DEFAULT_LOSS, LOSSES, Loss
 from .optimizers import OPTIMIZERS, GaussNewtonConfig, Optimizer
 from .parts import is_private, part_of
 from .problems import checked
@@ -33,12 +33,9 @@ from .transports import LocalConfig, Transport
 __all__ = ["FixedPartyConfig", "MovingPartyConfig", "RunConfig", "fixed_party", "load_config", "moving_party"]
 
 
-_DEFAULT_LOSS = SsdConfig()
-
-
 class _SharedConfig(Settings):
     # What both parties' processes need, beside the backend.
-    loss: Loss = _DEFAULT_LOSS
+    loss: Loss = DEFAULT_LOSS
     transport: Transport = LocalConfig()
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=2, ge=1, le=1024)
@@ -66,7 +63,7 @@ class _PublicConfig(_SharedConfig):
         if chosen is not None and not (isinstance(chosen, Mapping) and "kind" not in chosen):
             return values
         named = str(loss.get("kind")) if isinstance(loss, Mapping) else ""
-        kind = LOSSES[named if named in LOSSES else _DEFAULT_LOSS.kind].optimizer
+        kind = LOSSES[named if named in LOSSES else DEFAULT_LOSS.kind].optimizer
         return {**values, "optimizer": {"kind": kind, **(chosen or {})}}
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from .base import KindSettings
 from .registry import Entry, OneOf, Registry
 
 __all__ = [
+    "DEFAULT_LOSS",
     "LOSSES",
     "LocalNccConfig",
     "Loss",
@@ -124,5 +125,8 @@ LOSSES = Registry(
         optimizer="lbfgs",
     ),
 )
+
+DEFAULT_LOSS = SsdConfig()
+"""Of a run that names none."""
 
 Loss = Annotated[KindSettings, OneOf(LOSSES)]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .losses import LOSSES
+from .losses import DEFAULT_LOSS, LOSSES
 from .optimizers import OPTIMIZERS
+from .presets import PRESETS
 from .protocols import AUTO, PROTOCOLS, backends, suggested
 from .registry import Registry, words
 from .samplers import SAMPLERS
@@ -27,6 +28,8 @@ def names_for_help() -> dict[str, str]:
     clear, *secure = suggested(lambda entry: not entry.insecure)
     return {
         "transforms": words(TRANSFORMS.names()),
+        "presets": "; ".join(f"{name}: {whom}" for name, whom in PRESETS.items()),
+        "loss": DEFAULT_LOSS.kind,
         "losses": words(LOSSES.names()),
         "optimizers": words(OPTIMIZERS.names()),
         "samplers": words(SAMPLERS.names()),

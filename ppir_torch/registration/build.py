@@ -4,16 +4,15 @@ Settings become objects through their entries: `LOSSES[kind].make(settings)`. No
 
 >>> from ppir_torch.config import load_config
 >>> config = load_config({"data": {"moving": "a.nii.gz", "fixed": "b.nii.gz"}, "backend": {"kind": "bfv"}})
->>> build_plan(config, (1.0, 1.0, 1.0)).transform
-'affine'
+>>> plan = build_plan(config, Grid((64, 64, 64)))
+>>> plan.transform, [level.shrink for level in plan.levels]
+('affine', [4, 2, 1])
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..config.base import KindSettings
-from ..config.groups import LevelConfig, PreprocessConfig
+from ..config.groups import PreprocessConfig, PyramidConfig
 from ..config.images import MovingPartyConfig, RunConfig
 from ..config.losses import LOSSES
 from ..config.optimizers import OPTIMIZERS
@@ -21,29 +20,29 @@ from ..config.samplers import SAMPLERS
 from ..config.transforms import DeformableConfig
 from ..errors import ConfigError
 from ..features import preprocess
-from ..images import Image, Level, load_mask
+from ..grids import Grid
+from ..images import Image, load_mask
+from ..levels import DEFORMABLE_POINTS, LINEAR_POINTS, Level, automatic_levels, smoothing_of
 from ..losses import Measure
 from ..optimizers import Stopping
 from ..sampling import Sampler
 from ..transforms import Affine
-from .plan import Deformable, Plan
+from .plan import Deformable, Plan, smoothed_for_lattices
 
 __all__ = ["build_measure", "build_plan", "build_sampler", "preprocessed"]
 
 
-def build_plan(
-    config: RunConfig | MovingPartyConfig, fixed_spacing: tuple[float, ...], start: Affine | None = None
-) -> Plan:
-    """The registration's plan; `start` is the loaded transform where start.kind is "file".
+def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine | None = None) -> Plan:
+    """The registration's plan for a fixed image on `grid`; `start` is the loaded transform where start.kind is "file".
 
     Raises:
         ConfigError: a start transform where none is asked for, or the other way round; code that cannot be imported.
     """
     if (config.start.kind == "file") != (start is not None):
         raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
-    spacing, linear, chosen = min(fixed_spacing), config.transform.linear, config.optimizer
-    levels = tuple(Level(level.shrink, _smoothing_mm(level, spacing)) for level in config.pyramid.levels)
+    linear, chosen = config.transform.linear, config.optimizer
     wanted = config.transform.deformable
+    levels = tuple(level for level, _ in _levels(config.pyramid, grid, LINEAR_POINTS))
     return Plan(
         transform="affine" if linear == "none" else linear,
         levels=() if linear == "none" else levels,
@@ -51,7 +50,7 @@ def build_plan(
         optimizer=OPTIMIZERS[chosen.kind].make(chosen),
         stopping=Stopping(**chosen.stopping.model_dump()),
         start=start or config.start.kind,
-        deformable=None if wanted is None else _deformable(wanted, config.pyramid.levels, levels, spacing),
+        deformable=None if wanted is None else _deformable(wanted, config.pyramid, grid),
         loss=build_measure(config.loss),
     )
 
@@ -83,26 +82,22 @@ def preprocessed(image: Image, settings: PreprocessConfig) -> Image:
     return preprocess(image, settings.rescale, settings.clip, mask)
 
 
-def _deformable(
-    wanted: DeformableConfig, chosen: tuple[LevelConfig, ...], levels: tuple[Level, ...], spacing: float
-) -> Deformable:
+def _levels(pyramid: PyramidConfig, grid: Grid, most_points: int) -> tuple[tuple[Level, bool], ...]:
+    """Levels, and whether their smoothing is what somebody said; from the configuration, or else from the grid."""
+    if pyramid.levels is None:
+        most = most_points if pyramid.most_points is None else pyramid.most_points
+        return tuple((level, False) for level in automatic_levels(grid, pyramid.least_voxels, most))
+    said = [(level.shrink, level.smoothing_mm) for level in pyramid.levels]
+    return tuple((Level(n, smoothing_of(grid, n) if mm is None else mm), mm is not None) for n, mm in said)
+
+
+def _deformable(wanted: DeformableConfig, pyramid: PyramidConfig, grid: Grid) -> Deformable:
+    levels = _levels(pyramid, grid, DEFORMABLE_POINTS)
     return Deformable(
         kind=wanted.kind,
-        spacing_mm=5 * spacing if wanted.spacing_mm is None else wanted.spacing_mm,
+        spacing_mm=5 * min(grid.spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
         regulariser=wanted.regulariser,
         weight=wanted.weight,
-        levels=tuple(_smoother(level, said, spacing) for level, said in zip(levels, chosen, strict=True)),
+        levels=tuple(level if said else smoothed_for_lattices(level, grid) for level, said in levels),
         stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
     )
-
-
-def _smoother(level: Level, chosen: LevelConfig, spacing: float) -> Level:
-    """The level of a deformable stage; see `DeformableConfig`."""
-    unsaid = level.shrink == 1 and chosen.smoothing_mm is None
-    return replace(level, smoothing_mm=spacing) if unsaid else level
-
-
-def _smoothing_mm(level: LevelConfig, spacing: float) -> float:
-    if level.smoothing_mm is not None:
-        return level.smoothing_mm
-    return 0.0 if level.shrink == 1 else 0.5 * level.shrink * spacing

@@ -81,6 +81,7 @@ class RunLevel:
     def mapped_operand(self, lattice: ControlLattice) -> Operand:
         """The operand that a control lattice's coefficients need, with the lattice's map."""
         assert self.plan.deformable is not None
+        assert self.plan.deformable.levels
         finest = level_grid(self.fixed.grid, self.plan.deformable.levels[-1])[0]
         # Control points lie as many voxels apart at every level. A share of few voxels says too little of them, the
         # level ends in another minimum, and the finer ones do not get out of it: so as many points as at the finest.

@@ -54,7 +54,7 @@ def register_images(
         ConfigError: an unknown transform or start, or an optimiser that does not go with the loss.
         Interrupted: Ctrl-C, after the first level was begun; its `result` is the best so far.
     """
-    plan = plan or Plan()
+    plan = (plan or Plan()).on(fixed.grid)
     started = time.perf_counter()
     plan.check()
     check_content(moving, "moving image")
@@ -113,7 +113,7 @@ class _Run:
     def fit_linear(self, transform: LinearTransform) -> None:
         """The linear stage, coarse to fine."""
         optimizer = self.plan.optimizer
-        for number, level in enumerate(self.plan.levels):
+        for number, level in enumerate(self.plan.levels or ()):
             here = self._enter(level, number, transform)
             operand = here.linear_operand()
             loss = optimizer.loss(self.plan.loss, operand)
@@ -126,11 +126,12 @@ class _Run:
         """The deformable stage, coarse to fine."""
         part: LatticeTransform | None = None
         family, optimizer = lattice_transform(wanted.kind), self.plan.optimizer.for_lattices()
-        for place, level in enumerate(wanted.levels):
-            spacing = wanted.spacing_mm * 2 ** (len(wanted.levels) - 1 - place)
+        levels = wanted.levels or ()
+        for place, level in enumerate(levels):
+            spacing = wanted.spacing_mm * 2 ** (len(levels) - 1 - place)
             part = family(ControlLattice(self.fixed.grid, spacing)) if part is None else part.refined(spacing)
             before, self.found = copy.deepcopy(self.found), Composite([part, outer])
-            here = self._enter(level, len(self.plan.levels) + place, outer)
+            here = self._enter(level, len(self.plan.levels or ()) + place, outer)
             lattice = part.lattice
             operand = here.mapped_operand(lattice)
             regulariser = Regulariser.of(
@@ -153,7 +154,7 @@ class _Run:
         try:
             for iteration in iterations:
                 elapsed = time.perf_counter() - self.started
-                entry = LevelIteration(here.number, self.plan.count, here.level.shrink, points, iteration, elapsed)
+                entry = LevelIteration(here.number, self.plan.count, here.level.factor, points, iteration, elapsed)
                 self.history.append(entry)
                 if self.observer is not None:
                     self.observer(entry)
@@ -207,7 +208,7 @@ class _LevelUnderWay:
         mine = [entry.iteration for entry in history if entry.level == self.here.number]
         values = [iteration.value for iteration in mine if iteration.accepted]
         explained = [self._explained(values[place]) if values else None for place in (0, -1)]
-        return Course(self.here.number, self.here.level.shrink, len(mine), self.stopping.max_iterations, *explained)
+        return Course(self.here.number, self.here.level.factor, len(mine), self.stopping.max_iterations, *explained)
 
     def _explained(self, value: float) -> float | None:
         # Of points or weights that party_2 does not know the loss is known up to a constant only.

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import ConfigError
-from ..images import Level
+from ..grids import Grid
+from ..levels import DEFORMABLE_POINTS, Level, automatic_levels
 from ..losses import Measure, SquaredDifference
 from ..optimizers import GaussNewton, Optimizer, Stopping
 from ..sampling import Full, Sampler
 from ..transforms import Affine
 
-__all__ = ["Deformable", "Plan"]
-
-DEFAULT_LEVELS = (Level(4, 4.0), Level(2, 2.0), Level(1, 0.0))
+__all__ = ["Deformable", "Plan", "smoothed_for_lattices"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Deformable:
         spacing_mm: between control points at the finest level; twice that a level before, and so on.
         regulariser: "bending", "diffusion" or "elastic".
         weight: of the regulariser in units of the fixed image's variance, see `Smoothness`.
-        levels: coarse to fine.
+        levels: coarse to fine; None: from the fixed image's grid, the finest smoothed by a voxel.
         stopping: of each level.
     """
 
@@ -37,7 +36,7 @@ class Deformable:
     spacing_mm: float = 8.0
     regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
     weight: float = 0.3
-    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    levels: tuple[Level, ...] | None = None
     stopping: Stopping = field(default_factory=lambda: Stopping(max_iterations=15, step_voxels=0.01, decrease=1e-3))
 
 
@@ -47,7 +46,7 @@ class Plan:
 
     Args:
         transform: "translation", "rigid", "similarity" or "affine".
-        levels: coarse to fine.
+        levels: coarse to fine; None: from the fixed image's grid (`automatic_levels`).
         sampler: `Full`, `Uniform` (URS), `Chunks` (URS under encryption) or `GradientMagnitude` (GMS). In a deformable
             stage their fraction is of the finest level's points; coarser levels take as many, up to all.
         optimizer: `GaussNewton`, `LBFGS` (for `MutualInformation`), `InverseCompositional` or `Adam`.
@@ -59,7 +58,7 @@ class Plan:
     """
 
     transform: str = "affine"
-    levels: tuple[Level, ...] = DEFAULT_LEVELS
+    levels: tuple[Level, ...] | None = None
     sampler: Sampler = field(default_factory=Full)
     optimizer: Optimizer = field(default_factory=GaussNewton)
     stopping: Stopping = field(default_factory=Stopping)
@@ -70,7 +69,17 @@ class Plan:
     @property
     def count(self) -> int:
         """Levels of both stages."""
-        return len(self.levels) + (0 if self.deformable is None else len(self.deformable.levels))
+        deformable = () if self.deformable is None else self.deformable.levels
+        return len(self.levels or ()) + len(deformable or ())
+
+    def on(self, grid: Grid) -> Plan:
+        """The plan for a fixed image on this grid: every level of its own instead of None."""
+        levels = automatic_levels(grid) if self.levels is None else self.levels
+        wanted = self.deformable
+        if wanted is not None and wanted.levels is None:
+            free = automatic_levels(grid, most_points=DEFORMABLE_POINTS)
+            wanted = replace(wanted, levels=tuple(smoothed_for_lattices(level, grid) for level in free))
+        return replace(self, levels=levels, deformable=wanted)
 
     def check(self) -> None:
         """Refuse what does not go together, before anything is computed or sent.
@@ -96,3 +105,11 @@ class Plan:
                 f"sampler: {sampler}, with a deformable stage and loss {self.loss.kind!r} one of Full, Uniform "
                 "(URS) is needed: its gradient asks for J's mean over the weighted points, which is not opened"
             )
+
+
+def smoothed_for_lattices(level: Level, grid: Grid) -> Level:
+    """A level of a deformable stage whose smoothing nobody said: at full resolution by a voxel, not by nothing.
+
+    Between voxels linear interpolation averages noise away, and a free deformation would follow that.
+    """
+    return replace(level, smoothing_mm=min(grid.spacing)) if level.factor == 1 else level

@@ -20,9 +20,9 @@ import torch
 from ..config.base import LARGEST_SEED
 from ..errors import ConfigError, LinkError
 from ..grids import Grid
-from ..images import Level
 from ..joint.columns import IMAGE, Columns
 from ..joint.public_map import PublicMap
+from ..levels import Level
 from ..losses import Measure, SquaredDifference
 from ..sampling import Full, Permuted, PointChoice, Sample, Uniform
 from ..transforms import ControlLattice
@@ -120,9 +120,9 @@ class AskedOperand(Message):
         """See `Message`."""
         meta, weights = unpack(payload)
         try:
-            level = Level(int(meta["level"]["shrink"]), float(meta["level"]["smoothing_mm"]))
+            level = Level(_shrink(meta["level"]["shrink"]), float(meta["level"]["smoothing_mm"]))
             rows = int(meta["rows"])
-            within = 1 <= level.shrink <= MAX_SHRINK and 0 <= level.smoothing_mm <= MAX_SMOOTHING_MM
+            within = level.factor <= MAX_SHRINK and 0 <= level.smoothing_mm <= MAX_SMOOTHING_MM
             if not within or not 1 <= rows <= MAX_ROWS:
                 raise ValueError(f"{level}, {rows} rows")
             asked = meta["columns"]
@@ -161,6 +161,14 @@ class AskedOperand(Message):
 def map_of(lattice: ControlLattice, grid: Grid, sample: Sample, channels: int = 1) -> PublicMap:
     """The public linear map of a lattice at one level's grid and points."""
     return PublicMap.of(grid.shape, lattice.matrices(grid)[::-1], sample.index, channels)
+
+
+def _shrink(told: Any) -> int | tuple[int, ...]:
+    """One factor or one an axis, each at least 1."""
+    factors = [told] if isinstance(told, int) else list(told)
+    if not 1 <= len(factors) <= 3 or any(type(f) is not int or f < 1 for f in factors):
+        raise ValueError(f"shrink {told}")
+    return factors[0] if isinstance(told, int) else tuple(factors)
 
 
 def _seed(meta: dict[str, Any]) -> int:

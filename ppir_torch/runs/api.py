@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..registration import Finding, LevelFacts, LevelIteration, Result
 from ..transforms import Affine, load_transform
 from .images import found_transform, run
 from .points import TRANSFORM, linear_grid, run_points
-from .shorthands import merged, named, path_text, start_group, values_of
+from .shorthands import base_values, levels_group, merged, named, path_text, start_group, values_of
 
 __all__ = ["PointsResult", "align_points", "register"]
 
@@ -42,7 +42,7 @@ def register(
     sampler: str | None = None,
     fraction: float | None = None,
     seed: int | None = None,
-    levels: tuple[int, ...] | None = None,
+    levels: str | Sequence[int | Sequence[int]] | None = None,
     optimizer: str | None = None,
     start: str | None = None,
     fixed_mask: str | Path | None = None,
@@ -57,6 +57,7 @@ def register(
     allow_insecure: bool | None = None,
     loss: str | Mapping[str, Any] | None = None,
     preprocess: Mapping[str, Mapping[str, Any]] | None = None,
+    preset: str | None = None,
     *,
     config: RunConfig | Mapping[str, Any] | None = None,
 ) -> Result:
@@ -73,7 +74,8 @@ def register(
             `allow_insecure`; a baseline).
         sampler: "none" (the default), "urs", "chunks" or "gms", with `fraction` (0.1) of the points.
         seed: of the sampler (0).
-        levels: shrink factors, coarse to fine (4, 2, 1).
+        levels: "auto" (the default: powers of two from the fixed image's size), or shrink factors, coarse to fine: each
+            a number, or one an axis (x, y[, z]).
         optimizer: "gauss_newton", "lbfgs", "inverse_compositional" or "adam"; by default what suits the loss ("lbfgs"
             for "mi", else "gauss_newton").
         start: "centres" (the default), "identity", "centre_of_mass" (clear runs), or the path of an ITK transform.
@@ -91,7 +93,9 @@ def register(
             features go with `register_images` only.
         preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
             (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from).
-        config: a configuration (`load_config`, or a mapping such as `config.yaml` holds).
+        preset: for whom: "same_person", "follow_up", "between_subjects" or "across_modalities"; what else is given goes
+            before what it says (`ppir_torch.config.presets`).
+        config: a configuration (`load_config`, or a mapping such as `config.yaml` holds), in the place of a preset.
 
     Returns:
         Result with transform, warped, history, `levels` and `warnings` (which are logged, too), and `metrics` (the
@@ -113,7 +117,7 @@ def register(
     """
     if loss is not None and not isinstance(loss, str | Mapping):
         raise ConfigError(f"loss: {type(loss).__name__}, a name or a mapping is needed; networks: register_images")
-    base = values_of(config)
+    base = base_values(config, preset)
     if config is None and backend is None:  # of a configuration a lost line never makes a private run a clear one
         backend = "clear"
     sampling = {"fraction": fraction, "disclose_points": disclose_points}
@@ -124,7 +128,7 @@ def register(
             "optimizer": None if optimizer is None else {"kind": optimizer},
             "backend": named(backend, base.get("backend"), PROTOCOLS, {"allow_insecure": allow_insecure}),
             "sampler": named(sampler, base.get("sampler", {"kind": "none"}), SAMPLERS, sampling),
-            "pyramid": {"levels": None if levels is None else [{"shrink": n} for n in levels]},
+            "pyramid": {"levels": levels_group(levels)},
             "start": start_group(start),
             "data": {
                 "moving": _image_file(moving, Path(scratch) / "moving.mha"),

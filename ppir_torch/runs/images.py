@@ -129,7 +129,7 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
         image = preprocessed(load_image(config.data.fixed, dtype), wanted.fixed).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
         start = load_transform(config.start.path, image.grid) if config.start.path else None
-        plan = build_plan(config, image.grid.spacing, start)
+        plan = build_plan(config, image.grid, start)
         with Progress("clear") as progress:
             result, interrupted = best_so_far(
                 lambda: register_images(moving, ClearFixed(image, mask), plan, progress.show)

@@ -11,15 +11,16 @@ stands in `ppir_torch.config` and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.base import Settings
+from ..config.presets import preset_values
 from ..config.registry import Registry
 from ..errors import ConfigError
 
-__all__ = ["merged", "named", "path_text", "start_group", "values_of"]
+__all__ = ["base_values", "levels_group", "merged", "named", "path_text", "start_group", "values_of"]
 
 Values = dict[str, Any]
 NAMED_STARTS = ("centres", "centre_of_mass", "identity")
@@ -30,6 +31,19 @@ def values_of(config: Settings | Mapping[str, Any] | None) -> Values:
     if config is None:
         return {}
     return config.model_dump() if isinstance(config, Settings) else dict(config)
+
+
+def base_values(config: Settings | Mapping[str, Any] | None, preset: str | None) -> Values:
+    """What a configuration or a preset says; an empty mapping where there is neither.
+
+    Raises:
+        ConfigError: both, or no preset of this name.
+    """
+    if preset is None:
+        return values_of(config)
+    if config is not None:
+        raise ConfigError(f"preset: {preset!r}, goes without a configuration, which says all of it")
+    return preset_values(preset)
 
 
 def merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
@@ -71,6 +85,11 @@ def named(
     kind = str(group.get("kind"))
     known = registry[kind].settings.model_fields if kind in registry else {}
     return {**group, **{name: value for name, value in details.items() if value is not None and name in known}}
+
+
+def levels_group(levels: str | Sequence[int | Sequence[int]] | None) -> object:
+    """As configurations have them; a word as it is."""
+    return levels if levels is None or isinstance(levels, str) else [{"shrink": n} for n in levels]
 
 
 def start_group(start: str | None) -> Values | None:

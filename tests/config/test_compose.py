@@ -17,10 +17,10 @@ GROUPS = {
     "optimizer": ["adam", "gauss_newton", "inverse_compositional", "lbfgs"],
     "backend": ["auto", "beaver", "bfv", "ckks", "ckks-v1", "clear", "spdz"],
     "sampler": ["chunks", "gms", "none", "urs"],
-    "pyramid": ["default", "five", "single"],
+    "pyramid": ["auto", "five", "single", "three"],
     "data": ["files"],
     "transport": ["local"],
-    "experiment": ["between_subjects", "demo", "itk2d"],
+    "experiment": ["across_modalities", "between_subjects", "demo", "follow_up", "itk2d", "same_person"],
 }
 
 
@@ -59,10 +59,10 @@ def test_yaml_says_what_the_models_default_to() -> None:
 
 
 def test_pyramids() -> None:
-    shrinks = {
-        name: [level.shrink for level in one(*DATA, f"pyramid={name}").pyramid.levels] for name in GROUPS["pyramid"]
-    }
-    assert shrinks == {"default": [4, 2, 1], "five": [16, 8, 4, 2, 1], "single": [1]}
+    levels = {name: one(*DATA, f"pyramid={name}").pyramid.levels for name in GROUPS["pyramid"]}
+    shrinks = {name: said and [level.shrink for level in said] for name, said in levels.items()}
+    assert shrinks == {"auto": None, "five": [16, 8, 4, 2, 1], "single": [1], "three": [4, 2, 1]}
+    assert one(*DATA).pyramid == one(*DATA, "pyramid=auto").pyramid
 
 
 def test_experiment_wins_over_the_file_and_the_command_line_over_both(tmp_path: Path) -> None:
@@ -104,7 +104,11 @@ def test_sweep_is_every_combination() -> None:
         ("sampler.fraction=0.1", "sampler.fraction: not a setting of none; beside kind it takes nothing else"),
         ("backend@x=bfv", "configuration: Could not override 'backend@x'."),
         ("~nothing", "configuration: Could not delete from config. 'nothing' does not exist."),
-        ("experiment=mine", "experiment: 'mine', one of between_subjects, demo, itk2d is needed"),
+        (
+            "experiment=mine",
+            "experiment: 'mine', one of across_modalities, between_subjects, demo, follow_up, itk2d, same_person is "
+            "needed",
+        ),
         ("seed=${oc.env:HOME}", "seed: '${oc.env:HOME}', a plain value is needed: resolvers are not run"),
         ("seed=${nothing}", "configuration: Interpolation key 'nothing' not found"),
         ("seed=-1", "seed: -1, an integer >= 0 and <= 4294967295 is needed"),

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from ppir_torch.config.images import FixedPartyConfig, MovingPartyConfig, fixed_party, load_config, moving_party
 from ppir_torch.config.transforms import linear_names
 from ppir_torch.errors import ConfigError
+from ppir_torch.grids import Grid
 from ppir_torch.registration.build import build_plan
 
 SPACING = (2.0, 1.0, 3.0)
+GRID = Grid((64, 64, 64), SPACING)
 
 
 def mapping(**settings: object) -> dict[str, object]:
@@ -51,11 +53,11 @@ def test_defaults_are_those_of_the_library() -> None:
     from ppir_torch.optimizers import Adam, GaussNewton, Stopping
     from ppir_torch.sampling import Full, GradientMagnitude
 
-    plan = build_plan(load_config(mapping()), SPACING)
+    plan = build_plan(load_config(mapping()), GRID)
     assert plan.stopping == Stopping()
     assert plan.optimizer == GaussNewton()
     assert plan.sampler == Full()
-    plan = build_plan(load_config(mapping(optimizer={"kind": "adam"}, sampler={"kind": "gms"})), SPACING)
+    plan = build_plan(load_config(mapping(optimizer={"kind": "adam"}, sampler={"kind": "gms"})), GRID)
     assert plan.optimizer == Adam()
     assert plan.sampler == GradientMagnitude(0.1)
 
@@ -70,7 +72,7 @@ def test_the_optimiser_follows_the_loss_where_none_is_named(given_optimizer: Any
     chosen = {} if given_optimizer == "absent" else {"optimizer": given_optimizer}
     config = load_config(mapping(**named, **chosen))
     assert config.optimizer.kind == ("lbfgs" if loss == "mi" else "gauss_newton")
-    plan = build_plan(config, SPACING)
+    plan = build_plan(config, GRID)
     assert type(plan.optimizer) is (LBFGS if loss == "mi" else GaussNewton)
     settings = given_optimizer if isinstance(given_optimizer, dict) else {}
     assert plan.optimizer.damping == settings.get("damping", type(plan.optimizer)().damping)
@@ -98,9 +100,9 @@ def test_mutual_information_reaches_the_plan() -> None:
     from ppir_torch.losses import MutualInformation
     from ppir_torch.optimizers import LBFGS
 
-    assert build_plan(load_config(mapping(loss={"kind": "mi"})), SPACING).loss == MutualInformation()
+    assert build_plan(load_config(mapping(loss={"kind": "mi"})), GRID).loss == MutualInformation()
     settings = {"loss": {"kind": "mi", "moving_bins": 32, "fixed_bins": 4}, "optimizer": {"memory": 3}}
-    plan = build_plan(load_config(mapping(**settings)), SPACING)
+    plan = build_plan(load_config(mapping(**settings)), GRID)
     assert plan.loss == MutualInformation(32, 4)
     assert plan.optimizer == LBFGS(memory=3)
 
@@ -126,11 +128,12 @@ def test_plan_resolves_smoothing_and_seed() -> None:
 
     levels = [{"shrink": 4}, {"shrink": 2, "smoothing_mm": 0.5}, {"shrink": 1}, {"shrink": 1, "smoothing_mm": 2}]
     settings = mapping(pyramid={"levels": levels}, sampler={"kind": "urs", "fraction": 0.5}, seed=7)
-    plan = build_plan(load_config(settings), SPACING)
-    assert [(level.shrink, level.smoothing_mm) for level in plan.levels] == [(4, 2.0), (2, 0.5), (1, 0.0), (1, 2.0)]
+    plan = build_plan(load_config(settings), GRID)
+    found = [(level.shrink, level.smoothing_mm) for level in plan.levels or ()]
+    assert found == [(4, 2.0), (2, 0.5), (1, 0.0), (1, 2.0)]
     assert plan.sampler == Uniform(0.5, 7)
     settings["sampler"] = {"kind": "urs", "fraction": 0.5, "seed": 0}
-    assert build_plan(load_config(settings), SPACING).sampler == Uniform(0.5, 0)
+    assert build_plan(load_config(settings), GRID).sampler == Uniform(0.5, 0)
 
 
 def test_plan_takes_the_loaded_start() -> None:
@@ -138,11 +141,11 @@ def test_plan_takes_the_loaded_start() -> None:
 
     start = Affine(Grid((8, 8, 8)))
     config = load_config(mapping(start={"kind": "file", "path": "a.tfm"}))
-    assert build_plan(config, SPACING, start).start is start
+    assert build_plan(config, GRID, start).start is start
     with pytest.raises(ConfigError, match=r"start\.kind"):
-        build_plan(config, SPACING)
+        build_plan(config, GRID)
     with pytest.raises(ConfigError, match=r"start\.kind"):
-        build_plan(load_config(mapping()), SPACING, start)
+        build_plan(load_config(mapping()), GRID, start)
 
 
 # dotted path, value that is refused, what the line must say is allowed
@@ -175,6 +178,10 @@ BAD = [
     ("pyramid.levels", [{"shrink": 1}] * 11, "1 to 10 levels"),
     ("pyramid.levels", [{"shrink": 1}, {"shrink": 2}], "must not increase"),
     ("pyramid.levels", 4, "a list"),
+    ("pyramid.levels", "automatic", "a list"),
+    ("pyramid.levels", [{"shrink": [2, 2, 1]}, {"shrink": 3}], "must not increase"),
+    ("pyramid.least_voxels", 4, ">= 8"),
+    ("pyramid.most_points", 100, ">= 4096"),
     ("transport.timeout_s", 0.5, ">= 1"),
     ("transport.timeout_s", 1e9, "<= 86400"),
     ("data.moving", None, "the path of a file"),
@@ -202,6 +209,39 @@ def test_what_cannot_be_shown_is_still_one_line() -> None:
 
 def test_level_is_named_by_its_number() -> None:
     assert refused(mapping(pyramid={"levels": [{"shrink": 65}]}))[0].startswith("pyramid.levels[0].shrink: 65, ")
+
+
+@pytest.mark.parametrize("shrink", [0, 65, 2.0, True, "4", [2], [2, 2, 1, 1], [2, 0, 1], [2, 2.5], None, [], {}])
+def test_a_shrink_is_a_factor_or_one_an_axis(shrink: object) -> None:
+    [line] = refused(mapping(pyramid={"levels": [{"shrink": shrink}]}))
+    assert line.startswith(f"pyramid.levels[0].shrink: {shrink!r}, an integer >= 1 and <= 64, or a list of one an axis")
+
+
+def test_what_is_automatic_does_not_go_with_levels_that_are_given() -> None:
+    levels = [{"shrink": 2}]
+    [line] = refused(mapping(pyramid={"levels": levels, "least_voxels": 32}))
+    assert line.startswith("pyramid: ")
+    assert "least_voxels: 32, goes with levels 'auto' only" in line
+    load_config(mapping(pyramid={"levels": levels, "least_voxels": 16, "most_points": None}))
+
+
+@pytest.mark.parametrize("levels", ["auto", [{"shrink": [4, 4, 1]}, {"shrink": 2}]])
+def test_levels_survive_their_message_and_a_saved_configuration(levels: Any) -> None:
+    config = load_config(mapping(pyramid={"levels": levels}))
+    moving = moving_party(config)
+    assert MovingPartyConfig.model_validate_json(moving.model_dump_json()) == moving
+    assert load_config(config.model_dump(mode="json")) == load_config(config.model_dump()) == config
+    assert config.model_dump(mode="json")["pyramid"]["levels"] in (
+        "auto",
+        [{"shrink": [4, 4, 1], "smoothing_mm": None}, {"shrink": 2, "smoothing_mm": None}],
+    )
+
+
+def test_levels_follow_from_the_size_where_none_are_given() -> None:
+    config = load_config(mapping(pyramid={"least_voxels": 8, "most_points": 40_000}))
+    plan = build_plan(config, GRID)
+    assert [level.shrink for level in plan.levels or ()] == [8, 4]
+    assert build_plan(load_config(mapping()), GRID) == build_plan(load_config(mapping()), GRID).on(GRID)
 
 
 def test_missing_is_named() -> None:
@@ -264,7 +304,7 @@ def test_each_party_is_given_its_own_part() -> None:
     assert MovingPartyConfig.model_validate_json(moving.model_dump_json()) == moving
     assert FixedPartyConfig.model_validate_json(fixed.model_dump_json()) == fixed
     assert (moving.seed, moving.threads, fixed.threads, fixed.dtype) == (5, 3, 3, "float64")
-    assert build_plan(moving, SPACING) == build_plan(config, SPACING)
+    assert build_plan(moving, GRID) == build_plan(config, GRID)
 
 
 def test_the_fixed_party_checks_consent_itself() -> None:
@@ -300,7 +340,7 @@ def test_defaults_of_a_deformable_stage(kind: str) -> None:
     """Five voxels between control points; every level of the linear stage again, the finest one smoothed by a voxel."""
     from ppir_torch.registration import Deformable
 
-    plan = build_plan(load_config(deformable(kind)), SPACING)
+    plan = build_plan(load_config(deformable(kind)), GRID)
     expected = Deformable()
     assert plan.deformable is not None
     assert plan.transform == "affine"
@@ -308,8 +348,9 @@ def test_defaults_of_a_deformable_stage(kind: str) -> None:
     assert plan.deformable.spacing_mm == 5 * min(SPACING)
     assert (plan.deformable.regulariser, plan.deformable.weight) == (expected.regulariser, expected.weight)
     assert plan.deformable.stopping == expected.stopping
-    assert [(level.shrink, level.smoothing_mm) for level in plan.levels] == [(4, 2.0), (2, 1.0), (1, 0.0)]
-    assert [(level.shrink, level.smoothing_mm) for level in plan.deformable.levels] == [(4, 2.0), (2, 1.0), (1, 1.0)]
+    linear, free = plan.levels or (), plan.deformable.levels or ()
+    assert [(level.shrink, level.smoothing_mm) for level in linear] == [(4, 2.0), (2, 1.0), (1, 0.0)]
+    assert [(level.shrink, level.smoothing_mm) for level in free] == [(4, 2.0), (2, 1.0), (1, 1.0)]
 
 
 def test_settings_of_a_deformable_stage_reach_the_plan() -> None:
@@ -318,7 +359,7 @@ def test_settings_of_a_deformable_stage_reach_the_plan() -> None:
     stop: dict[str, Any] = {"max_iterations": 7, "step_voxels": 0.5, "decrease": 0.25}
     settings = deformable("velocity", linear="rigid", spacing_mm=7.5, regulariser="elastic", weight=0.0, **stop)
     settings["pyramid"] = {"levels": [{"shrink": 2, "smoothing_mm": 0.5}, {"shrink": 1, "smoothing_mm": 0.0}]}
-    plan = build_plan(load_config(settings), SPACING)
+    plan = build_plan(load_config(settings), GRID)
     assert plan.deformable is not None
     assert (plan.transform, plan.deformable.kind, plan.deformable.spacing_mm) == ("rigid", "velocity", 7.5)
     assert (plan.deformable.regulariser, plan.deformable.weight) == ("elastic", 0.0)
@@ -331,18 +372,18 @@ def test_settings_of_a_deformable_stage_reach_the_plan() -> None:
 def test_without_a_linear_stage_the_start_is_all_there_is_of_it() -> None:
     from ppir_torch import Affine, Grid
 
-    plan = build_plan(load_config(deformable(linear="none")), SPACING)
+    plan = build_plan(load_config(deformable(linear="none")), GRID)
     assert (plan.transform, plan.levels) == ("affine", ())
     assert plan.deformable is not None
-    assert len(plan.deformable.levels) == 3
+    assert len(plan.deformable.levels or ()) == 3
     start = Affine(Grid((8, 8, 8)))
     for linear in ("none", "affine"):
         config = load_config(deformable(linear=linear) | {"start": {"kind": "file", "path": "a.tfm"}})
-        assert build_plan(config, SPACING, start).start is start
+        assert build_plan(config, GRID, start).start is start
 
 
 def test_a_linear_transform_has_no_deformable_stage() -> None:
-    assert build_plan(load_config(mapping()), SPACING).deformable is None
+    assert build_plan(load_config(mapping()), GRID).deformable is None
     [line] = refused(mapping(transform={"kind": "affine", "spacing_mm": 5.0}))
     assert line.startswith("transform.spacing_mm: not a setting of ")
 
@@ -437,7 +478,7 @@ def test_the_deformable_stage_is_party_1s_and_survives_its_message() -> None:
     config = load_config(deformable("velocity", spacing_mm=7.5) | {"backend": {"kind": "beaver"}})
     moving, fixed = moving_party(config), fixed_party(config)
     assert MovingPartyConfig.model_validate_json(moving.model_dump_json()) == moving
-    assert build_plan(moving, SPACING) == build_plan(config, SPACING)
+    assert build_plan(moving, GRID) == build_plan(config, GRID)
     assert "velocity" not in fixed.model_dump_json()
     assert load_config(config.model_dump(mode="json")) == config
 

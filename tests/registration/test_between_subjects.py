@@ -52,7 +52,7 @@ def pair() -> tuple[Image, Image, Composite]:
 
 def planned(*overrides: str) -> Plan:
     data = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz", "backend=clear"]
-    return build_plan(load_config(compose([*data, *overrides])), GRID.spacing)
+    return build_plan(load_config(compose([*data, *overrides])), GRID)
 
 
 def test_the_preset_finds_what_the_defaults_lose(pair: tuple[Image, Image, Composite]) -> None:

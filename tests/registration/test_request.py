@@ -26,6 +26,7 @@ ASKED = {
     "all": AskedOperand(Level(2, 1.5), Full(), 7, IMAGE, {"kind": "ssd"}),
     "some": AskedOperand(Level(1, 0.0), Uniform(0.3, 5), 1, Columns("bins", bins=8), {"kind": "mi"}),
     "order": AskedOperand(Level(4, 4.0), Permuted(9), 16, Columns("moments"), LocalCorrelation().to_meta()),
+    "axes": AskedOperand(Level((8, 8, 1), 2.5), Full(), 7, IMAGE, {"kind": "ssd"}),
     "indices": AskedOperand(Level(1, 0.0), None, 16, Columns("steepest_descent", "rigid"), {"kind": "ssd"}),
     "map": AskedOperand(Level(1, 0.0), Full(), 3, IMAGE, Mind().to_meta(), MAP),
 }
@@ -77,6 +78,13 @@ def test_a_sample_of_all_points_is_not_a_choice() -> None:
     with pytest.raises(ValueError, match=r"use Full\(\)"):
         OperandRequest(Level(1, 0.0), Sample(None, None)).send(mine, None)
     assert not mine.sent
+
+
+@pytest.mark.parametrize("shrink", [0, -1, 2.0, True, "8", [], [0, 1], [2, 2, 2, 2], [2, 2000], {"a": 1}, None])
+def test_factors_out_of_range_are_refused(shrink: object) -> None:
+    asked = AskedOperand(Level(shrink, 0.0), Full(), 7, IMAGE, {"kind": "ssd"})  # type: ignore[arg-type]
+    with pytest.raises(LinkError, match="level request out of range"):
+        AskedOperand.decode(memoryview(joined(asked)))
 
 
 def test_a_map_takes_the_operands_points() -> None:

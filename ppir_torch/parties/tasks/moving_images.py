@@ -77,4 +77,4 @@ class MovingImagesRole(Role):
         config = self._config
         start = load_transform(config.start.path, fixed.grid) if config.start.path else None
         with Progress(config.backend.kind, session.bytes_sent) as progress:
-            return register_images(moving, fixed, build_plan(config, fixed.grid.spacing, start), progress.show)
+            return register_images(moving, fixed, build_plan(config, fixed.grid, start), progress.show)
