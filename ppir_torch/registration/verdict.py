@@ -165,15 +165,15 @@ def _map_gone(facts: LevelFacts) -> list[Finding]:
     numbers = [getattr(facts, name) for name in _NUMBERS if name != "extent_mm"]
     if not all(math.isfinite(number) for number in numbers):
         return [_fatal(facts, "runaway", "the transform is not finite")]
-    if facts.determinant * facts.determinant_at_start <= 0:
-        before = f"{facts.determinant_at_start:.3g} at the start"
-        return [_fatal(facts, "collapsed", f"the linear map mirrors (determinant {facts.determinant:.3g}, {before})")]
     if facts.least_stretch < 1 / MOST_STRETCH:
         how = f"the linear map shrinks a direction to {facts.least_stretch:.3g} of what it was"
         return [_fatal(facts, "collapsed", f"{how} (determinant {facts.determinant:.3g})")]
     if facts.most_stretch > MOST_STRETCH:
         how = f"the linear map stretches a direction to {facts.most_stretch:.3g} times what it was"
         return [_fatal(facts, "runaway", f"{how} (determinant {facts.determinant:.3g})")]
+    if facts.determinant * facts.determinant_at_start <= 0:
+        before = f"{facts.determinant_at_start:.3g} at the start"
+        return [_fatal(facts, "collapsed", f"the linear map mirrors (determinant {facts.determinant:.3g}, {before})")]
     if facts.displacement_mm > facts.extent_mm:
         how = f"points moved by {facts.displacement_mm:.4g} mm, the larger image is {facts.extent_mm:.4g} mm across"
         return [_fatal(facts, "runaway", how)]
@@ -219,7 +219,10 @@ def _seen(facts: LevelFacts) -> str:
 def _unlike(facts: LevelFacts) -> list[Finding]:
     if facts.explained is None or facts.explained >= LITTLE_EXPLAINED:
         return []
-    what = f"the warped image explains {_percent(facts.explained)} of the fixed one, as much as no image at all would"
+    if facts.explained < -LITTLE_EXPLAINED:
+        what = "the warped image explains nothing of the fixed one; no image at all would be nearer to it"
+    else:
+        what = f"the warped image explains {abs(facts.explained):.1%} of the fixed one, no more than chance would"
     advice = (
         "look at the warped image; another loss where brightness or contrast are unlike (ncc; across modalities mi or "
         "mind), or a better start"
