@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 
 # Linear maps, against the start: adults' heads differ by 0.85 to 1.15, an infant's from an adult's by 0.6.
-MOST_STRETCH, ODD_STRETCH = 5.0, 2.0
+MOST_STRETCH, ODD_STRETCH = 5.0, 1.5
 # Share of the smaller image that the other one shows.
 NO_OVERLAP, LITTLE_OVERLAP = 0.02, 0.25
 # Of the overlap at the start: a run that loses most of it has found a way to compare less.

@@ -67,7 +67,7 @@ def plausible(draw: Any) -> LevelFacts:
     """Facts of a run that nothing is wrong with."""
     start = draw(some.floats(0.3, 1))
     size = draw(some.floats(0.5, 5000))
-    least = draw(some.floats(0.55, 1))
+    least = draw(some.floats(0.7, 1))
     return replace(
         GOOD,
         overlap=draw(some.floats(0.55, 1)) * start,
@@ -76,7 +76,7 @@ def plausible(draw: Any) -> LevelFacts:
         determinant_at_start=draw(some.sampled_from([1.0, -1.0, 8.0])) * (scale := draw(some.floats(0.2, 5))),
         determinant=math.copysign(scale, 1.0),
         least_stretch=least,
-        most_stretch=draw(some.floats(least, 1.9)),
+        most_stretch=draw(some.floats(least, 1.45)),
         displacement_mm=draw(some.floats(0, 0.9)) * size,
         extent_mm=size,
         explained=draw(some.none() | some.floats(0.05, 1)),
