@@ -14,13 +14,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import ImageError
+from .planes import Plane
 
 __all__ = ["Grid"]
 
@@ -36,6 +37,7 @@ class Grid:
         spacing: millimetres between voxel centres along the same axes; positive. Default 1.
         origin: physical position of the first voxel's centre, mm LPS. Default 0.
         direction: orthonormal matrix, row-major; its columns are the axes' physical directions. Default identity.
+        plane: of a 2-D grid whose file keeps it in 3-D: where it lies in space. Its coordinates are those in the plane.
 
     Raises:
         ImageError: a size below 1, a spacing that is not positive, a direction that is not orthonormal.
@@ -45,6 +47,7 @@ class Grid:
     spacing: tuple[float, ...] = ()
     origin: tuple[float, ...] = ()
     direction: tuple[float, ...] = ()
+    plane: Plane | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         d = len(self.size)
@@ -67,6 +70,31 @@ class Grid:
         axes = torch.tensor(self.direction, dtype=torch.float64).reshape(d, d)
         if (axes.T @ axes - torch.eye(d, dtype=torch.float64)).abs().max() > 1e-3:
             raise ImageError(f"image direction: {self.direction}, an orthonormal matrix is needed")
+        if self.plane is not None and d != 2:
+            raise ImageError(f"plane of a slice: given with a {d}-D grid, only a 2-D one lies in a plane")
+
+    @classmethod
+    def of_slice(cls, spatial: Grid) -> Grid:
+        """The 2-D grid of a 3-D one with a single voxel along an axis (the last such), with the plane it lies in.
+
+        Raises:
+            ImageError: the grid is no slice.
+        """
+        single = [axis for axis, n in enumerate(spatial.size) if n == 1]
+        if spatial.dimension != 3 or not single:
+            raise ImageError(f"image of size {spatial.size}, one of 3 axes with a single voxel is needed")
+        across = single[-1]
+        axes = torch.tensor(spatial.direction, dtype=torch.float64).reshape(3, 3).T.tolist()
+        own = [axis for axis in range(3) if axis != across]
+        plane, direction = Plane.of_axes([axes[axis] for axis in own], axes[across], across, spatial.spacing[across])
+        *origin, height = (plane.columns().T @ torch.tensor(spatial.origin, dtype=torch.float64)).tolist()
+        return cls(
+            size=tuple(spatial.size[axis] for axis in own),
+            spacing=tuple(spatial.spacing[axis] for axis in own),
+            origin=tuple(origin),
+            direction=tuple(direction.flatten().tolist()),
+            plane=replace(plane, height=height),
+        )
 
     @property
     def dimension(self) -> int:
@@ -113,6 +141,35 @@ class Grid:
             result[start:stop] = torch.stack(columns, -1).double() @ matrix.T + origin
         return result
 
+    def in_space(self) -> Grid:
+        """The grid as its file has it: 3-D with one voxel across the slice where it lies in a plane, else itself."""
+        plane = self.plane
+        if plane is None:
+            return self
+        frame = plane.columns()
+        within = frame[:, :2] @ torch.tensor(self.direction, dtype=torch.float64).reshape(2, 2)
+        columns = list(within.T)
+        columns.insert(plane.axis, -frame[:, 2] if plane.flipped else frame[:, 2])
+        size, spacing = list(self.size), list(self.spacing)
+        size.insert(plane.axis, 1)
+        spacing.insert(plane.axis, plane.thickness)
+        origin = frame @ torch.tensor([*self.origin, plane.height], dtype=torch.float64)
+        direction = torch.stack(columns, 1).flatten()
+        return Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), tuple(direction.tolist()))
+
+    def seen_from(self, other: Grid) -> Grid:
+        """The same points in coordinates that fit another slice's: see `Plane.seen_from`; other grids are left alone.
+
+        Raises:
+            ImageError: both are slices in space, of different views.
+        """
+        if self.plane is None or other.plane is None:
+            return self
+        plane, change = self.plane.seen_from(other.plane)
+        direction = change @ torch.tensor(self.direction, dtype=torch.float64).reshape(2, 2)
+        origin = change @ torch.tensor(self.origin, dtype=torch.float64)
+        return Grid(self.size, self.spacing, tuple(origin.tolist()), tuple(direction.flatten().tolist()), plane)
+
     @property
     def centre(self) -> Tensor:
         """Physical centre (D,), float64 mm."""
@@ -134,6 +191,7 @@ class Grid:
             spacing=tuple(s * f for s, f in zip(self.spacing, factors, strict=True)),
             origin=tuple((matrix @ torch.tensor(starts, dtype=torch.float64) + origin).tolist()),
             direction=self.direction,
+            plane=self.plane,
         )
         return coarse, tuple(slice(s, None, f) for s, f in zip(starts, factors, strict=True))[::-1]
 

@@ -7,20 +7,21 @@ Image(channels=1, size=(4, 3), spacing=(2.0, 1.0), dtype=float32)
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ImageError, MissingExtra
+from .errors import ImageError
 from .grids import Grid
+from .imagefiles.alignment import aligned_mask
+from .imagefiles.itk import reason, simpleitk
+from .imagefiles.read import read_image, read_size
 from .levels import Level, level_grid
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ class Image:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Image:
         """The same image on another device or in another floating dtype."""
         return replace(self, tensor=self.tensor.to(device=device, dtype=dtype))
+
+    def seen_from(self, grid: Grid) -> Image:
+        """The same image in coordinates that fit another slice's, where both are slices in space; see `Grid.seen_from`.
+
+        Raises:
+            ImageError: they are slices of different views.
+        """
+        seen = self.grid.seen_from(grid)
+        return self if seen is self.grid else Image(self.tensor, seen)
 
     @property
     def outside(self) -> float:
@@ -161,125 +171,98 @@ def check_content(image: Image, name: str) -> None:
 def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:
     """Read NIfTI, NRRD, MHA, PNG, ... or a folder with one DICOM series (through SimpleITK), as LPS millimetres.
 
-    Colour is averaged to one channel. Raises ImageError where the file is missing, unreadable, truncated, not 2-D or
-    3-D, constant, or holds NaN (in NIfTI files ITK's reader replaces NaN by 0).
+    Of several series in a folder one is named: `folder::SERIES_UID`. Colour is averaged to one channel. A single slice
+    that its file keeps in 3-D becomes 2-D, in the coordinates of its plane (`Grid.plane`).
+
+    Raises:
+        ImageError: the file is missing, unreadable, truncated, not 2-D or 3-D, constant, holds NaN or infinity, or a
+            voxel is no brightness (a vector, a tensor, a complex number); or `dtype` cannot tell its values apart.
     """
-    sitk = simpleitk()
-    path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{path}: no such file or folder")
+    read = read_image(path)
     try:
-        if path.is_dir():
-            names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path))
-            if not names:
-                raise ImageError(f"{path}: the folder holds no DICOM series")
-            loaded = sitk.ReadImage(names)
-        else:
-            loaded = sitk.ReadImage(str(path))
-            _check_whole(path)
-    except RuntimeError as error:
-        reason = _reason(str(error))
-        raise ImageError(f"{path}: cannot be read as an image ({reason})") from None
-    try:
-        image = from_simpleitk(loaded, dtype)
+        image = from_simpleitk(read, dtype)
         check_content(image, str(path))
+        _check_precision(simpleitk().GetArrayViewFromImage(read), image)
     except ImageError as error:
         raise ImageError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     return image
 
 
 def image_size(path: str | Path) -> tuple[int, ...]:
-    """Voxels along x, y[, z] from the file's header alone; no voxel is read. Raises ImageError as `load_image`."""
-    sitk = simpleitk()
-    path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{path}: no such file or folder")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)) if path.is_dir() else [str(path)]
-    if not names:
-        raise ImageError(f"{path}: the folder holds no DICOM series")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(names[0])
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ImageError(f"{path}: cannot be read as an image ({_reason(str(error))})") from None
-    size = tuple(int(n) for n in reader.GetSize())
-    size = (*size[:2], len(names)) if len(names) > 1 else size
-    return size[:2] if len(size) == 3 and size[2] == 1 else size
+    """Voxels along x, y[, z] from headers alone; no voxel is read. Raises ImageError as `load_image`."""
+    size = read_size(path)[:3]
+    across = _single_axis(size)
+    return size if across is None else tuple(n for axis, n in enumerate(size) if axis != across)
 
 
 def load_mask(path: str | Path, grid: Grid) -> Tensor:
-    """A foreground mask as bool ([z,] y, x): voxels above 0. Raises ImageError where empty or not on `grid`."""
-    sitk = simpleitk()
-    if not Path(path).exists():
-        raise ImageError(f"{path}: no such file")
-    try:
-        read = sitk.ReadImage(str(path))
-        _check_whole(Path(path))
-    except RuntimeError as error:
-        raise ImageError(f"{path}: cannot be read as an image ({_reason(str(error))})") from None
+    """A foreground mask as bool ([z,] y, x) on an image's grid: voxels above 0.
+
+    It is compared with the grid in millimetres. The same voxels in another order, or a part of them, are reordered;
+    another spacing over the same field of view is resampled (nearest voxel).
+
+    Raises:
+        ImageError: the file cannot be read, the mask is empty, or it lies elsewhere than the image.
+    """
+    read = read_image(path)
     try:
         loaded = from_simpleitk(read)
+        if grid.plane is None:
+            mask = aligned_mask(loaded.tensor[0] > 0, loaded.grid, grid)
+        else:
+            spatial = loaded.grid.in_space()
+            tensor = (loaded.tensor[0] > 0).reshape(spatial.shape)
+            mask = aligned_mask(tensor, spatial, grid.in_space()).reshape(grid.shape)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
-    if loaded.grid.size != grid.size:
-        raise ImageError(f"{path}: mask of size {loaded.grid.size}, the image has {grid.size}")
-    mask = loaded.tensor[0] > 0
     if not bool(mask.any()):
         raise ImageError(f"{path}: empty mask, at least one voxel above 0 is needed")
     return mask
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a truncated or damaged NIfTI file, of which ITK would read the missing part as zeros."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    with path.open("rb") as stream:
-        head = stream.read(348)
-    if head[:2] == b"\x1f\x8b":
-        try:
-            with gzip.open(path) as unzipped:
-                while unzipped.read(1 << 20):
-                    pass
-        except (EOFError, OSError, zlib.error) as error:
-            raise ImageError(f"{path}: truncated or damaged file ({error})") from None
-        return
-    order = next((o for o in "<>" if head[:4] == struct.pack(f"{o}i", 348)), None)
-    if order is not None:  # NIfTI-1; a NIfTI-2 header is not checked
-        axes, *sizes = struct.unpack_from(f"{order}8h", head, 40)
-        (bits,), (start,) = struct.unpack_from(f"{order}h", head, 72), struct.unpack_from(f"{order}f", head, 108)
-        needed = int(start) + math.prod(sizes[:axes]) * bits // 8
-        if path.stat().st_size < needed:
-            raise ImageError(f"{path}: truncated file, {path.stat().st_size} bytes of {needed}")
+def _single_axis(size: tuple[int, ...]) -> int | None:
+    """The axis across a slice that is kept in 3-D: the last with one voxel."""
+    return max((axis for axis, n in enumerate(size) if n == 1), default=None) if len(size) == 3 else None
 
 
-def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("sitk::ERROR: ") if lines else "unknown reason"
+def _check_precision(values: np.ndarray[Any, Any], image: Image) -> None:
+    """Refuse values that the image's dtype rounds to fewer than 4096 steps: a small range far from 0."""
+    if values.dtype.itemsize <= 2 or values.dtype == np.float32 or image.tensor.dtype == torch.float64:
+        return
+    low, high = (float(v) for v in image.tensor.aminmax())
+    steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if steps < 4096 and bool((values != image.tensor[0].numpy().reshape(values.shape)).any()):
+        raise ImageError(
+            f"values from {float(values.min()):.12g} to {float(values.max()):.12g}, of which float32 tells only "
+            f"{steps:.0f} apart; take float64 (dtype: float64), or subtract the offset first"
+        )
 
 
 def from_simpleitk(loaded: SimpleITK.Image, dtype: torch.dtype = torch.float32) -> Image:
-    """A SimpleITK image as an Image; a 3-D file with a single slice becomes 2-D."""
-    sitk = simpleitk()
-    if loaded.GetDimension() == 3 and loaded.GetSize()[2] == 1:
-        collapse = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
-        loaded = sitk.Extract(loaded, [*loaded.GetSize()[:2], 0], [0, 0, 0], collapse)
+    """A SimpleITK image as an Image; a single slice of a 3-D image becomes 2-D, with the plane it lies in.
+
+    Raises:
+        ImageError: not 2-D or 3-D, or several components a voxel.
+    """
     if loaded.GetDimension() not in (2, 3):
         raise ImageError(f"{loaded.GetDimension()}-D image of size {loaded.GetSize()}, 2-D or 3-D is needed")
-    array = torch.from_numpy(sitk.GetArrayFromImage(loaded).astype("float64"))
-    if loaded.GetNumberOfComponentsPerPixel() > 1:
-        array = array.mean(-1)
+    if loaded.GetNumberOfComponentsPerPixel() != 1:
+        raise ImageError(f"{loaded.GetNumberOfComponentsPerPixel()} components a voxel, one is needed")
     grid = Grid(loaded.GetSize(), loaded.GetSpacing(), loaded.GetOrigin(), loaded.GetDirection())
-    return Image(array[None].to(dtype), grid)
+    if _single_axis(grid.size) is not None:
+        grid = Grid.of_slice(grid)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        values = simpleitk().GetArrayViewFromImage(loaded).astype("float32" if dtype == torch.float32 else "float64")
+    return Image(torch.from_numpy(values).reshape(1, *grid.shape).to(dtype), grid)
 
 
 def to_simpleitk(image: Image) -> SimpleITK.Image:
-    """One-channel Image as a SimpleITK image with the same geometry."""
-    sitk = simpleitk()
-    result = sitk.GetImageFromArray(image.tensor[0].detach().cpu().numpy())
-    result.SetSpacing(image.grid.spacing)
-    result.SetOrigin(image.grid.origin)
-    result.SetDirection(image.grid.direction)
+    """One-channel Image as a SimpleITK image with the same geometry: 3-D where the image is a slice in space."""
+    grid = image.grid.in_space()
+    result = simpleitk().GetImageFromArray(image.tensor[0].detach().cpu().reshape(grid.shape).numpy())
+    result.SetSpacing(grid.spacing)
+    result.SetOrigin(grid.origin)
+    result.SetDirection(grid.direction)
     return result
 
 
@@ -288,22 +271,14 @@ def save_image(image: Image, path: str | Path) -> None:
     sitk = simpleitk()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = to_simpleitk(image)
-    if path.suffix == ".png":
+    picture = path.suffix == ".png"
+    data = to_simpleitk(Image(image.tensor, replace(image.grid, plane=None)) if picture else image)
+    if picture:
         data = sitk.Cast(sitk.Clamp(data, lowerBound=0, upperBound=255), sitk.sitkUInt8)
     partial = path.with_name(f".partial-{path.name}")
     try:
         sitk.WriteImage(data, str(partial))
     except RuntimeError as error:
         partial.unlink(missing_ok=True)
-        raise ImageError(f"{path}: cannot be written ({_reason(str(error))})") from None
+        raise ImageError(f"{path}: cannot be written ({reason(str(error))})") from None
     partial.replace(path)
-
-
-def simpleitk() -> Any:
-    """The SimpleITK module, loaded where it is used; the core imports without it."""
-    try:
-        import SimpleITK
-    except ImportError:
-        raise MissingExtra("SimpleITK is not installed; `pip install SimpleITK` reads and writes image files") from None
-    return SimpleITK

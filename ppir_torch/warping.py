@@ -108,6 +108,7 @@ def steepest_descent(transform: nn.Module, points: Tensor, gradient: Tensor) -> 
 
 def warp(moving: Image, transform: nn.Module, grid: Grid, mode: str = "bilinear") -> Image:
     """The moving image resampled onto `grid` through `transform` (fixed points to moving points)."""
+    moving = moving.seen_from(grid)
     like, ((above, outside),) = moving.tensor, channels_above_outside(moving)
     values = like.new_empty(grid.count)
     with torch.no_grad():

@@ -22,6 +22,7 @@ from ppir_torch.images import (
     Level,
     check_content,
     from_simpleitk,
+    image_size,
     level_grid,
     load_image,
     load_mask,
@@ -178,60 +179,73 @@ def test_colour_is_averaged_to_one_channel(tmp_path: Path) -> None:
     assert loaded.tensor[0, 0, 0] == 10
 
 
-def write_dicom_series(folder: Path, volume: Any) -> None:
-    """Slices of a 3-D SimpleITK image as one CT series (SimpleITK's DicomSeriesFromArray example)."""
-    folder.mkdir()
-    direction = np.array(volume.GetDirection()).reshape(3, 3)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number in range(volume.GetDepth()):
-        image = volume[:, :, number]
-        tags = {
-            "0008|0008": "DERIVED\\SECONDARY",
-            "0008|0060": "CT",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.9.{number + 1}",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.7",
-            "0020|000e": "1.2.826.0.1.3680043.2.1125.8",
-            "0020|0032": "\\".join(f"{v:.10g}" for v in volume.TransformIndexToPhysicalPoint((0, 0, number))),
-            "0020|0037": "\\".join(f"{v:.10g}" for v in direction.T[:2].flatten()),
-            "0020|0013": str(number),
-        }
-        for key, value in tags.items():
-            image.SetMetaData(key, value)
-        # The files' names run against the order of the slices.
-        writer.SetFileName(str(folder / f"{900 - number}.dcm"))
-        writer.Execute(image)
-
-
-def dicom_volume(depth: int) -> Any:
-    values = np.random.default_rng(0).integers(-1000, 2000, (depth, 11, 13)).astype(np.int16)
-    volume = sitk.GetImageFromArray(values)
-    volume.SetSpacing((0.75, 1.25, 3.0))
+def slice_volume(axis: int, direction: tuple[float, ...]) -> Any:
+    values = np.random.default_rng(0).integers(-1000, 2000, (11, 13)).astype(np.float32)
+    volume = sitk.GetImageFromArray(np.expand_dims(values, 2 - axis))
+    spacing = [0.75, 1.25]
+    spacing.insert(axis, 3.0)
+    volume.SetSpacing(spacing)
     volume.SetOrigin((-20.0, 35.0, 110.0))
-    c, s = math.cos(0.3), math.sin(0.3)
-    volume.SetDirection((c, -s, 0, s, c, 0, 0, 0, 1))
+    volume.SetDirection(direction)
     return volume
 
 
-def test_a_folder_with_one_dicom_series_is_a_volume(tmp_path: Path) -> None:
-    volume = dicom_volume(6)
-    write_dicom_series(tmp_path / "series", volume)
-    loaded = load_image(tmp_path / "series")
-    np.testing.assert_array_equal(loaded.tensor[0].numpy(), sitk.GetArrayFromImage(volume))
-    expected = from_simpleitk(volume).grid
-    for field in ("size", "spacing", "origin", "direction"):
-        assert getattr(loaded.grid, field) == pytest.approx(getattr(expected, field), abs=1e-6), field
+TURNED = (math.cos(0.3), -math.sin(0.3), 0, math.sin(0.3), math.cos(0.3), 0, 0, 0, 1)
 
 
 def test_a_volume_of_a_single_slice_becomes_2d(tmp_path: Path) -> None:
-    volume = dicom_volume(1)
-    sitk.WriteImage(volume, str(tmp_path / "slice.mha"))
+    sitk.WriteImage(slice_volume(2, TURNED), str(tmp_path / "slice.mha"))
     loaded = load_image(tmp_path / "slice.mha")
-    assert loaded.grid.size == (13, 11)
+    assert loaded.grid.size == image_size(tmp_path / "slice.mha") == (13, 11)
     assert loaded.grid.spacing == (0.75, 1.25)
     assert loaded.grid.origin == (-20.0, 35.0)
     assert loaded.grid.direction == pytest.approx((math.cos(0.3), -math.sin(0.3), math.sin(0.3), math.cos(0.3)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    "direction",
+    [(1, 0, 0, 0, 1, 0, 0, 0, 1), (1, 0, 0, 0, 0, 1, 0, -1, 0), (0, 0, -1, 1, 0, 0, 0, -1, 0), TURNED],
+    ids=["axial", "coronal", "sagittal", "turned"],
+)
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
+def test_a_slice_is_written_as_its_file_had_it(
+    ending: str, direction: tuple[float, ...], axis: int, tmp_path: Path
+) -> None:
+    """SimpleITK finds the same voxels at the same points, whichever axis has the one voxel."""
+    volume = slice_volume(axis, direction)
+    paths = [tmp_path / f"{name}.{ending}" for name in ("read", "written")]
+    sitk.WriteImage(volume, str(paths[0]))
+    loaded = load_image(paths[0])
+    assert loaded.grid.size == image_size(paths[0]) == (13, 11)
+    save_image(loaded, paths[1])
+    again = sitk.ReadImage(str(paths[1]))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(volume))
+    for field in ("GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(again, field)() == pytest.approx(getattr(volume, field)(), abs=1e-4)
+
+
+def test_a_slice_in_space_is_a_flat_picture(tmp_path: Path) -> None:
+    image = from_simpleitk(slice_volume(0, TURNED))
+    save_image(image, tmp_path / "picture.png")
+    picture = sitk.ReadImage(str(tmp_path / "picture.png"))
+    assert picture.GetSize() == (13, 11)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(picture), image.tensor[0].clamp(0, 255).numpy(), atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.int32])
+def test_values_that_single_precision_cannot_tell_apart_are_refused(dtype: type, tmp_path: Path) -> None:
+    values = (1e9 + np.arange(100).reshape(4, 25)).astype(dtype)
+    path = write_array(tmp_path / "far.mha", values)
+    one_line(lambda: load_image(path), "far.mha", "values from 1000000000 to 1000000099", "dtype: float64")
+    np.testing.assert_array_equal(load_image(path, torch.float64).tensor[0].numpy(), values)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.float32])
+def test_a_small_range_that_single_precision_holds_is_taken(dtype: type, tmp_path: Path) -> None:
+    values = (1e6 + np.arange(100).reshape(4, 25)).astype(dtype)
+    loaded = load_image(write_array(tmp_path / "near.mha", values))
+    np.testing.assert_array_equal(loaded.tensor[0].numpy(), values)
 
 
 def test_simpleitk_round_trip_keeps_everything(
@@ -387,7 +401,7 @@ def test_empty_mask(tmp_path: Path) -> None:
     one_line(lambda: load_mask(path, Grid((4, 3))), "mask.nii.gz", "empty mask")
 
 
-@pytest.mark.parametrize("grid", [Grid((3, 4)), Grid((4, 3, 1)), Grid((5, 3))], ids=str)
+@pytest.mark.parametrize("grid", [Grid((3, 4)), Grid((4, 3, 2)), Grid((5, 3), (2.0, 1.0))], ids=str)
 def test_mask_of_another_size(grid: Grid, tmp_path: Path) -> None:
     path = write_array(tmp_path / "mask.nii.gz", np.ones((3, 4), np.uint8))
     one_line(lambda: load_mask(path, grid), "mask.nii.gz", "mask of size (4, 3)", str(grid.size))

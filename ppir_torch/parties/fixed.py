@@ -129,7 +129,8 @@ class FixedParty:
         grid = self.image.grid
         centre = tuple(self.image.centre_of_mass().tolist()) if self.disclose_centre_of_mass else None
         mask = None if self.mask is None else self.mask.flatten().cpu().numpy()
-        return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask)
+        plane = () if grid.plane is None else grid.plane.to_numbers()
+        return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask, plane)
 
     def _prepare(self, channel: Channel, side: FixedSide, request: Received, number: int) -> _Kept:
         """The operand that a message asks for: refused, or charged, told and opened."""

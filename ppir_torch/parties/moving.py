@@ -19,6 +19,7 @@ from ..joint.opened import KeptLedger
 from ..joint.operands import PrivateOperand
 from ..joint.placement import select_points
 from ..joint.prepared import PreparedOperand
+from ..planes import Plane
 from ..registration.request import OperandRequest
 from ..transforms import Composite, LatticeTransform, LinearTransform
 from ..wire.channel import Channel
@@ -58,7 +59,8 @@ class PrivateFixed:
         received = channel.receive(Geometry.kind)
         try:
             told = Geometry.decode(received.payload)
-            self.grid = Grid(told.size, told.spacing, told.origin, told.direction)
+            plane = Plane.from_numbers(told.plane) if told.plane else None
+            self.grid = Grid(told.size, told.spacing, told.origin, told.direction, plane)
         except (LinkError, ImageError) as error:
             raise LinkError(f"geometry from {channel.peer}: {error}") from None
         self._centre_of_mass = told.centre_of_mass

@@ -60,6 +60,7 @@ def register_images(
     check_content(moving, "moving image")
     if moving.grid.dimension != fixed.grid.dimension:
         raise ImageError(f"moving image is {moving.grid.dimension}-D, fixed image {fixed.grid.dimension}-D; unequal")
+    moving = moving.seen_from(fixed.grid)
     transform = start_transform(plan, moving, fixed)
     check_overlap(transform, moving, fixed.grid)
     watch = Watch(moving.grid, fixed.grid, fixed.mask, transform)

@@ -6,25 +6,39 @@ import math
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ..grids import Grid
 from ..images import save_image
 from ..metrics.registration import folding_share, jacobian_determinant
 from ..registration.result import Result
 from ..transforms import Composite, LatticeTransform, LinearTransform, save_displacement, save_transform
+from ..transforms.slices import displacement_in_space, in_space
 
 __all__ = ["save_result", "summary", "transform_file"]
 
 
-def save_result(result: Result, output: Path) -> None:
+def save_result(result: Result, output: Path, moving: Grid) -> None:
     """Write `warped.nii.gz` (the moving image on the fixed grid; .png too where 2-D) and the transform.
 
     A linear one as `transform.tfm`; a deformable one as `transform.h5`, and on the fixed grid as `displacement.nii.gz`.
+    Of slices that their files keep in 3-D, what is written is 3-D too and fits the files, but for `transform.h5`, which
+    is in the coordinates of the planes.
+
+    Args:
+        result: of the run.
+        output: the folder.
+        moving: the moving image's grid.
     """
+    fixed = result.warped.grid
     save_image(result.warped, output / "warped.nii.gz")
-    if result.warped.grid.dimension == 2:
+    if fixed.dimension == 2:
         save_image(result.warped, output / "warped.png")
-    save_transform(result.transform, output / transform_file(result.transform))
-    if isinstance(result.transform, Composite):
-        save_displacement(result.transform, result.warped.grid, output / "displacement.nii.gz")
+    found, path = result.transform, output / transform_file(result.transform)
+    if not isinstance(found, Composite):
+        save_transform(in_space(found, fixed, moving), path)
+        return
+    save_transform(found, path)
+    sampled = displacement_in_space(found, fixed, moving) if fixed.plane and moving.plane else found
+    save_displacement(sampled, fixed.in_space() if sampled is not found else fixed, output / "displacement.nii.gz")
 
 
 def transform_file(transform: LinearTransform | Composite) -> str:

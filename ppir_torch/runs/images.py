@@ -124,9 +124,10 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        original, wanted = load_image(config.data.moving, dtype), config.data.preprocess
-        moving = preprocessed(original, wanted.moving).to(device)
+        wanted = config.data.preprocess
         image = preprocessed(load_image(config.data.fixed, dtype), wanted.fixed).to(device)
+        original = load_image(config.data.moving, dtype).seen_from(image.grid)
+        moving = preprocessed(original, wanted.moving).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
         start = load_transform(config.start.path, image.grid) if config.start.path else None
         plan = build_plan(config, image.grid, start)
@@ -138,7 +139,7 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
             result = replace(result, warped=warp(original.to(device), result.transform, image.grid))
     finally:
         torch.set_num_threads(threads)
-    save_result(result, output)
+    save_result(result, output, original.grid)
     return Outcome(
         summary(result), result.complete, result.error, peak_memory_mb=peak_memory_mb(), interrupted=interrupted
     )

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ImageError
 from ..grids import Grid
-from ..images import _check_whole, simpleitk
+from ..imagefiles.itk import simpleitk
+from ..imagefiles.whole import check_whole
 from .bspline import BSpline
 from .composite import Composite
 from .dense import Displacement
 from .foreign import foreign_kind, lacks_numbers, transforms_in
 from .lattice import ControlLattice, LatticeTransform
 from .linear import Affine, LinearTransform, affine_from_map
+from .slices import within_plane
 
 __all__ = [
     "from_simpleitk_transform",
@@ -165,7 +167,7 @@ def load_displacement(path: str | Path) -> Displacement:
         raise ConfigError(f"{path}: no such displacement image")
     try:
         image = sitk.ReadImage(str(path))
-        _check_whole(Path(path))  # ITK reads what is missing from a NIfTI file as zeros
+        check_whole(Path(path))  # ITK reads what is missing from a NIfTI file as zeros
     except RuntimeError:
         raise ConfigError(f"{path}: cannot be read as a displacement image") from None
     except ImageError as error:
@@ -179,6 +181,8 @@ def load_displacement(path: str | Path) -> Displacement:
 def load_transform(path: str | Path, grid: Grid) -> Affine:
     """Read any linear ITK transform, also a composite of linear ones, as an Affine (float64, mm LPS) on `grid`.
 
+    Where `grid` is a slice in space, a 3-D transform is taken for what it does within the slice's plane.
+
     Raises:
         ConfigError: the file is missing, is no ITK transform, holds several, or NaN, is of another dimension, or is not
             linear.
@@ -189,7 +193,7 @@ def load_transform(path: str | Path, grid: Grid) -> Affine:
     """
     loaded = _read(path)
     dimension = loaded.GetDimension()
-    if dimension != grid.dimension or not loaded.IsLinear():
+    if not _fits(loaded, grid) or not loaded.IsLinear():
         raise ConfigError(f"{path}: {dimension}-D {loaded.GetName()}, a linear {grid.dimension}-D transform is needed")
     try:
         return _affine(loaded, grid)
@@ -200,6 +204,8 @@ def load_transform(path: str | Path, grid: Grid) -> Affine:
 def load_any_transform(path: str | Path, grid: Grid) -> nn.Module:
     """Read a linear, B-spline, displacement-field or composite ITK transform; see `from_simpleitk_transform`.
 
+    Where `grid` is a slice in space, a linear 3-D transform is taken for what it does within the slice's plane.
+
     Raises:
         ConfigError: the file is missing, is no transform, is of another dimension, or is of another kind.
 
@@ -208,7 +214,7 @@ def load_any_transform(path: str | Path, grid: Grid) -> nn.Module:
     ppir_torch.errors.ConfigError: missing.h5: no such transform file
     """
     loaded = _read(path)
-    if loaded.GetDimension() != grid.dimension:
+    if not _fits(loaded, grid):
         raise ConfigError(f"{path}: {loaded.GetDimension()}-D {loaded.GetName()}, the image is {grid.dimension}-D")
     try:
         return from_simpleitk_transform(loaded, grid)
@@ -247,14 +253,24 @@ def from_simpleitk_transform(transform: Any, grid: Grid) -> nn.Module:
     raise ConfigError(f"{transform.GetName()}: only linear, cubic B-spline, displacement field, composite can be read")
 
 
+def _fits(loaded: Any, grid: Grid) -> bool:
+    """Whether the transform is of the grid's dimension, or of the space that a slice lies in."""
+    return loaded.GetDimension() == grid.dimension or _of_space(loaded, grid)
+
+
+def _of_space(loaded: Any, grid: Grid) -> bool:
+    return grid.plane is not None and loaded.GetDimension() == 3 and bool(loaded.IsLinear())
+
+
 def _affine(loaded: Any, grid: Grid) -> Affine:
     # A linear map is known from the images of the origin and of the unit points.
-    d = grid.dimension
+    d = loaded.GetDimension()
     origin = torch.tensor(loaded.TransformPoint([0.0] * d), dtype=torch.float64)
     units = [loaded.TransformPoint([float(i == j) for j in range(d)]) for i in range(d)]
     if not bool(torch.isfinite(torch.tensor([origin.tolist(), *units])).all()):
         raise ConfigError(f"{loaded.GetName()} with NaN or infinite numbers")
-    return affine_from_map(grid, torch.tensor(units, dtype=torch.float64).T - origin[:, None], origin)
+    matrix = torch.tensor(units, dtype=torch.float64).T - origin[:, None]
+    return within_plane(matrix, origin, grid) if _of_space(loaded, grid) else affine_from_map(grid, matrix, origin)
 
 
 def _bspline(loaded: Any, grid: Grid) -> BSpline:

@@ -45,6 +45,7 @@ LONGEST_REASON = 1000  # bytes of an ABORT's line
 MOST_VOXELS = 1 << 40
 MOST_OPERANDS = 1 << 16
 MOST_POINTS = 1 << 40
+PLANE_NUMBERS = 13
 
 M = TypeVar("M", bound="Message")
 
@@ -126,6 +127,7 @@ class Geometry(Message):
         direction: orthonormal matrix, row-major.
         centre_of_mass: of the image, mm LPS; None where it is not disclosed.
         mask: its foreground, bool (voxels,), x fastest; None where it is not disclosed.
+        plane: of a slice that its file keeps in 3-D, where it lies in space: 13 numbers; empty where it is none.
     """
 
     size: tuple[int, ...]
@@ -134,12 +136,14 @@ class Geometry(Message):
     direction: tuple[float, ...]
     centre_of_mass: tuple[float, ...] | None = None
     mask: NDArray[np.bool_] | None = None
+    plane: tuple[float, ...] = ()
 
     kind = MessageKind.GEOMETRY
 
     def encode(self) -> list[Buffer]:
         """See `Message`."""
         grid = {"size": self.size, "spacing": self.spacing, "origin": self.origin, "direction": self.direction}
+        grid |= {"plane": self.plane} if self.plane else {}
         meta = {"grid": grid, "centre_of_mass": self.centre_of_mass, "mask": self.mask is not None}
         return pack(meta, [] if self.mask is None else [np.packbits(self.mask)])
 
@@ -151,7 +155,8 @@ class Geometry(Message):
         grid = meta["grid"]
         if not isinstance(grid, dict):
             raise LinkError(f"grid: {shown(grid)}, size, spacing, origin and direction are due")
-        read_only(grid, "size", "spacing", "origin", "direction")
+        in_space = ("plane",) if "plane" in grid else ()
+        read_only(grid, "size", "spacing", "origin", "direction", *in_space)
         size = grid["size"]
         if not isinstance(size, list) or len(size) not in (2, 3) or any(type(n) is not int or n < 1 for n in size):
             raise LinkError(f"size: {shown(size)}, two or three integers >= 1 are due")
@@ -168,6 +173,7 @@ class Geometry(Message):
             direction=read_numbers(grid, "direction", d * d),
             centre_of_mass=None if meta["centre_of_mass"] is None else read_numbers(meta, "centre_of_mass", d),
             mask=np.unpackbits(arrays[0], count=count).astype(bool) if masked else None,
+            plane=read_numbers(grid, "plane", PLANE_NUMBERS) if in_space else (),
         )
 
 

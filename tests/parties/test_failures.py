@@ -264,7 +264,9 @@ def empty_mask(files: Files, _other: Files, folder: Path) -> Bad:
 
 def mask_of_another_size(files: Files, _other: Files, folder: Path) -> Bad:
     path = with_values(folder / "small.mha", load_image(files.fixed), lambda v: v)
-    SimpleITK.WriteImage(SimpleITK.ReadImage(str(path))[:-3, :], str(path))
+    cut = SimpleITK.ReadImage(str(path))[:-3, :]
+    cut.SetSpacing((1.0, 1.0))  # with its header it would be the part that a cropped mask covers
+    SimpleITK.WriteImage(cut, str(path))
     settings = {"data": {"fixed_mask": str(path), "disclose_mask": True}}
     return files, settings, f"{path}: mask of size", "party_2"
 

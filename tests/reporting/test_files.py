@@ -25,7 +25,7 @@ def result(request: pytest.FixtureRequest, pair: Callable[..., Any]) -> Result:
 
 
 def test_files_load_as_they_were(result: Result, tmp_path: Path) -> None:
-    save_result(result, tmp_path / "deep")
+    save_result(result, tmp_path / "deep", result.warped.grid)
     names = {path.name for path in (tmp_path / "deep").iterdir()}
     pictures = {"warped.png"} if result.warped.grid.dimension == 2 else set()
     assert names == {"warped.nii.gz", "transform.tfm"} | pictures

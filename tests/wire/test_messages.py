@@ -49,7 +49,8 @@ def geometries(draw: st.DrawFn) -> Geometry:
     if draw(st.booleans()):
         mask = np.random.default_rng(draw(st.integers(0, 99))).random(int(np.prod(size))) < 0.5
     centre = draw(st.none() | tuples(d))
-    return Geometry(size, draw(tuples(d)), draw(tuples(d)), draw(tuples(d * d)), centre, mask)
+    plane = draw(st.just(()) | tuples(13))
+    return Geometry(size, draw(tuples(d)), draw(tuples(d)), draw(tuples(d * d)), centre, mask, plane)
 
 
 @st.composite

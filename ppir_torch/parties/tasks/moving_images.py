@@ -9,6 +9,7 @@ import torch
 
 from ...config.images import MovingPartyConfig
 from ...errors import PeerLost, RegistrationFailed
+from ...grids import Grid
 from ...images import Image, load_image
 from ...interruption import best_so_far
 from ...joint.interface import compute_device
@@ -40,18 +41,21 @@ class MovingImagesRole(Role):
         self._config = MovingPartyConfig.model_validate_json(config)
         self.threads = self._config.threads
         self._result: Result | None = None
+        self._grid: Grid | None = None
 
     def work(self, session: Session) -> None:
         """See `Role`."""
         config = self._config
         protocol = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))
-        original = load_image(config.moving, getattr(torch, config.dtype))
-        moving = preprocessed(original, config.preprocess).to(device)
+        loaded = load_image(config.moving, getattr(torch, config.dtype))
         side = protocol.moving_side(session.channels["party_2"], session.dealer(), device)
         fixed = PrivateFixed(
             session.channels["party_2"], side, protocol.name, config.ledger.enabled, config.ledger.most
         )
+        original = loaded.seen_from(fixed.grid)
+        self._grid = original.grid
+        moving = preprocessed(original, config.preprocess).to(device)
         result, interrupted = best_so_far(lambda: self._register(session, moving, fixed))
         if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
@@ -70,7 +74,8 @@ class MovingImagesRole(Role):
     def keep(self, folder: Path) -> None:
         """The transform and the warped image: the best so far where party_2 was lost, or this party interrupted."""
         if self._result is not None:
-            save_result(self._result, folder)
+            assert self._grid is not None
+            save_result(self._result, folder, self._grid)
             self.report.run = summary(self._result)
 
     def _register(self, session: Session, moving: Image, fixed: PrivateFixed) -> Result:
