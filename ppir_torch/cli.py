@@ -138,6 +138,7 @@ def register(
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
     reference: Annotated[Path | None, typer.Option(help="ITK transform of the clear run, to compare with.")] = None,
+    moving_mask: Annotated[Path | None, typer.Option(help="What counts of the moving image; told to nobody.")] = None,
     fixed_mask: Annotated[Path | None, typer.Option(help="Foreground of the fixed image.")] = None,
     disclose_mask: Annotated[bool, typer.Option("--disclose-mask", help="party_1 may learn the mask's shape.")] = False,
     disclose_centre_of_mass: Annotated[
@@ -159,7 +160,8 @@ def register(
 
         base = base_values(None, preset)
         backend_settings = {"kind": backend} | ({} if device is None else {"device": device})
-        data = {"moving": moving, "fixed": fixed, "fixed_mask": fixed_mask, "truth": truth, "reference": reference}
+        data = {"moving": moving, "fixed": fixed, "moving_mask": moving_mask, "fixed_mask": fixed_mask}
+        data |= {"truth": truth, "reference": reference}
         consent = {"disclose_mask": disclose_mask, "disclose_centre_of_mass": disclose_centre_of_mass}
         given = {
             "transform": _chosen(transform),

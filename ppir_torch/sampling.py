@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -63,11 +64,15 @@ class Sample(PointChoice):
 
     `positions` (n,) says where the points lie among those of the operand, where that holds more points than the
     sample: party_1's rows are zero at the others, and party_2 does not learn which points these are.
+
+    `overlap` (n,) in [0, 1] is 0 where a point maps outside the moving image (`overlap.weights_at`); party_1 alone
+    knows it.
     """
 
     index: Tensor | None
     weights: Tensor | None
     positions: Tensor | None = None
+    overlap: Tensor | None = None
 
     kind = "indices"
 
@@ -84,7 +89,19 @@ class Sample(PointChoice):
     @property
     def known(self) -> bool:
         """Whether party_2 knows which points count, all alike; only then can it say J's mean square over them."""
-        return self.weights is None and self.positions is None
+        return self.weights is None and self.positions is None and self.overlap is None
+
+    @cached_property
+    def combined(self) -> Tensor | None:
+        """What each point counts for (n,), of sum 1 where the overlap has a part in it; None: all alike."""
+        if self.overlap is None:
+            return self.weights
+        weights = self.overlap if self.weights is None else self.overlap * self.weights.to(self.overlap)
+        return weights / weights.double().sum().clamp(min=1e-300).to(weights)
+
+    def within(self, overlap: Tensor) -> Sample:
+        """The same points, of which each counts by its overlap (n,), too."""
+        return replace(self, overlap=overlap)
 
     def at(self, positions: Tensor, weights: Tensor | None) -> Sample:
         """The part of a sample without weights at these positions; the operand keeps all its points."""

@@ -35,15 +35,21 @@ __all__ = [
 CHUNK = 1 << 20  # points that are mapped at once
 
 
-def sample(image: Image, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """Values (N,) of a one-channel image at physical points (N, D) mm; linear interpolation, `outside` beyond it."""
-    return _sample_normalised(image, image.outside, _normalise(image, points), mode)
+def sample(image: Image, points: Tensor, mode: str = "bilinear", outside: float | None = None) -> Tensor:
+    """Values (N,) of a one-channel image at physical points (N, D) mm; linear interpolation.
+
+    Beyond the border the value is `outside`; None: `image.outside`.
+    """
+    beyond = image.outside if outside is None else outside
+    return _sample_normalised(image, beyond, _normalise(image, points), mode)
 
 
-def sample_with_gradient(image: Image, outside: float, points: Tensor) -> tuple[Tensor, Tensor]:
+def sample_with_gradient(image: Image, outside: float | None, points: Tensor) -> tuple[Tensor, Tensor]:
     """Values (N,) and their spatial gradient (N, D) per mm at physical points (N, D).
 
-    The gradient is that of the interpolant itself (not of a smoothed image), so that it is autograd's gradient.
+    Beyond the border the value is `outside`; None: that of the nearest point of the border, for points that count for
+    little or nothing there (`overlap`). The gradient is that of the interpolant itself (not of a smoothed image), so
+    that it is autograd's gradient.
     """
     with torch.enable_grad():
         normalised = _normalise(image, points.detach()).requires_grad_(True)
@@ -171,13 +177,14 @@ def _normalise(image: Image, points: Tensor) -> Tensor:
     return torch.addmm(offset.to(points), points, matrix.T.to(points))
 
 
-def _sample_normalised(image: Image, outside: float, normalised: Tensor, mode: str) -> Tensor:
+def _sample_normalised(image: Image, outside: float | None, normalised: Tensor, mode: str) -> Tensor:
     d = image.grid.dimension
     # grid_sample fills with zeros beyond the border
-    volume = (image.tensor if outside == 0 else image.tensor - outside)[None].to(normalised.dtype)
+    volume = (image.tensor - outside if outside else image.tensor)[None].to(normalised.dtype)
     where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
-    values = F.grid_sample(volume, where, mode=mode, padding_mode="zeros", align_corners=True)
-    return values.reshape(-1) if outside == 0 else values.reshape(-1) + outside
+    padding = "border" if outside is None else "zeros"
+    values = F.grid_sample(volume, where, mode=mode, padding_mode=padding, align_corners=True)
+    return values.reshape(-1) + outside if outside else values.reshape(-1)
 
 
 def affine_table(transform: nn.Module) -> Tensor:

@@ -32,6 +32,7 @@ FLOORS = (
     "transforms",
     "points",
     "warping",
+    "overlap",
     "phantoms",
     "metrics",
     "sampling",

@@ -134,10 +134,14 @@ class PairPreprocessConfig(Settings):
 
 
 class DataConfig(Settings):
-    """Files. `truth` and `reference` are ITK transforms to compare with: the known one, and that of the clear run."""
+    """Files. `truth` and `reference` are ITK transforms to compare with: the known one, and that of the clear run.
+
+    Outside `moving_mask` the moving image does not count; party_1 alone reads it, and it is told to nobody.
+    """
 
     moving: File
     fixed: File
+    moving_mask: File | None = None
     fixed_mask: File | None = None
     disclose_mask: bool = False
     disclose_centre_of_mass: bool = False

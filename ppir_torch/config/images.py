@@ -114,6 +114,7 @@ class MovingPartyConfig(_PublicConfig):
 
     backend: PrivateBackend
     moving: File
+    moving_mask: File | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
 
 
@@ -146,7 +147,12 @@ def load_config(mapping: Mapping[str, object]) -> RunConfig:
 
 def moving_party(config: RunConfig) -> MovingPartyConfig:
     """party_1's part of a private run."""
-    own: dict[str, Any] = {"moving": config.data.moving, "preprocess": config.data.preprocess.moving}
+    data = config.data
+    own: dict[str, Any] = {
+        "moving": data.moving,
+        "moving_mask": data.moving_mask,
+        "preprocess": data.preprocess.moving,
+    }
     return part_of(config, MovingPartyConfig, PROTOCOLS.names(), own)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "MindConfig",
     "MutualInformationConfig",
     "NccConfig",
+    "SquaredNccConfig",
     "SsdConfig",
 ]
 
@@ -55,6 +56,12 @@ class NccConfig(KindSettings):
     """1 - correlation of the intensities over the points in use."""
 
     kind: Literal["ncc"] = "ncc"
+
+
+class SquaredNccConfig(KindSettings):
+    """1 - squared correlation of the intensities over the overlap: contrast may be inverted."""
+
+    kind: Literal["ncc_squared"] = "ncc_squared"
 
 
 class LocalNccConfig(KindSettings):
@@ -97,6 +104,13 @@ LOSSES = Registry(
         "1 - correlation of the intensities: one modality, whatever brightness and contrast",
         "ppir_torch.losses.ncc:Correlation",
         discloses=("with loss ncc J is the fixed image at zero mean and unit variance: neither is told",),
+        normalised=True,
+    ),
+    LossEntry(
+        SquaredNccConfig,
+        "1 - squared correlation of the intensities: whatever brightness and contrast, inverted ones too",
+        "ppir_torch.losses.ncc:SquaredCorrelation",
+        discloses=("with loss ncc_squared J is the fixed image at zero mean and unit variance: neither is told",),
         normalised=True,
     ),
     LossEntry(

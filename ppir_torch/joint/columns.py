@@ -59,14 +59,17 @@ class Columns:
         kind: see the module's docstring.
         transform: for "steepest_descent", the transform's name.
         bins: for "bins", how many.
+        squares: of "image" and "moments", whether J^2 is the last column: its sum with weights that party_1 alone knows
+            is what a mean over the overlap needs.
 
     Raises:
-        ConfigError: an unknown kind or transform, or other than 4 to 64 bins.
+        ConfigError: an unknown kind or transform, other than 4 to 64 bins, or squares of other columns.
     """
 
     kind: ColumnKind = "image"
     transform: str = ""
     bins: int = 0
+    squares: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ColumnKind):
@@ -76,13 +79,16 @@ class Columns:
         if self.bins not in (range(4, MOST_BINS + 1) if self.kind == "bins" else (0,)):
             raise ConfigError(f"columns: {self.bins} bins with {self.kind!r}, 4 to {MOST_BINS} with 'bins' are needed")
 
+        if self.squares and self.kind not in ("image", "moments"):
+            raise ConfigError(f"columns: squares go with 'image' and 'moments', not with {self.kind!r}")
+
     def count(self, grid: Grid) -> int:
         """Number of columns for a fixed image on `grid`."""
         if self.kind == "steepest_descent":
             return 1 + sum(p.numel() for p in linear_transform(self.transform)(grid).parameters())
         if self.kind == "image":
-            return 1
-        return (self.bins or 1) * (1 + grid.dimension)
+            return 1 + self.squares
+        return (self.bins or 1) * (1 + grid.dimension) + self.squares
 
     def row_bits(self, points: int) -> int:
         """Of a typical entry of party_1's rows."""
@@ -165,6 +171,8 @@ def columns_of(
         values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient.T, index).T)])
     else:
         values = centred[None]
+    if wanted.squares:
+        values = torch.cat([values, centred.square()[None]])
     return FixedColumns(values, offset, mean_square)
 
 

@@ -7,7 +7,7 @@ may stop where they say more than was agreed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class Equations:
         return self.public_map.functionals(whole), own[0]
 
     def _unweighted(self, rows: Tensor) -> Tensor:
+        # By the sampler's weights alone: the image's own overlap stays in what party_1 knows by itself.
         weights = self.sample.weights
         return rows if weights is None else rows / weights.to(rows).repeat(self.channels)
 
@@ -91,6 +92,17 @@ class KeptLedger:
     most: float | None = None
     last: LedgerEntry | None = None
     further: int = 0
+    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+
+    def enter_weights(self, equations: Equations, row: Tensor, total: float) -> None:
+        """Enter the sum of J by the overlap's weights (1, n), and that of J^2, which were opened together.
+
+        The first is an equation on J, kept until party_1's own image w I comes with a product. Linearised at that image
+        the second says what sum w I J does, which the round's products open anyway; so it is counted and no equation.
+        """
+        said, _ = equations.of_products(row, [(0, 0)], self.points)
+        self.waiting.append((said, torch.tensor([total], dtype=torch.float64)))
+        self.further += 1
 
     def enter_products(self, equations: Equations, rows: Tensor, pairs: Pairs, results: Tensor) -> None:
         """Enter products (pairs,) of quantised rows (rows, n), the last of them party_1's own warped image.
@@ -99,7 +111,12 @@ class KeptLedger:
             LedgerStop: the opened values say more than was agreed.
         """
         said, own = equations.of_products(rows, pairs, self.points)
-        self._keep(self.ledger.record(said, results, own))
+        if self.waiting:
+            said = torch.cat([*(row for row, _ in self.waiting), said])
+            results = torch.cat([*(total for _, total in self.waiting), results.double().cpu()])
+            self.waiting.clear()
+        entry = self.ledger.record(said, results, own)
+        self._keep(replace(entry, opened=entry.opened + self.further))
 
     def enter_mapped(self, equations: Equations, rows: Tensor, results: Tensor) -> None:
         """Enter what a product through a map opened; a fine control grid's equations are too many to keep.

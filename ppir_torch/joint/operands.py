@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -40,8 +41,10 @@ class Operand(Protocol):
         grid: the level's grid.
         sample: which of its points are used, with which weights.
         offset: the public constant that was subtracted from J.
-        mean_square: mean of (J - offset)^2 over the sample; over all points of the level where the sample's points or
-            weights are not known to party_2.
+        mean_square: mean of (J - offset)^2 over the sample as its points count; over all points of the level where
+            that is not known (`energy_known`).
+        energy_known: whether `mean_square` is that of the points in use.
+        mean: mean of J - offset over the points in use, where party_1 was told (`within`); else 0.
         columns: which columns the operand has.
         channels: C, of the fixed image's features; rows have C n entries, one channel after the other, where the
             sample has n points.
@@ -57,6 +60,10 @@ class Operand(Protocol):
     def offset(self) -> float: ...
     @property
     def mean_square(self) -> float: ...
+    @property
+    def energy_known(self) -> bool: ...
+    @property
+    def mean(self) -> float: ...
     @property
     def columns(self) -> Columns: ...
     @property
@@ -75,6 +82,13 @@ class Operand(Protocol):
         """The same operand, of which only these positions are used; party_2 learns nothing of it."""
         ...
 
+    def within(self, overlap: Tensor) -> Operand:
+        """The same operand, whose points count by the overlap (n,), too; party_2 does not learn it.
+
+        One product opens J's sum by these weights, and where there is a column of squares that of J^2.
+        """
+        ...
+
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
         """(quantised rows (D + 1, n), B^T (X[d] * J) (D, M) float64, X[WARPED] . J), where the operand has a map.
 
@@ -88,6 +102,19 @@ class Operand(Protocol):
 
 
 @dataclass(frozen=True)
+class _Overlap:
+    # What party_1 knows of J - offset over its overlap; the mean square only where there is a column of squares.
+    mean: float
+    mean_square: float | None
+
+
+def _row_of(sample: Sample, channels: int, like: Tensor) -> Tensor:
+    """The weights in use as one row (1, C n), of sum 1."""
+    assert sample.combined is not None
+    return sample.combined.to(like).repeat(channels)[None] / channels
+
+
+@dataclass(frozen=True)
 class ClearOperand:
     """J in the clear: the reference, and the oracle of every private run."""
 
@@ -97,6 +124,7 @@ class ClearOperand:
     fixed: FixedColumns
     public_map: PublicMap | None = None
     channels: int = 1
+    over: _Overlap | None = None
 
     @classmethod
     def of(
@@ -121,9 +149,21 @@ class ClearOperand:
     @property
     def mean_square(self) -> float:
         """See `Operand`."""
+        if self.over is not None and self.over.mean_square is not None:
+            return self.over.mean_square
         if self.sample.known:
             return float(self.fixed.values[0].double().square().mean())
         return self.fixed.level_mean_square
+
+    @property
+    def energy_known(self) -> bool:
+        """See `Operand`."""
+        return self.sample.known if self.over is None else self.over.mean_square is not None
+
+    @property
+    def mean(self) -> float:
+        """See `Operand`."""
+        return 0.0 if self.over is None else self.over.mean
 
     @property
     def gram(self) -> Tensor | None:
@@ -145,6 +185,19 @@ class ClearOperand:
     def part(self, positions: Tensor, weights: Tensor | None) -> ClearOperand:
         """See `Operand`."""
         return replace(self, sample=self.sample.at(positions, weights))
+
+    def within(self, overlap: Tensor) -> ClearOperand:
+        """See `Operand`."""
+        sample = self.sample.within(overlap)
+        if self.columns.kind == "bins":
+            return replace(self, sample=sample)
+        row = _row_of(sample, self.channels, self.fixed.values)
+        values = self.fixed.values[:1]
+        places = places_of(self.sample.positions, values.shape[1], self.channels)
+        values = values if places is None else values[:, places]
+        mean = float(exact_products(row, values))
+        square = float(exact_products(row, values.square())) if self.columns.squares else None
+        return replace(self, sample=sample, over=_Overlap(mean, square))
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
         """See `Operand`."""
@@ -174,6 +227,7 @@ class PrivateOperand:
     kept: KeptLedger | None = None
     full: Grid | None = None
     channels: int = 1
+    over: _Overlap | None = None
 
     @property
     def header(self) -> OperandHeader:
@@ -193,11 +247,51 @@ class PrivateOperand:
     @property
     def mean_square(self) -> float:
         """See `Operand`."""
+        if self.over is not None and self.over.mean_square is not None:
+            return self.over.mean_square
         return self.sample_mean_square if self.sample.known else self.level_mean_square
+
+    @property
+    def energy_known(self) -> bool:
+        """See `Operand`."""
+        return self.sample.known if self.over is None else self.over.mean_square is not None
+
+    @property
+    def mean(self) -> float:
+        """See `Operand`."""
+        return self._mapped_mean if self.over is None else self.over.mean
+
+    @cached_property
+    def _mapped_mean(self) -> float:
+        # Only losses that centre J ask for it: one product, of one row that is not zero.
+        if self.public_map is None or self.sample.overlap is None:
+            return 0.0
+        row = _row_of(self.sample, self.channels, self.sample.overlap)
+        return self.project(torch.cat([row.new_zeros(self.grid.dimension, row.shape[1]), row]))[2]
 
     def part(self, positions: Tensor, weights: Tensor | None) -> PrivateOperand:
         """See `Operand`."""
         return replace(self, sample=self.sample.at(positions, weights))
+
+    def within(self, overlap: Tensor) -> PrivateOperand:
+        """See `Operand`."""
+        sample = self.sample.within(overlap)
+        used = replace(self, sample=sample)
+        if self.columns.kind == "bins":
+            return used
+        if self.public_map is not None:
+            return used
+        return replace(used, over=used._sums_by(_row_of(sample, self.channels, overlap)))
+
+    def _sums_by(self, row: Tensor) -> _Overlap:
+        """J's and J^2's means by weights (1, n), opened."""
+        asked = [(0, 0), (0, self.header.columns - 1)] if self.columns.squares else [(0, 0)]
+        quantised, results = self._opened(row, asked)
+        whole = float(exact_products(quantised, torch.ones_like(quantised)))  # rounded weights have another sum
+        mean, *squares = (results / whole).tolist()
+        if self.kept is not None:
+            self.kept.enter_weights(self._equations, quantised, float(results[0]))
+        return _Overlap(mean, max(squares[0], 0.0) if squares else None)
 
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Quantise each row as finely as the protocol carries exactly, multiply as integers, scale back.
@@ -205,6 +299,13 @@ class PrivateOperand:
         The returned rows are the quantised ones, so that a caller who uses them for its own sums, too, leaves the
         rounding multiplied by the small residual I - J and not by J.
         """
+        quantised, results = self._opened(rows, pairs)
+        if self.kept is not None:
+            self.kept.enter_products(self._equations, quantised, pairs, results)
+        return quantised, results
+
+    def _opened(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """`multiply` without an entry in the ledger."""
         remote = self._plain
         results = torch.empty(len(pairs), dtype=torch.float64)
         scales = torch.tensor(self.header.scales, dtype=torch.float64)
@@ -223,8 +324,6 @@ class PrivateOperand:
             exact = remote.multiply(integers, wanted, self._nonzero_positions(places)).cpu().double()
             steps = scale[[row for row, _ in wanted]]
             results[numbers] = exact / steps * scales[[column for _, column in wanted]]
-        if self.kept is not None:
-            self.kept.enter_products(self._equations, quantised, pairs, results)
         return quantised, results
 
     def sums(self, rows: Tensor, pairs: Pairs, sum_index: SumIndex) -> Tensor:

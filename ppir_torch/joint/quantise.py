@@ -46,6 +46,7 @@ def quantise_columns(
     """(Y int64 (C, n), scales) with columns about scale Y and |Y| < 2^(bits-1).
 
     Moments share the scale of J: that of their own would say more about J. Bin weights' scale is the same for every J.
+    Squares are those of the integers of J, to as many bits.
     """
     exact = fixed.values.double()
     largest = exact.abs().amax(1)
@@ -53,10 +54,15 @@ def quantise_columns(
         largest = torch.full_like(largest, BIN_PEAK)
     if columns.kind == "moments":
         largest = largest[:1].expand_as(largest)
-    scales = torch.where(largest > 1e-300, largest / (2 ** (bits - 1) - 1), 1.0)
+    most = 2 ** (bits - 1) - 1
+    scales = torch.where(largest > 1e-300, largest / most, 1.0)
     if columns.kind == "bins":
         return dithered(exact / scales[:, None], seed=1), tuple(scales.tolist())
-    return (exact / scales[:, None]).round().to(torch.int64), tuple(scales.tolist())
+    integers = (exact / scales[:, None]).round()
+    if columns.squares:  # of the integers, by a scale that follows from J's
+        integers[-1] = (integers[0].square() / most).round()
+        scales[-1] = scales[0].square() * most
+    return integers.to(torch.int64), tuple(scales.tolist())
 
 
 def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from .measures import Measure
 from .mind import Mind
 from .module import ModuleFeatures
 from .mutual_information import MI, MutualInformation
-from .ncc import NCC, Correlation, DeformableNCC
+from .ncc import NCC, Correlation, DeformableNCC, DeformableSquaredNCC, SquaredCorrelation, SquaredNCC
 from .smooth import Smoothness
 from .ssd import SSD, FeatureDifference, SquaredDifference
 
@@ -20,6 +20,7 @@ __all__ = [
     "Correlation",
     "DeformableNCC",
     "DeformableSSD",
+    "DeformableSquaredNCC",
     "FeatureDifference",
     "InverseSSD",
     "LatticeLoss",
@@ -32,5 +33,7 @@ __all__ = [
     "MutualInformation",
     "OperatorLinearisation",
     "Smoothness",
+    "SquaredCorrelation",
     "SquaredDifference",
+    "SquaredNCC",
 ]

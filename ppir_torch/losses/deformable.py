@@ -62,7 +62,7 @@ class DeformableSSD:
             moving: (C, ...) at this level; C as in the operand.
         """
         rows = self._rows(moving)
-        weights, normaliser = self.operand.sample.weights, float(rows.shape[1])
+        weights, normaliser = self.operand.sample.combined, float(rows.shape[1])
         if weights is not None:
             weights, normaliser = weights.to(rows).repeat(moving.tensor.shape[0]), float(moving.tensor.shape[0])
         weighted = rows if weights is None else rows * weights
@@ -84,7 +84,7 @@ class DeformableSSD:
             gradient = gradient + smooth.flatten()
             value += 0.5 * float((smooth * coefficients).sum())
         # What is left to deform is less than what an affine map starts from.
-        nominal = 0.0 if self.operand.sample.known else 0.001 * self.operand.mean_square
+        nominal = 0.0 if self.operand.energy_known else 0.001 * self.operand.mean_square
 
         def apply(vector: Tensor) -> Tensor:
             image = self._apply(tensor, vector)
@@ -108,12 +108,13 @@ class DeformableSSD:
         if len(channels) != self.operand.channels:
             raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
         rows = self._points.new_empty(d + 1, len(channels) * n)
+        beyond = 0.0 if self.operand.sample.overlap is None else None
         for start in range(0, n, CHUNK):
             stop = min(start + CHUNK, n)
             with torch.no_grad():
                 mapped = self.outer(self._points[start:stop] + moved[start:stop])
             for number, (above, outside) in enumerate(channels):
-                warped, gradient = sample_with_gradient(above, 0.0, mapped)
+                warped, gradient = sample_with_gradient(above, beyond, mapped)
                 gradient = gradient @ matrix
                 if jacobian is not None:
                     gradient = torch.einsum("nij,ni->nj", jacobian[start:stop], gradient)

@@ -81,7 +81,7 @@ class MI(SSD):
         rows, images = self._rows(transform, moving, with_images=with_hessian, with_slopes=True)
         gradient, warped = rows[:-1], rows[-1]
         low, high = _range(moving)
-        weights = self.operand.sample.weights
+        weights = self.operand.sample.combined
         windows = table_of(warped, low, high, self._moving_bins)
         table = self._histogram(windows, weights)
         value, by_entry = information(table)
@@ -99,7 +99,7 @@ class MI(SSD):
     def _value(self, transform: nn.Module, moving: Image) -> float:
         rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
         windows = table_of(rows[-1], *_range(moving), self._moving_bins)
-        return -float(information(self._histogram(windows, self.operand.sample.weights))[0])
+        return -float(information(self._histogram(windows, self.operand.sample.combined))[0])
 
     def _histogram(self, windows: Tensor, weights: Tensor | None) -> Tensor:
         """H (moving bins, fixed bins) float64 on the CPU: the first product."""

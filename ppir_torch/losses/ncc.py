@@ -13,8 +13,16 @@ enhanced correlation coefficient of Evangelidis and Psarakis, TPAMI 2008.)
 By moments (affine transforms under some protocols) the product has S's spatial gradient as rows instead, and party_1
 takes mean(I^ (I^ - J^)) out of the sums afterwards; it has that from the value.
 
-`DeformableNCC` is the same on a control lattice's coefficients. Its derivatives lose what lies along 1 and along the
-normalised image, which party_1 subtracts alone; the joint product is that of `DeformableSSD`.
+Over an overlap J^ has another mean and variance than over all points; party_1 is told both (`Operand.within`), and the
+correlation is that of the overlap.
+
+`SquaredNCC` is 1 - rho^2, what a linear function of I leaves unexplained of J: contrast may be inverted, and a shift to
+where the images are flat gains nothing. Its Gauss-Newton model is that of J regressed on I: with the slope rho
+the steepest-descent images are rho dI^ (the correlation ratio's, Roche et al., MICCAI 1998, for one straight line).
+
+`DeformableNCC` and `DeformableSquaredNCC` are the same on a control lattice's coefficients. Their derivatives lose what
+lies along 1 and along the normalised image, which party_1 subtracts alone; the joint product is that of
+`DeformableSSD`.
 """
 
 from __future__ import annotations
@@ -38,8 +46,9 @@ from .measures import Measure
 from .smooth import Smoothness
 from .ssd import SSD
 
-__all__ = ["NCC", "Correlation", "DeformableNCC"]
+__all__ = ["NCC", "Correlation", "DeformableNCC", "DeformableSquaredNCC", "SquaredCorrelation", "SquaredNCC"]
 
+_LEAST_SLOPE = 0.3  # of the regression, in the model's curvature: below it a step would be longer than it is right
 _FLAT = 1e-6  # deviation, as a share of the largest value, that is rounding
 
 
@@ -67,7 +76,7 @@ class NCC(SSD):
 
     def __init__(self, operand: Operand) -> None:
         super().__init__(operand)
-        if operand.columns.kind == "moments" and not operand.sample.known:
+        if operand.columns.kind == "moments" and not operand.energy_known:
             raise ConfigError("ncc: by moments all points of the operand are needed")
 
     def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
@@ -75,7 +84,7 @@ class NCC(SSD):
         by_moments = self.operand.columns.kind == "moments"
         rows, images = self._rows(transform, moving, with_images=True, with_slopes=by_moments)
         weights, normaliser = self._weights(rows)
-        nominal = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        nominal = 0.0 if self.operand.energy_known else 0.01 * self.operand.mean_square
         deviation = standardise(rows, weights)
         if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
             return Linearisation(1.0, images.new_zeros(len(images)).double().cpu(), _nothing(images), nominal)
@@ -92,14 +101,58 @@ class NCC(SSD):
             hessian = exact_products(images if weights is None else images * weights, images).cpu() / normaliser
         if not by_moments:
             value, gradient = self._compare(rows)
-            return Linearisation(value / 2, gradient / 2, hessian, nominal)
+            return self._model(value, gradient / 2, hessian, nominal)
         value, gradient = self._by_moments(rows, transform)
-        left = 1 - (1 + self.operand.mean_square - value) / 2  # mean of I^ (I^ - J^); that of I^ - J^ is 0
-        return Linearisation(value / 2, (gradient / 2 - left * along.cpu()) / deviation, hessian, nominal)
+        left = 1 - (1 + self.operand.mean_square - value) / 2  # mean of I^ (I^ - J^); that of I^ - J^ is -mean J^
+        gradient = (gradient / 2 + self.operand.mean * mean.cpu() - left * along.cpu()) / deviation
+        return self._model(value, gradient, hessian, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
-        return self._compare(rows)[0] / 2 if standardise(rows, self._weights(rows)[0]) > 0 else 1.0
+        if standardise(rows, self._weights(rows)[0]) == 0:
+            return 1.0
+        return self._of_correlation(self._correlation(self._compare(rows)[0]))
+
+    def _model(self, value: float, gradient: Tensor, hessian: Tensor, nominal: float) -> Linearisation:
+        """From mean (I^ - J^)^2, mean dI^ (I^ - J^) and mean dI^ dI^^T."""
+        correlation, spread = self._correlation(value), _spread(self.operand)
+        slope, curvature = self._derivatives(correlation)
+        return Linearisation(self._of_correlation(correlation), slope / spread * gradient, curvature * hessian, nominal)
+
+    def _correlation(self, value: float) -> float:
+        return (1 + self.operand.mean_square - value) / 2 / _spread(self.operand)
+
+    def _of_correlation(self, correlation: float) -> float:
+        return 1 - correlation
+
+    def _derivatives(self, correlation: float) -> tuple[float, float]:  # noqa: ARG002
+        """What the gradient of -rho and the mean dI^ dI^^T are multiplied by."""
+        return 1.0, 1.0
+
+
+class SquaredNCC(NCC):
+    """1 - squared correlation of the warped moving image with a fixed image that may be another party's.
+
+    Not changed by any affine map of either image's intensities, inverted ones neither.
+
+    Args:
+        operand: of the measure `SquaredCorrelation`.
+
+    >>> from ppir_torch import Affine, ClearFixed, Grid, Image, Level, OperandRequest
+    >>> image = Image(torch.rand(1, 9, 9), Grid((9, 9)))
+    >>> inverted = Image(20 - 3 * image.tensor, image.grid)
+    >>> from ppir_torch.losses import SquaredCorrelation
+    >>> request = OperandRequest(Level(1, 0.0), measure=SquaredCorrelation())
+    >>> loss = SquaredNCC(ClearFixed(inverted).operand(request))
+    >>> abs(loss(Affine(image.grid), image).item()) < 1e-5
+    True
+    """
+
+    def _of_correlation(self, correlation: float) -> float:
+        return 1 - correlation**2
+
+    def _derivatives(self, correlation: float) -> tuple[float, float]:
+        return 2 * correlation, 2 * max(abs(correlation), _LEAST_SLOPE) ** 2
 
 
 class DeformableNCC(DeformableSSD):
@@ -117,24 +170,52 @@ class DeformableNCC(DeformableSSD):
         self._alpha /= 2
 
     def linearise(self, moving: Image) -> OperatorLinearisation:
-        """Value, gradient (P,) and Hessian operator, from one joint product; points of equal weight only."""
+        """Value, gradient (P,) and Hessian operator, from one joint product."""
         rows = self._rows(moving)
-        n = rows.shape[1]
-        deviation = standardise(rows, None)
+        weights = self.operand.sample.combined
+        weights, n = (None, float(rows.shape[1])) if weights is None else (weights.to(rows), 1.0)
+        deviation = standardise(rows, weights)
         if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
             rows.zero_()
         else:
             rows[:-1] /= deviation
-        quantised, projected, total = self.operand.project(rows)
-        warped = quantised[WARPED]
-        energy, mean = float(exact_products(quantised[WARPED:], quantised[WARPED:])), float(warped.double().mean())
-        along = (energy - total) / n  # mean of I^ r
-        own = self.operand.adjoint(quantised[:WARPED] * (warped * (1 - along) - mean))
+        weighted = rows if weights is None else rows * weights
+        quantised, projected, total = self.operand.project(weighted)
+        # The rounding of a row meets the small I^ - J^ alone.
+        energy = float(exact_products(2 * quantised[WARPED:] - weighted[WARPED:], rows[WARPED:]))
+        mean = float(exact_products(weighted[WARPED:], torch.ones_like(rows[WARPED:]))) / n - self.operand.mean
+        along = (energy - total) / n  # mean of I^ r; that of r is `mean`
+        own = self.operand.adjoint(quantised[:WARPED] * (rows[WARPED] * (1 - along) - mean))
         gradient = (own - projected.to(own)).flatten() / n
-        value = 0.5 * ((energy - 2 * total) / n + self.operand.mean_square) if deviation > 0 else 1.0
-        fields = [self.operand.adjoint(rows[:-1]), self.operand.adjoint(rows[:-1] * rows[-1])]
-        without = torch.stack([field.flatten() for field in fields]) / n
-        return self._smoothed(value, gradient, self._structure_tensor(rows[:-1], None, 2.0 * n), without)
+        correlation = 1 - 0.5 * ((energy - 2 * total) / n + 1) if deviation > 0 else 0.0
+        slope, curvature = self._derivatives(correlation)
+        fields = [self.operand.adjoint(weighted[:-1]), self.operand.adjoint(weighted[:-1] * rows[-1])]
+        without = torch.stack([field.flatten() for field in fields]) * (math.sqrt(curvature) / n)
+        tensor = self._structure_tensor(rows[:-1], weights, 2 * n / curvature)
+        return self._smoothed(self._of_correlation(correlation), slope * gradient, tensor, without)
+
+    def _of_correlation(self, correlation: float) -> float:
+        return 1 - correlation
+
+    def _derivatives(self, correlation: float) -> tuple[float, float]:  # noqa: ARG002
+        """See `NCC`."""
+        return 1.0, 1.0
+
+
+class DeformableSquaredNCC(DeformableNCC):
+    """1 - squared correlation with a smoothness term; arguments as of `DeformableSSD`."""
+
+    def __init__(
+        self, operand: Operand, transform: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
+    ) -> None:
+        super().__init__(operand, transform, outer, smoothness)
+        self._alpha *= 2  # 1 - rho^2 is twice 1 - rho where the images are alike
+
+    def _of_correlation(self, correlation: float) -> float:
+        return 1 - correlation**2
+
+    def _derivatives(self, correlation: float) -> tuple[float, float]:
+        return 2 * correlation, 2 * max(abs(correlation), _LEAST_SLOPE) ** 2
 
 
 @dataclass(frozen=True)
@@ -160,6 +241,38 @@ class Correlation(Measure):
     ) -> DeformableNCC:
         """See `Measure`."""
         return DeformableNCC(operand, part, outer, smoothness)
+
+
+@dataclass(frozen=True)
+class SquaredCorrelation(Measure):
+    """1 - the squared correlation of the intensities, over the points in use.
+
+    Any affine change of either image's intensities leaves it as it is, an inversion too. party_2's mean and variance
+    are not disclosed: its column is normalised before anything is said about it.
+    """
+
+    entry = LOSSES.ours("ncc_squared")
+
+    def loss(self, operand: Operand) -> SquaredNCC:
+        """See `Measure`."""
+        return SquaredNCC(operand)
+
+    def explained(self, value: float, operand: Operand) -> float:  # noqa: ARG002
+        """See `Measure`: the squared correlation."""
+        return 1 - value
+
+    def deformable_loss(
+        self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
+    ) -> DeformableSquaredNCC:
+        """See `Measure`."""
+        return DeformableSquaredNCC(operand, part, outer, smoothness)
+
+
+def _spread(operand: Operand) -> float:
+    """The deviation of J^ over the points in use: 1 where that is not known."""
+    if not operand.energy_known:
+        return 1.0
+    return math.sqrt(max(operand.mean_square - operand.mean**2, 1e-12))
 
 
 def standardise(rows: Tensor, weights: Tensor | None) -> float:

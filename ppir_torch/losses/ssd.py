@@ -85,7 +85,7 @@ class SSD(nn.Module):
             weighted = images if weights is None else images * weights
             hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
         value, gradient = self._by_moments(rows, transform) if by_moments else self._compare(rows)
-        nominal = 0.0 if self.operand.sample.known else 0.01 * self.operand.mean_square
+        nominal = 0.0 if self.operand.energy_known else 0.01 * self.operand.mean_square
         return Linearisation(value, gradient, hessian, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
@@ -98,6 +98,7 @@ class SSD(nn.Module):
         """
         points = self._sampled_points(moving)
         channels, n = channels_above_outside(moving), points.shape[0]
+        beyond = 0.0 if self.operand.sample.overlap is None else None
         if len(channels) != self.operand.channels:
             raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
         parameters = _count(transform) if with_images else 0
@@ -110,7 +111,7 @@ class SSD(nn.Module):
                 mapped = transform(points[start:stop])
             for number, (above, outside) in enumerate(channels):
                 part = slice(number * n + start, number * n + stop)
-                warped, gradient = sample_with_gradient(above, 0.0, mapped)
+                warped, gradient = sample_with_gradient(above, beyond, mapped)
                 rows[-1, part] = warped + (outside - self.operand.offset)
                 if with_slopes:
                     rows[:-1, part] = gradient.T
@@ -123,10 +124,11 @@ class SSD(nn.Module):
         weights, normaliser = self._weights(rows)
         pairs = [(row, 0) for row in range(rows.shape[0])]
         quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = quantised[WARPED] if weights is None else quantised[WARPED] / weights
-        difference = (exact_products(quantised, warped[None])[:, 0].cpu() - products.cpu()) / normaliser
-        value = float(difference[-1] - products[-1].cpu() / normaliser) + self.operand.mean_square
-        return value, 2 * difference[:-1]
+        warped = quantised[WARPED:] if weights is None else rows[WARPED:]
+        own, products = exact_products(quantised, warped)[:, 0].cpu(), products.cpu()
+        energy = float(own[-1]) if weights is None else 2 * float(own[-1]) - _energy(rows[WARPED:], weights)
+        value = (energy - 2 * float(products[-1])) / normaliser + self.operand.mean_square
+        return value, 2 * (own[:-1] - products[:-1]) / normaliser
 
     def _by_moments(self, rows: Tensor, transform: nn.Module) -> tuple[float, Tensor]:
         """The same from the products of the gradient's D rows with J's D + 1 moments: sum G_d h_j (I - J)."""
@@ -134,10 +136,11 @@ class SSD(nn.Module):
         weights, normaliser = self._weights(rows)
         pairs = [(row, column) for row in range(dimension) for column in range(dimension + 1)] + [(dimension, 0)]
         quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = quantised[WARPED] if weights is None else quantised[WARPED] / weights
+        warped = quantised[WARPED:] if weights is None else rows[WARPED:]
         own = exact_products(quantised, self._homogeneous(rows) * warped).cpu()
         moments = (own[:-1] - products[:-1].cpu().reshape(dimension, -1)) / normaliser
-        value = float(own[-1, 0] - 2 * products[-1].cpu()) / normaliser + self.operand.mean_square
+        energy = float(own[-1, 0]) if weights is None else 2 * float(own[-1, 0]) - _energy(rows[WARPED:], weights)
+        value = (energy - 2 * float(products[-1].cpu())) / normaliser + self.operand.mean_square
         return value, 2 * self._of_moments(moments, transform)
 
     def _of_moments(self, moments: Tensor, transform: nn.Module) -> Tensor:
@@ -155,7 +158,7 @@ class SSD(nn.Module):
         return self._moments.to(like)
 
     def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
-        weights, channels = self.operand.sample.weights, self.operand.channels
+        weights, channels = self.operand.sample.combined, self.operand.channels
         return (
             (None, float(rows.shape[-1])) if weights is None else (weights.to(rows).repeat(channels), float(channels))
         )
@@ -198,6 +201,11 @@ class SquaredDifference(FeatureDifference):
 
 def _share(value: float, nothing: float) -> float | None:
     return 1 - value / nothing if nothing > 0 else None
+
+
+def _energy(row: Tensor, weights: Tensor) -> float:
+    """sum w I^2 of a row (1, n); the rounding of w I then meets the small I - J alone, twice the rounded less this."""
+    return float(exact_products(row * weights, row))
 
 
 def _count(transform: nn.Module) -> int:

@@ -68,3 +68,7 @@ class Optimizer(ABC):
     def for_lattices(self) -> Optimizer:
         """The optimiser of a deformable stage: this one, unless it is for few parameters only."""
         return self
+
+    def for_overlaps(self) -> Optimizer:
+        """The optimiser where some fixed points map outside the moving image: this one, unless it needs all of them."""
+        return self

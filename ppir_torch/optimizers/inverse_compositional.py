@@ -46,6 +46,10 @@ class InverseCompositional(Optimizer):
         """Gauss-Newton: steepest-descent images of J are those of few parameters."""
         return GaussNewton()
 
+    def for_overlaps(self) -> GaussNewton:
+        """Gauss-Newton: sums S_J^T J that party_2 tells are over all points."""
+        return GaussNewton(self.damping)
+
     def minimise(
         self,
         transform: nn.Module,

@@ -18,11 +18,14 @@ from ..joint.columns import Columns
 from ..joint.operands import Operand
 from ..joint.placement import select_points
 from ..losses import Measure
+from ..optimizers import Optimizer
+from ..overlap import content
 from ..sampling import Full, Sampler
 from ..transforms import ControlLattice, LinearTransform
 from ..warping import channels_above_outside, resampled_along, sample_with_gradient
 from .plan import Plan
 from .request import OperandRequest
+from .rounds import Domain
 from .source import FixedSource
 
 __all__ = ["RunLevel", "moving_features"]
@@ -41,6 +44,7 @@ class RunLevel:
         transform: the linear transform that the level starts from.
         level: shrink factor and smoothing.
         number: of the level, in both stages together.
+        mask: 1 where the moving image counts, on its full grid; None: everywhere.
     """
 
     plan: Plan
@@ -49,6 +53,7 @@ class RunLevel:
     transform: LinearTransform
     level: Level
     number: int
+    mask: Image | None = None
 
     @cached_property
     def grid(self) -> Grid:
@@ -65,17 +70,36 @@ class RunLevel:
         """Points that a sampler chooses from."""
         return self.grid.count if self.candidates is None else self.candidates.numel()
 
-    def linear_operand(self) -> Operand:
-        """The operand that the plan's loss and optimiser need to fit the linear transform."""
+    def domain(self, whole: Image, index: Tensor | None) -> Domain:
+        """Fixed points of the level, and how much the moving image counts where they are mapped to.
+
+        Args:
+            whole: the moving image, not at the level.
+            index: flat indices of the points; None: all.
+        """
+        mask = None if self.mask is None else self.mask.at_level(self.level)
+        of = content(whole.at_level(self.level), mask)
+        points = self.grid.points(index, of.tensor.dtype, of.tensor.device)
+        return Domain(of, points, mask is not None)
+
+    def linear_operand(self, optimizer: Optimizer, squares: bool) -> Operand:
+        """The operand that the plan's loss needs to fit the linear transform.
+
+        Args:
+            optimizer: of the level.
+            squares: whether the points are to count by an overlap.
+        """
         plan, measure, dimension = self.plan, self.plan.loss, self.fixed.grid.dimension
         rows, columns = 1 + sum(p.numel() for p in self.transform.parameters()), measure.columns()
-        own = plan.optimizer.columns(plan.transform)
+        own = optimizer.columns(plan.transform)
         if columns.kind != "image":
             rows = measure.most_rows(dimension)
         elif own is not None:
             rows, columns = 1, own
         elif self._by_moments():
             rows, columns = 1 + dimension, Columns("moments")
+        if columns.kind in ("image", "moments"):
+            columns = replace(columns, squares=squares)
         return self._sampled(plan.sampler, OperandRequest(self.level, rows=rows, columns=columns))
 
     def mapped_operand(self, lattice: ControlLattice) -> Operand:

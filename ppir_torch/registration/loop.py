@@ -13,17 +13,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+
+import torch
+from torch import Tensor
 
 from ..errors import ImageError, LedgerStop, LinkError
 from ..images import Image, Level, check_content
 from ..interruption import Interrupted
 from ..joint.operands import Operand
 from ..losses import Smoothness
-from ..optimizers import Iteration, Stopping
+from ..optimizers import Iteration, Optimizer, Stopping
 from ..transforms import Composite, ControlLattice, LatticeTransform, LinearTransform, lattice_transform
 from ..transforms.smoothness import Regulariser
 from ..warping import warp
@@ -31,11 +35,14 @@ from .facts import Course, Watch
 from .level_operand import RunLevel, moving_features
 from .plan import Deformable, Plan
 from .result import LevelIteration, Result
+from .rounds import rounds
 from .source import FixedSource
 from .start import check_overlap, start_transform
 from .verdict import LevelFacts, is_fatal, judge, warnings_of
 
 __all__ = ["register_images"]
+
+log = logging.getLogger(__name__)
 
 
 def register_images(
@@ -43,8 +50,16 @@ def register_images(
     fixed: FixedSource,
     plan: Plan | None = None,
     observer: Callable[[LevelIteration], None] | None = None,
+    moving_mask: Tensor | None = None,
 ) -> Result:
-    """Fit `plan.transform` so that the moving image, warped, looks like the fixed one.
+    """Fit `plan.transform` so that the moving image, warped, looks like the fixed one where the two overlap.
+
+    Args:
+        moving: one channel.
+        fixed: the source of the fixed image's operands.
+        plan: what to run; default `Plan()`.
+        observer: called after every iteration.
+        moving_mask: bool ([z,] y, x) of the moving image: what is outside does not count; nobody else learns it.
 
     At the end of each level it is judged whether the run went right (`Result.levels`, `Result.warnings`). Where it
     collapsed, ran away or lost all overlap, it ends, and the result is what was found before that level.
@@ -64,7 +79,7 @@ def register_images(
     transform = start_transform(plan, moving, fixed)
     check_overlap(transform, moving, fixed.grid)
     watch = Watch(moving.grid, fixed.grid, fixed.mask, transform)
-    run = _Run(moving, fixed, plan, started, observer, watch, transform)
+    run = _Run(moving, fixed, plan, started, observer, watch, transform, _as_image(moving_mask, moving))
     error, interrupted = "", None
     try:
         run.fit_linear(transform)
@@ -106,6 +121,7 @@ class _Run:
     observer: Callable[[LevelIteration], None] | None
     watch: Watch
     found: LinearTransform | Composite
+    mask: Image | None = None
     history: list[LevelIteration] = field(default_factory=list)
     levels: list[LevelFacts] = field(default_factory=list)
     _under_way: _LevelUnderWay | None = None
@@ -113,15 +129,33 @@ class _Run:
 
     def fit_linear(self, transform: LinearTransform) -> None:
         """The linear stage, coarse to fine."""
-        optimizer = self.plan.optimizer
+        optimizer, said = self.plan.optimizer, False
         for number, level in enumerate(self.plan.levels or ()):
             here = self._enter(level, number, transform)
-            operand = here.linear_operand()
-            loss = optimizer.loss(self.plan.loss, operand)
+            used = optimizer
+            if here.domain(self.moving, here.candidates).weights(transform) is not None:
+                used = optimizer.for_overlaps()
+                if used is not optimizer and not said:
+                    said = True
+                    log.warning(
+                        "optimizer: %s needs every fixed point inside the moving image, some are not; %s goes on",
+                        type(optimizer).__name__,
+                        type(used).__name__,
+                    )
 
-            linearise = partial(loss.linearise, transform, here.moving)
-            steps = optimizer.minimise(transform, linearise, self.plan.stopping, min(operand.grid.spacing))
-            self._follow(steps, _LevelUnderWay(here, operand, self.plan.stopping, copy.deepcopy(self.found)))
+            def minimise(
+                operand: Operand, stopping: Stopping, used: Optimizer = used, here: RunLevel = here
+            ) -> Iterator[Iteration]:
+                # A run that comes to an overlap within a level goes on with what can take it.
+                able = used if operand.sample.overlap is None else used.for_overlaps()
+                loss = able.loss(self.plan.loss, operand)
+                linearise = partial(loss.linearise, transform, here.moving)
+                return able.minimise(transform, linearise, stopping, min(operand.grid.spacing))
+
+            domain_of, operand_of = partial(here.domain, self.moving), partial(here.linear_operand, used)
+            stopping = self.plan.stopping
+            steps = rounds(transform, here.candidates, domain_of, operand_of, minimise, stopping)
+            self._follow(steps, _LevelUnderWay(here, stopping, copy.deepcopy(self.found)))
 
     def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> None:
         """The deformable stage, coarse to fine."""
@@ -138,22 +172,36 @@ class _Run:
             regulariser = Regulariser.of(
                 wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
             )
-            loss = self.plan.loss.deformable_loss(operand, part, outer, Smoothness(regulariser, wanted.weight))
+            smoothness = Smoothness(regulariser, wanted.weight)
 
-            linearise = partial(loss.linearise, here.moving)
-            steps = optimizer.minimise(part, linearise, wanted.stopping, min(operand.grid.spacing))
-            self._follow(steps, _LevelUnderWay(here, operand, wanted.stopping, before))
+            def minimise(
+                operand: Operand,
+                stopping: Stopping,
+                part: LatticeTransform = part,
+                here: RunLevel = here,
+                smoothness: Smoothness = smoothness,
+            ) -> Iterator[Iteration]:
+                loss = self.plan.loss.deformable_loss(operand, part, outer, smoothness)
+                linearise = partial(loss.linearise, here.moving)
+                return optimizer.minimise(part, linearise, stopping, min(operand.grid.spacing))
+
+            whole, domain_of = Composite([part, outer]), partial(here.domain, self.moving)
+            operand_of = partial(_same, operand)
+            steps = rounds(whole, here.candidates, domain_of, operand_of, minimise, wanted.stopping)
+            self._follow(steps, _LevelUnderWay(here, wanted.stopping, before))
 
     def _enter(self, level: Level, number: int, transform: LinearTransform) -> RunLevel:
         features = moving_features(self.moving, self.plan.loss, self.fixed.grid, level, transform)
-        return RunLevel(self.plan, self.fixed, features, transform, level, number)
+        return RunLevel(self.plan, self.fixed, features, transform, level, number, self.mask)
 
-    def _follow(self, iterations: Iterator[Iteration], of: _LevelUnderWay) -> None:
+    def _follow(self, iterations: Iterator[tuple[Iteration, Operand]], of: _LevelUnderWay) -> None:
         """Go through a level's iterations, and judge it at its end."""
-        self._under_way, here, operand = of, of.here, of.operand
-        points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
+        self._under_way, here = of, of.here
         try:
-            for iteration in iterations:
+            for iteration, operand in iterations:
+                points = operand.grid.count if operand.sample.index is None else operand.sample.index.numel()
+                if iteration.accepted:
+                    of.enter(iteration.value, operand)
                 elapsed = time.perf_counter() - self.started
                 entry = LevelIteration(here.number, self.plan.count, here.level.factor, points, iteration, elapsed)
                 self.history.append(entry)
@@ -195,22 +243,40 @@ class _Run:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _LevelUnderWay:
-    """A level that is being fitted, and a copy of what was found before it."""
+    """A level that is being fitted, a copy of what was found before it, and what its steps that were kept explain."""
 
     here: RunLevel
-    operand: Operand
     stopping: Stopping
     before: LinearTransform | Composite
+    explained: list[float | None] = field(default_factory=list)
+
+    def enter(self, value: float, operand: Operand) -> None:
+        """A loss that was kept, over the operand's points."""
+        # Of points or weights that party_2 does not know the loss is known up to a constant only.
+        known = operand.energy_known or operand.columns.kind == "bins"
+        self.explained.append(self.here.plan.loss.explained(value, operand) if known else None)
 
     def course(self, history: Sequence[LevelIteration]) -> Course:
         """How it went so far."""
-        mine = [entry.iteration for entry in history if entry.level == self.here.number]
-        values = [iteration.value for iteration in mine if iteration.accepted]
-        explained = [self._explained(values[place]) if values else None for place in (0, -1)]
-        return Course(self.here.number, self.here.level.factor, len(mine), self.stopping.max_iterations, *explained)
+        number = sum(entry.level == self.here.number for entry in history)
+        first, last = (self.explained[0], self.explained[-1]) if self.explained else (None, None)
+        return Course(self.here.number, self.here.level.factor, number, self.stopping.max_iterations, first, last)
 
-    def _explained(self, value: float) -> float | None:
-        # Of points or weights that party_2 does not know the loss is known up to a constant only.
-        return self.here.plan.loss.explained(value, self.operand) if self.operand.sample.known else None
+
+def _same(operand: Operand, squares: bool) -> Operand:  # noqa: ARG001
+    """A mapped operand is the same for every round: it has no column of squares."""
+    return operand
+
+
+def _as_image(mask: Tensor | None, moving: Image) -> Image | None:
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool or mask.shape != moving.grid.shape:
+        raise ImageError(
+            f"moving mask: {tuple(mask.shape)} {mask.dtype}, the moving image needs {moving.grid.shape} torch.bool"
+        )
+    if not bool(mask.any()):
+        raise ImageError("moving mask: empty, at least one voxel is needed")
+    return Image(mask[None].to(moving.tensor), moving.grid)

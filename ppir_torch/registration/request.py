@@ -126,7 +126,10 @@ class AskedOperand(Message):
             if not within or not 1 <= rows <= MAX_ROWS:
                 raise ValueError(f"{level}, {rows} rows")
             asked = meta["columns"]
-            columns = Columns(asked["kind"], asked["transform"], int(asked.get("bins", 0)))
+            squares = asked.get("squares", False)
+            if type(squares) is not bool:
+                raise ValueError(f"squares {squares!r}")
+            columns = Columns(asked["kind"], asked["transform"], int(asked.get("bins", 0)), squares)
             choice = _CHOICES[meta["choice"]["kind"]](meta["choice"])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ConfigError) as error:
             raise LinkError(f"level request out of range: {type(error).__name__} {str(error)[:200]!r}") from None

@@ -45,6 +45,7 @@ def register(
     levels: str | Sequence[int | Sequence[int]] | None = None,
     optimizer: str | None = None,
     start: str | None = None,
+    moving_mask: str | Path | None = None,
     fixed_mask: str | Path | None = None,
     disclose_mask: bool | None = None,
     truth: str | Path | None = None,
@@ -79,6 +80,7 @@ def register(
         optimizer: "gauss_newton", "lbfgs", "inverse_compositional" or "adam"; by default what suits the loss ("lbfgs"
             for "mi", else "gauss_newton").
         start: "centres" (the default), "identity", "centre_of_mass" (clear runs), or the path of an ITK transform.
+        moving_mask: file of the moving image's voxels that count; party_1 alone reads it, nobody is told.
         fixed_mask: foreground of the fixed image; private runs tell it to party_1 and need `disclose_mask`.
         truth: known ITK transform to compare with.
         threads: of each process (2).
@@ -133,6 +135,7 @@ def register(
             "data": {
                 "moving": _image_file(moving, Path(scratch) / "moving.mha"),
                 "fixed": _image_file(fixed, Path(scratch) / "fixed.mha"),
+                "moving_mask": path_text(moving_mask),
                 "fixed_mask": path_text(fixed_mask),
                 "disclose_mask": disclose_mask,
                 "truth": path_text(truth),

@@ -30,7 +30,11 @@ def disclosed_of_images(config: RunConfig) -> Disclosed:
     protocol, loss = PROTOCOLS[config.backend.kind], LOSSES[config.loss.kind]
     optimizer, sampler = OPTIMIZERS[config.optimizer.kind], SAMPLERS[config.sampler.kind].discloses(config.sampler)
     party_1 = ["the geometry of the fixed image", protocol.party_1_learns, *loss.discloses]
+    party_1.append("where the images overlap in part: J's sum and its square's by party_1's weights, once a round")
     party_2 = ["the number of levels and iterations", protocol.party_2_learns]
+    party_2.append(
+        "whether every fixed point maps into the moving image (else there are rounds, and a column of squares)"
+    )
     if config.data.fixed_mask is not None:
         party_1.append("the shape of the fixed image's mask")
     if config.data.disclose_centre_of_mass:

@@ -98,7 +98,8 @@ def _check_files(config: RunConfig, output: Path) -> None:
     for path in (data.truth, data.reference):
         if path is not None and not path.exists():
             raise ConfigError(f"{path}: no such transform file (data.truth or data.reference)")
-    read = {"data.moving": data.moving, "data.fixed": data.fixed, "data.fixed_mask": data.fixed_mask}
+    read = {"data.moving": data.moving, "data.fixed": data.fixed}
+    read |= {"data.moving_mask": data.moving_mask, "data.fixed_mask": data.fixed_mask}
     read |= {f"data.preprocess.{name}.mask": getattr(data.preprocess, name).mask for name in ("moving", "fixed")}
     read |= {"data.truth": data.truth, "data.reference": data.reference, "start.path": config.start.path}
     refuse_overwriting(output, FILES, read)
@@ -126,14 +127,16 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
     try:
         wanted = config.data.preprocess
         image = preprocessed(load_image(config.data.fixed, dtype), wanted.fixed).to(device)
-        original = load_image(config.data.moving, dtype).seen_from(image.grid)
+        loaded = load_image(config.data.moving, dtype)
+        own = load_mask(config.data.moving_mask, loaded.grid).to(device) if config.data.moving_mask else None
+        original = loaded.seen_from(image.grid)
         moving = preprocessed(original, wanted.moving).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
         start = load_transform(config.start.path, image.grid) if config.start.path else None
         plan = build_plan(config, image.grid, start)
         with Progress("clear") as progress:
             result, interrupted = best_so_far(
-                lambda: register_images(moving, ClearFixed(image, mask), plan, progress.show)
+                lambda: register_images(moving, ClearFixed(image, mask), plan, progress.show, own)
             )
         if wanted.moving.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, image.grid))

@@ -395,9 +395,15 @@ class LosingFixed(ClearFixed):
     products: int = 0
 
     def operand(self, request: OperandRequest) -> Operand:
-        inner, outer = super().operand(request), self
+        return self.losing(super().operand(request))
+
+    def losing(self, inner: Operand) -> Operand:
+        outer = self
 
         class Losing:
+            def within(self, overlap: Tensor) -> Operand:
+                return outer.losing(inner.within(overlap))
+
             def __getattr__(self, name: str) -> Any:
                 return getattr(inner, name)
 

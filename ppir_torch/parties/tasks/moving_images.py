@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...config.images import MovingPartyConfig
 from ...errors import PeerLost, RegistrationFailed
 from ...grids import Grid
-from ...images import Image, load_image
+from ...images import Image, load_image, load_mask
 from ...interruption import best_so_far
 from ...joint.interface import compute_device
 from ...protocols import load_protocol
@@ -56,7 +57,8 @@ class MovingImagesRole(Role):
         original = loaded.seen_from(fixed.grid)
         self._grid = original.grid
         moving = preprocessed(original, config.preprocess).to(device)
-        result, interrupted = best_so_far(lambda: self._register(session, moving, fixed))
+        mask = load_mask(config.moving_mask, loaded.grid).to(device) if config.moving_mask else None
+        result, interrupted = best_so_far(lambda: self._register(session, moving, fixed, mask))
         if config.preprocess.changes:  # the file that is written has the intensities of the one that was read
             result = replace(result, warped=warp(original.to(device), result.transform, fixed.grid))
         # One that went wrong is over, but its session ends as it should.
@@ -78,8 +80,9 @@ class MovingImagesRole(Role):
             save_result(self._result, folder, self._grid)
             self.report.run = summary(self._result)
 
-    def _register(self, session: Session, moving: Image, fixed: PrivateFixed) -> Result:
+    def _register(self, session: Session, moving: Image, fixed: PrivateFixed, mask: Tensor | None) -> Result:
         config = self._config
         start = load_transform(config.start.path, fixed.grid) if config.start.path else None
         with Progress(config.backend.kind, session.bytes_sent) as progress:
-            return register_images(moving, fixed, build_plan(config, fixed.grid, start), progress.show)
+            plan = build_plan(config, fixed.grid, start)
+            return register_images(moving, fixed, plan, progress.show, mask)

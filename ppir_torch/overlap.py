@@ -1,0 +1,60 @@
+"""Where two images overlap: how much a point of the fixed image counts once it is mapped into the moving one.
+
+The weight is 0 beyond the moving image's border and outside its mask, rises to 1 over two voxels, and is party_1's
+alone: its mask, the border and the transform are.
+
+>>> image = Image(torch.rand(1, 16, 16), Grid((16, 16)))
+>>> weights_at(content(image), torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()
+[0.0, 0.5, 1.0]
+>>> [all_inside(image.grid, torch.tensor([[x, 15.0]])) for x in (-0.4, -1.0)]
+[True, False]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .grids import Grid
+from .images import Image
+from .warping import sample
+
+__all__ = ["all_inside", "content", "weights_at"]
+
+_EDGE_VOXELS = 2.0  # over which the weight rises from the border inwards
+_THIN = 12  # voxels of an axis that is too short for that
+
+
+def content(image: Image, mask: Image | None = None) -> Image:
+    """How much each voxel of an image counts: (1, [z,] y, x) in [0, 1], 0 at the border and 1 two voxels inside.
+
+    An axis of n < 12 voxels has a narrower edge, n / 6 voxels from the border voxel's outer face.
+
+    Args:
+        image: at its level.
+        mask: 1 where the image counts, at the same level (smoothed with it); values below a half count as outside.
+    """
+    weight = torch.ones_like(image.tensor[:1])
+    for axis, n in enumerate(image.grid.shape):
+        inward = torch.arange(n, dtype=weight.dtype, device=weight.device)
+        inward = torch.minimum(inward, inward.flip(0))
+        edge = inward / _EDGE_VOXELS if n >= _THIN else (inward + 0.5) / (n / 6)
+        weight *= edge.clamp(max=1).reshape(-1, *[1] * (image.grid.dimension - 1 - axis))
+    if mask is not None:
+        weight *= (2 * mask.tensor.to(weight) - 1).clamp(0, 1)
+    return Image(weight, image.grid)
+
+
+def weights_at(of: Image, points: Tensor) -> Tensor:
+    """The weights (n,) in [0, 1] of points (n, D), mm, that were mapped into the image whose `content` is given."""
+    bare = Image(of.tensor, of.grid)
+    return sample(bare, points, outside=0.0).clamp(0, 1)
+
+
+def all_inside(grid: Grid, points: Tensor) -> bool:
+    """Whether all points (n, D), mm, lie within the voxels of the grid, their outer halves included."""
+    matrix, offset = grid.physical_to_normalised()
+    within = torch.addmm(offset.to(points), points, matrix.T.to(points)).abs()
+    # Normalised coordinates are 1 at the outermost centres; half a voxel is 1 / (n - 1) there.
+    reach = torch.tensor([1 + 1 / max(n - 1, 1) + 1e-5 for n in grid.size]).to(points)
+    return bool((within <= reach).all())
