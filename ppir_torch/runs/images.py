@@ -98,7 +98,7 @@ def _check_files(config: RunConfig, output: Path) -> None:
     for path in (data.truth, data.reference):
         if path is not None and not path.exists():
             raise ConfigError(f"{path}: no such transform file (data.truth or data.reference)")
-    read = {"data.moving": data.moving, "data.fixed": data.fixed}
+    read: dict[str, Path | None] = {"data.moving": data.moving, "data.fixed": data.fixed}
     read |= {"data.moving_mask": data.moving_mask, "data.fixed_mask": data.fixed_mask}
     read |= {f"data.preprocess.{name}.mask": getattr(data.preprocess, name).mask for name in ("moving", "fixed")}
     read |= {"data.truth": data.truth, "data.reference": data.reference, "start.path": config.start.path}
