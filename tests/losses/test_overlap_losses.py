@@ -112,7 +112,7 @@ def test_a_control_lattice_has_the_same_gradient(measure: Measure, pair: Make, r
         assert at.value == pytest.approx(truth.item(), abs=1e-5)
     (gradient,) = torch.autograd.grad(truth, part.coefficients)
     error = (at.gradient - gradient.flatten()).norm() / gradient.norm()
-    assert error < 2e-4  # the field is expanded in float32
+    assert error < 2e-3  # points of float32 fall on other sides of voxels, where the slopes of linear pieces jump
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.kind)
