@@ -26,10 +26,10 @@ demo: setup
 	$(BIN)/python experiments/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 coverage: setup
 	$(BIN)/coverage erase

@@ -240,7 +240,7 @@ FOR_OTHERS = {"torchvision", "sklearn"}
 # benchmarks/README.md says how to install what ours is compared with, in environments of their own.
 PEERS = {"ants", "antspyx", "picsl_greedy", "itk", "itk-core", "jax", "spu"}
 # Programs and plugins that are not imported.
-TOOLS = {"ruff", "mypy", "pylint", "coverage", "pytest-timeout", "pytest-benchmark"}
+TOOLS = {"ruff", "mypy", "pylint", "coverage", "pytest-timeout", "pytest-benchmark", "pytest-xdist"}
 
 
 def declared(requirements: list[str]) -> set[str]:

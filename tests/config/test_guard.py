@@ -56,7 +56,10 @@ def refused(*words: str, extra: Path, saved: Path | None = None) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("words", MIXTURES, ids=" ".join)
+SOME_SLOW = [*MIXTURES[:2], *(pytest.param(words, marks=pytest.mark.slow) for words in MIXTURES[2:])]
+
+
+@pytest.mark.parametrize("words", SOME_SLOW, ids=" ".join)
 def test_a_private_and_a_clear_backend_on_one_command_line_are_refused_in_any_order(
     words: list[str], own: Path
 ) -> None:

@@ -54,7 +54,9 @@ def test_a_saved_configuration_runs_as_it_stands(rerun: Any) -> None:
     assert rerun() == load_config(mapping)
 
 
-@pytest.mark.parametrize("backend", ["bfv", "beaver", "spdz", "ckks", "auto"])
+@pytest.mark.parametrize(
+    "backend", ["bfv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("beaver", "spdz", "ckks", "auto"))]
+)
 def test_a_private_backend_on_the_command_line_wins_over_a_saved_clear_one(rerun: Any, backend: str) -> None:
     for words in ([f"backend={backend}"], [f"backend.kind={backend}"], [f"backend={{kind: {backend}}}"]):
         config = rerun(*words)
@@ -301,6 +303,7 @@ def check(words: list[str], in_files: set[str | None], config: RunConfig, own: s
         assert config.private
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=files, about=words_about_backends, others=other_words, order=orders)
 def test_private_was_asked_for_and_clear_runs_never_both(

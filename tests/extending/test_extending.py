@@ -215,6 +215,7 @@ def linear_runs(images: Images, tmp_path_factory: pytest.TempPathFactory) -> tup
     return clear, private
 
 
+@pytest.mark.slow
 def test_a_private_run_of_toys_ends_where_the_clear_one_does(linear_runs: tuple[Path, Path], images: Images) -> None:
     clear, private = (load_transform(folder / "transform.tfm", images.grid) for folder in linear_runs)
     assert displacement_rmse(private, clear, images.points) < CLOSE_MM

@@ -366,7 +366,11 @@ def test_channels_follow_the_fixed_images_axes(dimension: int, pair: Make) -> No
 SAMPLERS = [Full(), Uniform(0.4, 3), Chunks(0.4, 3), GradientMagnitude(0.4, 3), GradientMagnitude(0.4, 3, 0.2, True)]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [SAMPLERS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SAMPLERS[1:3]), *SAMPLERS[3:]],
+    ids=lambda s: type(s).__name__,
+)
 def test_every_loss_registers_with_every_sampler(sampler: Any, measure: Measure, dimension: int, pair: Make) -> None:
     images = pair("rigid", dimension)
     plan = Plan(transform="rigid", loss=measure, sampler=sampler, levels=(Level(2, 1.0), FULL))

@@ -23,7 +23,7 @@ from ppir_torch.registration import Plan, Result, register_images
 
 PROTOCOLS = ("beaver", "spdz", "bfv", "ckks")
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
-every_lattice = pytest.mark.parametrize("lattice", ["bspline", "velocity"])
+every_lattice = pytest.mark.parametrize("lattice", ["bspline", pytest.param("velocity", marks=pytest.mark.slow)])
 
 
 def run(

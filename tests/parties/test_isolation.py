@@ -148,7 +148,10 @@ class Observed:
         return str(self.result["backend"])
 
 
-@pytest.fixture(scope="module", params=list(ALLOWED))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in ALLOWED],
+)
 def observed(
     request: pytest.FixtureRequest, site_files: Callable[..., Files], tmp_path_factory: pytest.TempPathFactory
 ) -> Observed:

@@ -43,7 +43,9 @@ def released(values: dict[str, Any], optimizer: str = "gauss_newton") -> int:
 
 
 @pytest.mark.parametrize("optimizer", ["gauss_newton", "inverse_compositional"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["beaver", "bfv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("spdz", "ckks"))]
+)
 def test_party_2_counts_what_it_released_over_all_runs(
     backend: str, optimizer: str, files: Files, started: Started, tmp_path: Path
 ) -> None:

@@ -31,7 +31,9 @@ FULL = Level(1, 0.0)
 SHARE = 0.02
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
 SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("bfv", "ckks") else []) for name in PROTOCOLS]
-every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
+every_protocol = pytest.mark.parametrize(
+    "protocol", [pytest.param(n, marks=[] if n in ("beaver", "bfv") else pytest.mark.slow) for n in PROTOCOLS]
+)
 CHANCE = 1e-9  # that right noise, which is fresh in every run, fails one of the bounds below
 
 

@@ -190,7 +190,7 @@ def test_party_2_makes_the_bins_it_agreed_to_and_no_others(
         source.operand(OperandRequest(Level(1, 0.0), rows=24, columns=columns, measure=asked))
 
 
-@pytest.mark.parametrize("kind", ["bspline", "velocity"])
+@pytest.mark.parametrize("kind", ["bspline", pytest.param("velocity", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("protocol", WHOLE_RUNS)
 def test_a_deformable_run_ends_where_the_clear_run_ends(protocol: str, name: str, kind: str, pair: Make) -> None:

@@ -394,7 +394,9 @@ def operand_of(source: FixedSource, sampler: str, measure: MutualInformation, ro
     return operand
 
 
-@pytest.mark.parametrize("sampler", ["full", "urs", "chunks", "gms"])
+@pytest.mark.parametrize(
+    "sampler", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("urs", "chunks")), "gms"]
+)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_private_sums_are_the_clear_ones_up_to_rounding(protocol: str, sampler: str, dimension: int) -> None:
     grid = Grid((18, 15) if dimension == 2 else (8, 7, 6))

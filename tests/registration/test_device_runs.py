@@ -68,7 +68,7 @@ def test_every_lattice_transform_in_3d(lattice: str, small_pair: Make) -> None:
 
 
 @pytest.mark.parametrize("loss", [loss for loss in MEASURES if loss != "mi"])
-@pytest.mark.parametrize("lattice", ["bspline", "velocity"])
+@pytest.mark.parametrize("lattice", ["bspline", pytest.param("velocity", marks=pytest.mark.slow)])
 def test_every_loss_deformed(lattice: str, loss: str, small_pair: Make) -> None:
     make = MEASURES[loss]
     plan, on_device = (replace(deformable(lattice), loss=make(2, device)) for device in ("cpu", PRETENDED))
