@@ -20,8 +20,8 @@ def save_result(result: Result, output: Path, moving: Grid) -> None:
     """Write `warped.nii.gz` (the moving image on the fixed grid; .png too where 2-D) and the transform.
 
     A linear one as `transform.tfm`; a deformable one as `transform.h5`, and on the fixed grid as `displacement.nii.gz`.
-    Of slices that their files keep in 3-D, what is written is 3-D too and fits the files, but for `transform.h5`, which
-    is in the coordinates of the planes.
+    Of slices that their files keep in 3-D, what is written is 3-D too and fits the files (the displacement as
+    `displacement.nrrd`), but for `transform.h5`, which is in the coordinates of the planes.
 
     Args:
         result: of the run.
@@ -37,8 +37,12 @@ def save_result(result: Result, output: Path, moving: Grid) -> None:
         save_transform(in_space(found, fixed, moving), path)
         return
     save_transform(found, path)
-    sampled = displacement_in_space(found, fixed, moving) if fixed.plane and moving.plane else found
-    save_displacement(sampled, fixed.in_space() if sampled is not found else fixed, output / "displacement.nii.gz")
+    if fixed.plane and moving.plane:
+        # ITK's NIfTI reader takes one slice of vectors for 2-D, and refuses its orientation.
+        field = displacement_in_space(found, fixed, moving)
+        save_displacement(field, fixed.in_space(), output / "displacement.nrrd")
+    else:
+        save_displacement(found, fixed, output / "displacement.nii.gz")
 
 
 def transform_file(transform: LinearTransform | Composite) -> str:

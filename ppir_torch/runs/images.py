@@ -40,7 +40,8 @@ from .processes import refuse_own_fault, run_parties
 __all__ = ["found_transform", "run"]
 
 FILES = (
-    *("result.json", "transform.tfm", "transform.h5", "displacement.nii.gz", "warped.nii.gz", "warped.png"),
+    *("result.json", "transform.tfm", "transform.h5", "displacement.nii.gz", "displacement.nrrd"),
+    *("warped.nii.gz", "warped.png"),
     *("party_1.json", "party_2.json", "dealer.json"),
 )
 log = logging.getLogger(__name__)
