@@ -134,7 +134,7 @@ def register(
         typer.Option(help="auto (from the size; the default), or shrinks, coarse to fine: 8,4,2 or 8x8x1,4x4x1,1"),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="centres (default), centre_of_mass, identity or an ITK transform file")
+        str | None, typer.Option(help="centres (default), centre_of_mass, identity, atlas (MNI's head) or an ITK file")
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
     reference: Annotated[Path | None, typer.Option(help="ITK transform of the clear run, to compare with.")] = None,
@@ -143,6 +143,9 @@ def register(
     disclose_mask: Annotated[bool, typer.Option("--disclose-mask", help="party_1 may learn the mask's shape.")] = False,
     disclose_centre_of_mass: Annotated[
         bool, typer.Option("--disclose-centre-of-mass", help="party_1 may learn the fixed image's centre of mass.")
+    ] = False,
+    disclose_atlas_map: Annotated[
+        bool, typer.Option("--disclose-atlas-map", help="party_1 may learn the fixed image's affine map to the atlas.")
     ] = False,
     releases: Annotated[
         Path | None, typer.Option(help="party_2's SQLite file of released values; default: the site's own.")
@@ -163,6 +166,7 @@ def register(
         data = {"moving": moving, "fixed": fixed, "moving_mask": moving_mask, "fixed_mask": fixed_mask}
         data |= {"truth": truth, "reference": reference}
         consent = {"disclose_mask": disclose_mask, "disclose_centre_of_mass": disclose_centre_of_mass}
+        consent |= {"disclose_atlas_map": disclose_atlas_map}
         given = {
             "transform": _chosen(transform),
             "backend": backend_settings,
@@ -318,10 +322,12 @@ def _levels(levels: str) -> object:
 
 
 def _start(start: str) -> dict[str, object]:
-    if start in ("centres", "centre_of_mass", "identity"):
+    if start in ("centres", "centre_of_mass", "identity", "atlas"):
         return {"kind": start}
     if not Path(start).is_file():
-        raise ConfigError(f"start: {start!r}, one of centres, centre_of_mass, identity or a transform file is needed")
+        raise ConfigError(
+            f"start: {start!r}, one of centres, centre_of_mass, identity, atlas or a transform file is needed"
+        )
     return {"kind": "file", "path": start}
 
 

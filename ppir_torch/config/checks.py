@@ -85,8 +85,8 @@ def start_lines(start: StartConfig) -> list[str]:
     lines = []
     if start.kind == "file" and start.path is None:
         lines.append("start.path: missing, the path of an ITK transform is needed with start.kind 'file'")
-    if start.kind != "file" and start.path is not None:
-        lines.append(f"start.path: {show(start.path)}, goes with start.kind 'file' only")
+    if start.kind not in ("file", "atlas") and start.path is not None:
+        lines.append(f"start.path: {show(start.path)}, goes with start.kind 'file' and 'atlas' only")
     return lines
 
 
@@ -101,7 +101,12 @@ def mask_lines(backend: KindSettings, prefix: str, mask: Path | None, disclosed:
 
 
 def centre_lines(backend: KindSettings, start: StartConfig, data: DataConfig) -> list[str]:
-    """The fixed image's centre of mass in a private run."""
+    """The fixed image's centre of mass, or its map to the atlas, in a private run."""
+    if start.kind == "atlas" and not data.disclose_atlas_map:
+        return [
+            f"start.kind: 'atlas', with backend {backend.kind!r} it tells party_1 the affine map from the template to "
+            "the fixed image; allow it with data.disclose_atlas_map=true, or use centres, identity or file"
+        ]
     if start.kind != "centre_of_mass" or data.disclose_centre_of_mass:
         return []
     return [

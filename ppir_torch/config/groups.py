@@ -145,6 +145,7 @@ class DataConfig(Settings):
     fixed_mask: File | None = None
     disclose_mask: bool = False
     disclose_centre_of_mass: bool = False
+    disclose_atlas_map: bool = False
     truth: File | None = None
     reference: File | None = None
     preprocess: PairPreprocessConfig = PairPreprocessConfig()
@@ -186,5 +187,7 @@ class LedgerConfig(Settings):
 
 
 class StartConfig(Settings):
-    kind: Literal["centres", "centre_of_mass", "identity", "file"] = "centres"
+    """Where the linear stage starts; `path` is the transform of "file" or the template of "atlas" (null: MNI's)."""
+
+    kind: Literal["centres", "centre_of_mass", "identity", "file", "atlas"] = "centres"
     path: File | None = None

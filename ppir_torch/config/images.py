@@ -127,6 +127,8 @@ class FixedPartyConfig(_SharedConfig):
     disclose_mask: bool = False
     disclose_centre_of_mass: bool = False
     disclose_gram: bool = False
+    disclose_atlas_map: bool = False
+    atlas: File | None = None
     preprocess: PreprocessConfig = PreprocessConfig()
     budget: BudgetConfig = BudgetConfig()
 
@@ -160,6 +162,8 @@ def fixed_party(config: RunConfig) -> FixedPartyConfig:
     """party_2's part of a private run."""
     own = {name: getattr(config.data, name) for name in _OF_FIXED}
     own["preprocess"] = config.data.preprocess.fixed
+    own["disclose_atlas_map"] = config.start.kind == "atlas" and config.data.disclose_atlas_map
+    own["atlas"] = config.start.path if config.start.kind == "atlas" else None
     own["disclose_gram"] = OPTIMIZERS[config.optimizer.kind].by_party_2
     return part_of(config, FixedPartyConfig, PROTOCOLS.names(), own)
 

@@ -60,7 +60,8 @@ def quantise_columns(
         return dithered(exact / scales[:, None], seed=1), tuple(scales.tolist())
     integers = (exact / scales[:, None]).round()
     if columns.squares:  # of the integers, by a scale that follows from J's
-        integers[-1] = (integers[0].square() / most).round()
+        # By chance, for a background of one value would be rounded one way, and its sum be off.
+        integers[-1] = dithered(integers[:1].square() / most, seed=2)[0].to(integers)
         scales[-1] = scales[0].square() * most
     return integers.to(torch.int64), tuple(scales.tolist())
 

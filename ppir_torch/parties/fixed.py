@@ -22,6 +22,7 @@ from ..joint.public_map import FEW_BITS, PublicMap
 from ..joint.quantise import row_norm
 from ..losses import Measure
 from ..registration.request import SSD_MEASURE, AskedOperand
+from ..transforms import Affine
 from ..wire.channel import Channel, Received
 from ..wire.messages import Finish, Geometry, OperandInUse, SharedTransform
 from .handshake import greet
@@ -50,6 +51,7 @@ class FixedParty:
         image: the fixed image J, one channel.
         mask: foreground, or None; disclosed to party_1 when given.
         disclose_centre_of_mass: whether GEOMETRY says where J's mass is.
+        atlas_map: from a template's points to J's, which GEOMETRY says; None: it does not.
         disclose_gram: whether operands of steepest-descent images, with the sums of their products, may be asked for
             (inverse-compositional Gauss-Newton).
         charge: called with (count, kind) before values are released; raises where the cap would be passed.
@@ -61,6 +63,7 @@ class FixedParty:
     image: Image
     mask: Tensor | None = None
     disclose_centre_of_mass: bool = False
+    atlas_map: Affine | None = None
     disclose_gram: bool = False
     charge: Callable[[int, str], None] | None = None
     noise: float = 0.0
@@ -130,7 +133,11 @@ class FixedParty:
         centre = tuple(self.image.centre_of_mass().tolist()) if self.disclose_centre_of_mass else None
         mask = None if self.mask is None else self.mask.flatten().cpu().numpy()
         plane = () if grid.plane is None else grid.plane.to_numbers()
-        return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask, plane)
+        told: tuple[float, ...] = ()
+        if self.atlas_map is not None:
+            matrix, offset = (part.detach().double() for part in self.atlas_map.affine_map())
+            told = tuple(torch.cat([matrix, offset[:, None]], 1).flatten().tolist())
+        return Geometry(grid.size, grid.spacing, grid.origin, grid.direction, centre, mask, plane, told)
 
     def _prepare(self, channel: Channel, side: FixedSide, request: Received, number: int) -> _Kept:
         """The operand that a message asks for: refused, or charged, told and opened."""

@@ -21,7 +21,7 @@ from ..joint.placement import select_points
 from ..joint.prepared import PreparedOperand
 from ..planes import Plane
 from ..registration.request import OperandRequest
-from ..transforms import Composite, LatticeTransform, LinearTransform
+from ..transforms import Affine, Composite, LatticeTransform, LinearTransform, affine_from_map
 from ..wire.channel import Channel
 from ..wire.messages import Finish, Geometry, SharedTransform
 from .handshake import greet
@@ -63,7 +63,7 @@ class PrivateFixed:
             self.grid = Grid(told.size, told.spacing, told.origin, told.direction, plane)
         except (LinkError, ImageError) as error:
             raise LinkError(f"geometry from {channel.peer}: {error}") from None
-        self._centre_of_mass = told.centre_of_mass
+        self._centre_of_mass, self._atlas_map = told.centre_of_mass, told.atlas_map
         self.mask = None if told.mask is None else torch.from_numpy(told.mask).reshape(self.grid.shape)
 
     def centre_of_mass(self) -> Tensor:
@@ -75,6 +75,18 @@ class PrivateFixed:
         if self._centre_of_mass is None:
             raise ConfigError("start: centre_of_mass, but party_2 does not disclose it (data.disclose_centre_of_mass)")
         return torch.tensor(self._centre_of_mass, dtype=torch.float64)
+
+    def atlas_map(self) -> Affine:
+        """The affine map from the template's points to J's, where party_2 discloses it.
+
+        Raises:
+            ConfigError: party_2 does not.
+        """
+        if not self._atlas_map:
+            raise ConfigError("start: atlas, but party_2 does not disclose its map (data.disclose_atlas_map)")
+        d = self.grid.dimension
+        table = torch.tensor(self._atlas_map, dtype=torch.float64).reshape(d, d + 1)
+        return affine_from_map(self.grid, table[:, :d], table[:, d])
 
     def prefers_moments(self, points: int) -> bool:
         """As the protocol says."""

@@ -33,13 +33,15 @@ __all__ = ["build_measure", "build_plan", "build_sampler", "preprocessed"]
 
 
 def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine | None = None) -> Plan:
-    """The registration's plan for a fixed image on `grid`; `start` is the loaded transform where start.kind is "file".
+    """The registration's plan for a fixed image on `grid`; `start` goes with start.kind "file" and "atlas".
 
     Raises:
         ConfigError: a start transform where none is asked for, or the other way round; code that cannot be imported.
     """
-    if (config.start.kind == "file") != (start is not None):
-        raise ConfigError(f"start.kind: {config.start.kind!r}, a loaded transform goes with 'file' and only with it")
+    if (config.start.kind in ("file", "atlas")) != (start is not None):
+        raise ConfigError(
+            f"start.kind: {config.start.kind!r}, a transform goes with 'file' and 'atlas' and only with them"
+        )
     linear, chosen = config.transform.linear, config.optimizer
     wanted = config.transform.deformable
     levels = tuple(level for level, _ in _levels(config.pyramid, grid, LINEAR_POINTS))

@@ -39,6 +39,8 @@ def disclosed_of_images(config: RunConfig) -> Disclosed:
         party_1.append("the shape of the fixed image's mask")
     if config.data.disclose_centre_of_mass:
         party_1.append("the fixed image's centre of mass")
+    if config.start.kind == "atlas":
+        party_1.append("the affine map from the atlas to the fixed image: its size, shears and pose")
     if config.share_transform:
         party_2.append("the final transform")
     party_1 += optimizer.discloses

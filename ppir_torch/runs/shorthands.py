@@ -23,7 +23,7 @@ from ..errors import ConfigError
 __all__ = ["base_values", "levels_group", "merged", "named", "path_text", "start_group", "values_of"]
 
 Values = dict[str, Any]
-NAMED_STARTS = ("centres", "centre_of_mass", "identity")
+NAMED_STARTS = ("centres", "centre_of_mass", "identity", "atlas")
 
 
 def values_of(config: Settings | Mapping[str, Any] | None) -> Values:

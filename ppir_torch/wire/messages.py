@@ -128,6 +128,7 @@ class Geometry(Message):
         centre_of_mass: of the image, mm LPS; None where it is not disclosed.
         mask: its foreground, bool (voxels,), x fastest; None where it is not disclosed.
         plane: of a slice that its file keeps in 3-D, where it lies in space: 13 numbers; empty where it is none.
+        atlas_map: from a template's points to the image's, D (D + 1) numbers, row-major; empty where not told.
     """
 
     size: tuple[int, ...]
@@ -137,6 +138,7 @@ class Geometry(Message):
     centre_of_mass: tuple[float, ...] | None = None
     mask: NDArray[np.bool_] | None = None
     plane: tuple[float, ...] = ()
+    atlas_map: tuple[float, ...] = ()
 
     kind = MessageKind.GEOMETRY
 
@@ -144,14 +146,16 @@ class Geometry(Message):
         """See `Message`."""
         grid = {"size": self.size, "spacing": self.spacing, "origin": self.origin, "direction": self.direction}
         grid |= {"plane": self.plane} if self.plane else {}
-        meta = {"grid": grid, "centre_of_mass": self.centre_of_mass, "mask": self.mask is not None}
+        meta: dict[str, Any] = {"grid": grid, "centre_of_mass": self.centre_of_mass, "mask": self.mask is not None}
+        meta |= {"atlas_map": self.atlas_map} if self.atlas_map else {}
         return pack(meta, [] if self.mask is None else [np.packbits(self.mask)])
 
     @classmethod
     def decode(cls, payload: Buffer) -> Geometry:
         """See `Message`."""
         meta, arrays = unpack(payload)
-        read_only(meta, "grid", "centre_of_mass", "mask")
+        by_atlas = ("atlas_map",) if "atlas_map" in meta else ()
+        read_only(meta, "grid", "centre_of_mass", "mask", *by_atlas)
         grid = meta["grid"]
         if not isinstance(grid, dict):
             raise LinkError(f"grid: {shown(grid)}, size, spacing, origin and direction are due")
@@ -174,6 +178,7 @@ class Geometry(Message):
             centre_of_mass=None if meta["centre_of_mass"] is None else read_numbers(meta, "centre_of_mass", d),
             mask=np.unpackbits(arrays[0], count=count).astype(bool) if masked else None,
             plane=read_numbers(grid, "plane", PLANE_NUMBERS) if in_space else (),
+            atlas_map=read_numbers(meta, "atlas_map", d * (d + 1)) if by_atlas else (),
         )
 
 

@@ -9,6 +9,7 @@ from ...images import load_image, load_mask
 from ...joint.interface import compute_device
 from ...metrics.registration import foreground_count
 from ...protocols import load_protocol
+from ...registration.atlas import load_atlas, to_atlas
 from ...registration.build import build_measure, preprocessed
 from ..budget import image_identity
 from ..fixed import FixedParty
@@ -41,10 +42,12 @@ class FixedImagesRole(BudgetedRole):
         device = compute_device(getattr(config.backend, "device", "cpu"))
         foreground = int(mask.sum()) if mask is not None else foreground_count(image)
         budget = self.open_budget(config.budget, image_identity(image), foreground_voxels=foreground)
+        own = preprocessed(image, config.preprocess)  # the cap is of the image as it lies in its file
         party = FixedParty(
-            image=preprocessed(image, config.preprocess).to(device),  # the cap is of the image as it lies in its file
+            image=own.to(device),
             mask=mask,
             disclose_centre_of_mass=config.disclose_centre_of_mass,
+            atlas_map=to_atlas(own, load_atlas(config.atlas)) if config.disclose_atlas_map else None,
             disclose_gram=config.disclose_gram,
             charge=budget.charge,
             noise=config.budget.noise,
