@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .interruption import Interrupted, raise_interrupts
+from .interruption import SIGNALS, Interrupted, raise_interrupts
 
 __all__ = ["main"]
 
@@ -20,6 +21,12 @@ def main() -> None:
         stop = Interrupted.of(error)
         print(f"ppir: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code - 128 in SIGNALS:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)  # all is written; taking torch apart takes seconds on a busy machine
+        raise
 
 
 if __name__ == "__main__":

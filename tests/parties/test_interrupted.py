@@ -50,6 +50,8 @@ def interrupted_run(
 
     def watch(source: str, _target: str, passing: MessageKind, number: int) -> None:
         if source == "party_2" and (passing, number) == (kind, count):
+            assert wait_until(lambda: len(started) == (3 if config.backend.kind in ("beaver", "spdz") else 2))
+            time.sleep(0.1)  # whoever started them waits for them now
             act(started)
 
     with started_parties() as started, tapped_wires(watch):
