@@ -38,12 +38,15 @@ class LossEntry(Entry):
         deforms: it goes with control lattices, too.
         normalised: party_2's column goes to zero mean and unit variance over the points in use.
         optimizer: where the configuration names none.
+        stiffness: of a control lattice where the configuration says none: the weight of "bending" in squares of the
+            control spacing.
     """
 
     discloses: tuple[str, ...]
     deforms: bool = True
     normalised: bool = False
     optimizer: str = "gauss_newton"
+    stiffness: float = 0.02
 
 
 class SsdConfig(KindSettings):
@@ -118,6 +121,7 @@ LOSSES = Registry(
         "squared difference of locally normalised images: one modality, brightness that drifts",
         "ppir_torch.losses.local_ncc:LocalCorrelation",
         discloses=("with loss local_ncc J is the locally normalised fixed image, not its intensities",),
+        stiffness=0.25,
     ),
     LossEntry(
         MindConfig,

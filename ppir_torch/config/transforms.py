@@ -97,16 +97,21 @@ class DeformableConfig(KindSettings):
     `spacing_mm` lies between control points at the finest level, twice that a level before, and so on; null: five of
     the fixed image's voxels. At shrink 1 both images are smoothed by a voxel unless the level says otherwise: between
     voxels linear interpolation averages noise away, and a free deformation would follow that. `weight` of the
-    regulariser is relative to the fixed image's variance.
+    regulariser (mm^2 of "bending", a number of the others) is relative to the fixed image's variance; null: `stiffness`
+    squares of the control spacing ("bending"), or `stiffness`; that null: the loss's own. A level's steps move no point by more than
+    `longest_voxels`, and none makes the map squeeze a volume below the share `jacobian_min` of it (0: it may fold).
     """
 
     linear: Annotated[str, OneName(lambda: (*linear_names(), "none"))] = "affine"
     spacing_mm: float | None = Field(default=None, gt=0, le=10_000)
     regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
-    weight: float = Field(default=0.3, ge=0, le=1e9)
-    max_iterations: int = Field(default=15, ge=1, le=10_000)
+    weight: float | None = Field(default=None, ge=0, le=1e9)
+    stiffness: float | None = Field(default=None, ge=0, le=1e9)
+    jacobian_min: float = Field(default=0.1, ge=0, lt=1)
+    max_iterations: int = Field(default=100, ge=1, le=10_000)
     step_voxels: float = Field(default=0.01, ge=0, le=1000)
     decrease: float = Field(default=1e-3, ge=0, le=1)
+    longest_voxels: float = Field(default=1.5, gt=0, le=1e6)
 
     @property
     def deformable(self) -> DeformableConfig | None:

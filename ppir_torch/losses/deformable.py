@@ -80,9 +80,11 @@ class DeformableSSD:
         """With the smoothness term; `without` (k, P) are vectors v whose v v^T the Hessian is less."""
         coefficients = self.transform.coefficients.detach().to(gradient)
         if self._alpha > 0:
-            smooth = self._alpha * self.smoothness.regulariser.apply(coefficients)
+            start = self.smoothness.start
+            bent = coefficients if start is None else coefficients - start.to(coefficients)
+            smooth = self._alpha * self.smoothness.regulariser.apply(bent)
             gradient = gradient + smooth.flatten()
-            value += 0.5 * float((smooth * coefficients).sum())
+            value += 0.5 * float((smooth * bent).sum())
         # What is left to deform is less than what an affine map starts from.
         nominal = 0.0 if self.operand.energy_known else 0.001 * self.operand.mean_square
 

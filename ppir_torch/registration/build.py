@@ -52,7 +52,7 @@ def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine 
         optimizer=OPTIMIZERS[chosen.kind].make(chosen),
         stopping=Stopping(**chosen.stopping.model_dump()),
         start=start or config.start.kind,
-        deformable=None if wanted is None else _deformable(wanted, config.pyramid, grid),
+        deformable=None if wanted is None else _deformable(wanted, LOSSES[config.loss.kind].stiffness, config.pyramid, grid),
         loss=build_measure(config.loss),
     )
 
@@ -93,13 +93,23 @@ def _levels(pyramid: PyramidConfig, grid: Grid, most_points: int) -> tuple[tuple
     return tuple((Level(n, smoothing_of(grid, n) if mm is None else mm), mm is not None) for n, mm in said)
 
 
-def _deformable(wanted: DeformableConfig, pyramid: PyramidConfig, grid: Grid) -> Deformable:
+def _deformable(wanted: DeformableConfig, of_loss: float, pyramid: PyramidConfig, grid: Grid) -> Deformable:
+    spacing_mm = 5 * min(grid.spacing) if wanted.spacing_mm is None else wanted.spacing_mm
     levels = _levels(pyramid, grid, DEFORMABLE_POINTS)
     return Deformable(
         kind=wanted.kind,
-        spacing_mm=5 * min(grid.spacing) if wanted.spacing_mm is None else wanted.spacing_mm,
+        spacing_mm=spacing_mm,
         regulariser=wanted.regulariser,
-        weight=wanted.weight,
+        weight=_weight(wanted, of_loss, spacing_mm),
         levels=tuple(level if said else smoothed_for_lattices(level, grid) for level, said in levels),
-        stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease),
+        stopping=Stopping(wanted.max_iterations, wanted.step_voxels, wanted.decrease, wanted.longest_voxels),
+        jacobian_min=wanted.jacobian_min,
     )
+
+
+def _weight(wanted: DeformableConfig, of_loss: float, spacing_mm: float) -> float:
+    """Of the regulariser; see `DeformableConfig`. `of_loss`: the stiffness where the configuration says none."""
+    if wanted.weight is not None:
+        return wanted.weight
+    stiffness = of_loss if wanted.stiffness is None else wanted.stiffness
+    return stiffness * (spacing_mm**2 if wanted.regulariser == "bending" else 1.0)

@@ -165,6 +165,7 @@ class _Run:
         for place, level in enumerate(levels):
             spacing = wanted.spacing_mm * 2 ** (len(levels) - 1 - place)
             part = family(ControlLattice(self.fixed.grid, spacing)) if part is None else part.refined(spacing)
+            part.jacobian_min = wanted.jacobian_min
             before, self.found = copy.deepcopy(self.found), Composite([part, outer])
             here = self._enter(level, len(self.plan.levels or ()) + place, outer)
             lattice = part.lattice
@@ -172,7 +173,8 @@ class _Run:
             regulariser = Regulariser.of(
                 wanted.regulariser, lattice.size, lattice.control_spacing, lattice.grid.direction
             )
-            smoothness = Smoothness(regulariser, wanted.weight)
+            weight = wanted.weight * (spacing / wanted.spacing_mm) ** (2 * regulariser.order)
+            smoothness = Smoothness(regulariser, weight, part.coefficients.detach().clone())
 
             def minimise(
                 operand: Operand,

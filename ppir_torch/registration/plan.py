@@ -27,9 +27,12 @@ class Deformable:
         kind: "bspline" (free-form deformation) or "velocity" (diffeomorphic).
         spacing_mm: between control points at the finest level; twice that a level before, and so on.
         regulariser: "bending", "diffusion" or "elastic".
-        weight: of the regulariser in units of the fixed image's variance, see `Smoothness`.
+        weight: of the regulariser at the finest level in units of the fixed image's variance, see `Smoothness`. It
+            counts from where a level starts, and differences between neighbouring control points cost the same at each
+            level: what a coarse level has found, smooth by its few control points, is not held back at the finer ones.
         levels: coarse to fine; None: from the fixed image's grid, the finest smoothed by a voxel.
         stopping: of each level.
+        jacobian_min: no step of the fit makes the map squeeze a volume below this share of it; 0: it may fold.
     """
 
     kind: str = "bspline"
@@ -37,7 +40,8 @@ class Deformable:
     regulariser: Literal["bending", "diffusion", "elastic"] = "bending"
     weight: float = 0.3
     levels: tuple[Level, ...] | None = None
-    stopping: Stopping = field(default_factory=lambda: Stopping(max_iterations=15, step_voxels=0.01, decrease=1e-3))
+    stopping: Stopping = field(default_factory=lambda: Stopping(100, 0.01, 1e-3, longest_voxels=1.5))
+    jacobian_min: float = 0.1
 
 
 @dataclass(frozen=True)

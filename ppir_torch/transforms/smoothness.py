@@ -73,6 +73,11 @@ class Regulariser:
     lattice: Grid
     _terms: tuple[_Term, ...] = field(repr=False)
 
+    @property
+    def order(self) -> int:
+        """Of the derivatives whose squares it sums up: 1 or 2."""
+        return 2 if self.kind == "bending" else 1
+
     @classmethod
     def of(
         cls,
