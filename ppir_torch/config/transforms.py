@@ -98,8 +98,8 @@ class DeformableConfig(KindSettings):
     the fixed image's voxels. At shrink 1 both images are smoothed by a voxel unless the level says otherwise: between
     voxels linear interpolation averages noise away, and a free deformation would follow that. `weight` of the
     regulariser (mm^2 of "bending", a number of the others) is relative to the fixed image's variance; null: `stiffness`
-    squares of the control spacing ("bending"), or `stiffness`; that null: the loss's own. A level's steps move no point by more than
-    `longest_voxels`, and none makes the map squeeze a volume below the share `jacobian_min` of it (0: it may fold).
+    squares of the control spacing ("bending"), or `stiffness`, which null is the loss's own. Steps move no point by
+    more than `longest_voxels`, and none makes the map squeeze a volume below its share `jacobian_min` (0: it may fold).
     """
 
     linear: Annotated[str, OneName(lambda: (*linear_names(), "none"))] = "affine"

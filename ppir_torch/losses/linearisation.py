@@ -42,8 +42,8 @@ class AnyLinearisation(Protocol):
         """About how far the step moves points, mm."""
         ...
 
-    def reach(self, step: Tensor) -> float:
-        """How far the step moves the point that it moves farthest, mm, at most."""
+    def shortened(self, step: Tensor, most_mm: float) -> Tensor:
+        """The step, where it moves points farther than that, shortened so that it does not."""
         ...
 
 
@@ -82,9 +82,9 @@ class Linearisation:
         """|step|: every parameter is in mm."""
         return float(torch.linalg.vector_norm(step))
 
-    def reach(self, step: Tensor) -> float:
+    def shortened(self, step: Tensor, most_mm: float) -> Tensor:
         """See `AnyLinearisation`; a linear map's parameters are mm that the image's points move by, or about that."""
-        return self.length(step)
+        return step * min(1.0, most_mm / max(self.length(step), 1e-300))
 
 
 class LinearLoss(Protocol):
@@ -158,6 +158,14 @@ class OperatorLinearisation:
         """Root mean square length of the control points' steps, mm."""
         return float(torch.linalg.vector_norm(step)) / math.sqrt(max(step.numel() / self.dimension, 1))
 
-    def reach(self, step: Tensor) -> float:
-        """See `AnyLinearisation`; no point moves farther than the control point that moves farthest."""
-        return float(torch.linalg.vector_norm(step.reshape(self.dimension, -1), dim=0).max())
+    def shortened(self, step: Tensor, most_mm: float) -> Tensor:
+        """See `AnyLinearisation`; of each control point by itself, unless the model expects more of the whole's.
+
+        Control points that the images say nothing of, as at the border, may go far, and would hold back the others.
+        """
+        points = step.reshape(self.dimension, -1)
+        share = (most_mm / torch.linalg.vector_norm(points, dim=0).clamp(min=1e-300)).clamp(max=1)
+        if bool((share == 1).all()):
+            return step
+        each, whole = (points * share).reshape(step.shape), step * float(share.min())
+        return max((each, whole), key=lambda one: float(-self.gradient @ one) - 0.5 * self.curvature(one))

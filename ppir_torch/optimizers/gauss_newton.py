@@ -55,7 +55,7 @@ class GaussNewton(Optimizer):
         best = linearise()
         yield Iteration(1, best.value, True, 0.0, damping)
         for number in range(2, stopping.max_iterations + 1):
-            step = stopping.bounded(best.solve(damping), best.reach, voxel_mm)
+            step = best.shortened(best.solve(damping), stopping.longest_voxels * voxel_mm)
             length, expected = best.length(step), _expected(best, step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
                 return

@@ -56,7 +56,7 @@ class LBFGS(Optimizer):
         lowest = best.value
         yield Iteration(1, best.value, True, 0.0, self.damping)
         for number in range(2, stopping.max_iterations + 1):
-            step = stopping.bounded(shorten * self._direction(best, pairs), best.reach, voxel_mm)
+            step = best.shortened(shorten * self._direction(best, pairs), stopping.longest_voxels * voxel_mm)
             length, slope = best.length(step), float(best.gradient @ step)
             # A step of a quadratic model, shortened or not, falls by half of what the slope says.
             if length < stopping.step_voxels * voxel_mm or -0.5 * slope < stopping.decrease * best.size:

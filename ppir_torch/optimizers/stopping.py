@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
 
 __all__ = ["Iteration", "Stopping"]
 
@@ -31,13 +28,6 @@ class Stopping:
     step_voxels: float = 1e-3
     decrease: float = 1e-5
     longest_voxels: float = math.inf
-
-    def bounded(self, step: Tensor, reach_mm: Callable[[Tensor], float], voxel_mm: float) -> Tensor:
-        """The step, shortened as a whole where it would move a point too far; `reach_mm` says how far one does."""
-        if math.isinf(self.longest_voxels):
-            return step
-        farthest, most = reach_mm(step), self.longest_voxels * voxel_mm
-        return step if farthest <= most else step * (most / farthest)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine 
             f"start.kind: {config.start.kind!r}, a transform goes with 'file' and 'atlas' and only with them"
         )
     linear, chosen = config.transform.linear, config.optimizer
+    stiffness = LOSSES[config.loss.kind].stiffness
     wanted = config.transform.deformable
     levels = tuple(level for level, _ in _levels(config.pyramid, grid, LINEAR_POINTS))
     return Plan(
@@ -52,7 +53,7 @@ def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine 
         optimizer=OPTIMIZERS[chosen.kind].make(chosen),
         stopping=Stopping(**chosen.stopping.model_dump()),
         start=start or config.start.kind,
-        deformable=None if wanted is None else _deformable(wanted, LOSSES[config.loss.kind].stiffness, config.pyramid, grid),
+        deformable=None if wanted is None else _deformable(wanted, stiffness, config.pyramid, grid),
         loss=build_measure(config.loss),
     )
 

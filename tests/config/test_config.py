@@ -346,17 +346,38 @@ def test_defaults_of_a_deformable_stage(kind: str) -> None:
     assert plan.transform == "affine"
     assert plan.deformable.kind == kind
     assert plan.deformable.spacing_mm == 5 * min(SPACING)
-    assert (plan.deformable.regulariser, plan.deformable.weight) == (expected.regulariser, expected.weight)
+    assert plan.deformable.regulariser == expected.regulariser
+    assert plan.deformable.weight == pytest.approx(0.02 * (5 * min(SPACING)) ** 2)
+    assert plan.deformable.jacobian_min == expected.jacobian_min
     assert plan.deformable.stopping == expected.stopping
     linear, free = plan.levels or (), plan.deformable.levels or ()
     assert [(level.shrink, level.smoothing_mm) for level in linear] == [(4, 2.0), (2, 1.0), (1, 0.0)]
     assert [(level.shrink, level.smoothing_mm) for level in free] == [(4, 2.0), (2, 1.0), (1, 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("loss", "settings", "weight"),
+    [
+        ("ssd", {}, 0.02 * 64),
+        ("local_ncc", {}, 0.25 * 64),
+        ("local_ncc", {"stiffness": 0.5}, 0.5 * 64),
+        ("ncc", {"stiffness": 0.5, "regulariser": "elastic"}, 0.5),
+        ("ncc", {"stiffness": 0.5, "weight": 3.0}, 3.0),
+    ],
+)
+def test_the_weight_follows_from_the_loss_and_the_control_spacing(
+    loss: str, settings: dict[str, Any], weight: float
+) -> None:
+    """In mm^2 of bending: images of another unit of length are deformed alike."""
+    plan = build_plan(load_config(deformable(spacing_mm=8.0, **settings) | {"loss": {"kind": loss}}), GRID)
+    assert plan.deformable is not None
+    assert plan.deformable.weight == pytest.approx(weight)
+
+
 def test_settings_of_a_deformable_stage_reach_the_plan() -> None:
     from ppir_torch.optimizers import Stopping
 
-    stop: dict[str, Any] = {"max_iterations": 7, "step_voxels": 0.5, "decrease": 0.25}
+    stop: dict[str, Any] = {"max_iterations": 7, "step_voxels": 0.5, "decrease": 0.25, "longest_voxels": 0.75}
     settings = deformable("velocity", linear="rigid", spacing_mm=7.5, regulariser="elastic", weight=0.0, **stop)
     settings["pyramid"] = {"levels": [{"shrink": 2, "smoothing_mm": 0.5}, {"shrink": 1, "smoothing_mm": 0.0}]}
     plan = build_plan(load_config(settings), GRID)

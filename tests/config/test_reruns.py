@@ -75,7 +75,7 @@ def test_settings_of_the_old_kind_do_not_leak_into_the_new_one(rerun: Any) -> No
     """bspline has a weight, gms a fraction, too: theirs are the defaults."""
     for words in (["transform=bspline", "sampler=gms"], ["transform.kind=bspline", "sampler.kind=gms"]):
         config = rerun(*words)
-        assert (config.transform.kind, config.transform.weight) == ("bspline", 0.3)
+        assert (config.transform.kind, config.transform.weight) == ("bspline", None)
         assert (config.sampler.kind, config.sampler.fraction) == ("gms", 0.1)
     config = rerun("backend={kind: spdz}", "sampler={kind: gms, floor: 0.5}")
     assert (config.backend.kind, config.sampler.floor, config.sampler.fraction) == ("spdz", 0.5, 0.1)

@@ -209,3 +209,30 @@ def test_the_linearisation_is_left_alone() -> None:
     at.solve(0.1)
     assert torch.equal(at.gradient, before[0])
     assert torch.equal(at.diagonal, before[1])
+
+
+# --- steps that are too long
+
+
+@both
+@pytest.mark.parametrize("most_mm", [1e-3, 0.1, math.inf])
+def test_a_shortened_step_moves_nothing_farther_and_lowers_the_model(most_mm: float, kind: Kind) -> None:
+    hessian = spd(1e3)
+    at = kind(hessian)
+    step = at.solve(1e-4)
+    kept = at.shortened(step, most_mm)
+    assert float(kept.norm() if kind is dense else kept.reshape(2, -1).norm(dim=0).max()) <= most_mm * (1 + 1e-9)
+    assert model(hessian, kept) < 0
+    assert torch.equal(at.shortened(step, math.inf), step)
+
+
+def test_a_control_point_that_goes_far_does_not_hold_back_the_others() -> None:
+    """The images say next to nothing of the first; the others' steps are as they were."""
+    curved = torch.ones(SIZE, dtype=torch.float64)
+    curved[0] = 1e-6
+    at = OperatorLinearisation(1.0, torch.full((SIZE,), -0.01).double(), lambda v: curved * v, curved, 2)
+    step = at.solve(0.0)
+    kept = at.shortened(step, 0.5)
+    assert float(step[0]) > 1000
+    assert float(kept[0]) == pytest.approx(0.5)
+    torch.testing.assert_close(kept[1 : SIZE // 2], step[1 : SIZE // 2])
