@@ -124,6 +124,7 @@ def local_normalised(image: Image, radius_mm: float, floor: float = 0.1, noise: 
         image: any number of channels, any floating dtype; worked out in float64.
         radius_mm: half-width of the window, mm along every axis.
         floor: added deviation, as a share of the channel's own.
+        noise: added deviation, in those of the channel's noise, where that is more; 0: by `floor` alone.
 
     Returns:
         Image (C, [z,] y, x), without unit, in the image's dtype and on its grid; a constant channel gives zeros. An

@@ -73,6 +73,7 @@ class LocalNccConfig(KindSettings):
     kind: Literal["local_ncc"] = "local_ncc"
     radius_mm: float | None = Field(default=None, gt=0, le=1000)
     floor: float = Field(default=0.1, ge=1e-3, le=10)
+    noise: float = Field(default=0.0, ge=0, le=100)
 
 
 class MindConfig(KindSettings):

@@ -168,4 +168,5 @@ class OperatorLinearisation:
         if bool((share == 1).all()):
             return step
         each, whole = (points * share).reshape(step.shape), step * float(share.min())
-        return max((each, whole), key=lambda one: float(-self.gradient @ one) - 0.5 * self.curvature(one))
+        gains = [float(-self.gradient @ one) - 0.5 * self.curvature(one) for one in (each, whole)]
+        return each if gains[0] >= gains[1] else whole
