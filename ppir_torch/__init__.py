@@ -24,10 +24,12 @@ if TYPE_CHECKING:  # what type checkers see; at run time the same names are load
     from .images import load_image as load_image
     from .images import save_image as save_image
     from .levels import Level as Level
+    from .losses import CR as CR
     from .losses import MI as MI
     from .losses import NCC as NCC
     from .losses import SSD as SSD
     from .losses import Correlation as Correlation
+    from .losses import CorrelationRatio as CorrelationRatio
     from .losses import LocalCorrelation as LocalCorrelation
     from .losses import Mind as Mind
     from .losses import ModuleFeatures as ModuleFeatures
@@ -90,10 +92,12 @@ _HOMES = {
     "warping": ("warp",),
     "sampling": ("Chunks", "Full", "GradientMagnitude", "Uniform"),
     "losses": (
+        "CR",
         "MI",
         "NCC",
         "SSD",
         "Correlation",
+        "CorrelationRatio",
         "LocalCorrelation",
         "Mind",
         "ModuleFeatures",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import ConfigError, ImageError
 
-__all__ = ["bin_slopes", "bin_weights", "information"]
+__all__ = ["bin_slopes", "bin_weights", "information", "spline_of"]
 
 _PADDING = 2  # empty bins at either end, so that the cubic window never leaves the histogram
 
@@ -61,6 +61,29 @@ def bin_slopes(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     inside = (values.double() >= low) & (values.double() <= high)
     per_bin = inside.to(t) * ((bins - 2 * _PADDING) / (2 * (high - low)))  # in float64 as t, not in torch's default
     return _spread(torch.stack(taps) * per_bin, first, bins, values)
+
+
+def spline_of(values: Tensor, low: float, high: float, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """(f, f' per unit of intensity) of f(v) = sum_k coefficients[k] `bin_weights`(v)[k] at each value, both (n,).
+
+    The same sums without a table of the weights: bins are as many as coefficients (k,). Errors as of `bin_weights`;
+    values beyond [low, high] have the nearer end's f, and slope 0.
+
+    >>> f, slope = spline_of(torch.tensor([0.25, 2.0]), 0.0, 1.0, 3 * torch.arange(6.0))
+    >>> f.tolist(), slope.tolist()
+    ([7.5, 12.0], [6.0, 0.0])
+    """
+    bins = len(coefficients)
+    first, t = _places(values, low, high, bins)
+    here = coefficients.to(t)
+    c0, c1, c2, c3 = (here[first + tap] for tap in range(4))
+    # The spline of the four as a cubic in t.
+    cubic, square, linear = c3 - c0 + 3 * (c1 - c2), 3 * (c0 - 2 * c1 + c2), 3 * (c2 - c0)
+    inside = (values.double() >= low) & (values.double() <= high)
+    per_bin = inside.to(t) * ((bins - 2 * _PADDING) / (high - low))
+    fitted = (((cubic * t + square) * t + linear) * t + c0 + 4 * c1 + c2) / 6
+    slope = ((3 * cubic * t + 2 * square) * t + linear) / 6 * per_bin
+    return fitted.to(values.dtype), slope.to(values.dtype)
 
 
 def information(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 from ppir_torch.images import Image, Level
 from ppir_torch.losses import (
     Correlation,
+    CorrelationRatio,
     LocalCorrelation,
     Measure,
     Mind,
@@ -52,6 +53,7 @@ MEASURES: dict[str, Callable[[int, str], Measure]] = {
     "local_ncc": lambda *_: LocalCorrelation(),
     "mind": lambda *_: Mind(radius=1),
     "module": network,
+    "cr": lambda *_: CorrelationRatio(8),
     "mi": lambda *_: MutualInformation(8, 6),
 }
 SAMPLERS = {

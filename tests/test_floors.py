@@ -28,6 +28,7 @@ FLOORS = (
     "imagefiles",
     "images",
     "histograms",
+    "intensities",
     "features",
     "transforms",
     "points",

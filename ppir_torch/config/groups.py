@@ -89,20 +89,23 @@ class PyramidConfig(Settings):
 class PreprocessConfig(Settings):
     """What a party does to the intensities of its own image, first of all; the other is not told.
 
-    Values are held within the percentiles `clip`, then mapped to the range `rescale`; both taken over the voxels of
-    the file `mask`, on the image's grid.
+    Values are held within `window` in the image's own unit (of CT: Hounsfield), brought to equal counts where
+    `equalise` is true, held within the percentiles `clip`, then mapped to the range `rescale`; counts and percentiles
+    are taken over the voxels of the file `mask`, on the image's grid.
     """
 
     rescale: tuple[float, float] | None = Field(default=None, strict=False)
     clip: tuple[float, float] | None = Field(default=None, strict=False)
     mask: File | None = None
+    window: tuple[float, float] | None = Field(default=None, strict=False)
+    equalise: bool = False
 
     @property
     def changes(self) -> bool:
         """Whether anything is done."""
-        return self.rescale is not None or self.clip is not None
+        return self.equalise or any(pair is not None for pair in (self.rescale, self.clip, self.window))
 
-    @field_validator("rescale", "clip", mode="before")
+    @field_validator("rescale", "clip", "window", mode="before")
     @classmethod
     def _two_numbers(cls, value: object, info: ValidationInfo) -> object:
         percentiles = info.field_name == "clip"
@@ -121,8 +124,9 @@ class PreprocessConfig(Settings):
 
     @model_validator(mode="after")
     def _check_mask(self) -> PreprocessConfig:
-        if self.mask is not None and not self.changes:
-            raise ValueError("mask goes with rescale or clip, whose values are taken over its voxels")
+        taken_over_it = self.equalise or self.rescale is not None or self.clip is not None
+        if self.mask is not None and not taken_over_it:
+            raise ValueError("mask goes with rescale, clip or equalise, whose values are taken over its voxels")
         return self
 
 

@@ -17,6 +17,7 @@ from .registry import Entry, OneOf, Registry
 __all__ = [
     "DEFAULT_LOSS",
     "LOSSES",
+    "CorrelationRatioConfig",
     "LocalNccConfig",
     "Loss",
     "LossEntry",
@@ -84,6 +85,13 @@ class MindConfig(KindSettings):
     dilation: int = Field(default=2, ge=1, le=16)
 
 
+class CorrelationRatioConfig(KindSettings):
+    """1 - the correlation ratio of the fixed image given the moving one; see `ppir_torch.CorrelationRatio`."""
+
+    kind: Literal["cr"] = "cr"
+    windows: int = Field(default=16, ge=4, le=64)
+
+
 class MutualInformationConfig(KindSettings):
     """Minus the mutual information of the intensities; see `ppir_torch.MutualInformation`. Linear transforms only."""
 
@@ -131,6 +139,17 @@ LOSSES = Registry(
         discloses=(
             "with loss mind J is the fixed image's MIND descriptors (12 channels, 4 in 2-D), not its intensities",
         ),
+    ),
+    LossEntry(
+        CorrelationRatioConfig,
+        "1 - the correlation ratio of the fixed image given the moving one: across modalities",
+        "ppir_torch.losses.correlation_ratio:CorrelationRatio",
+        discloses=(
+            "with loss cr J is the fixed image at zero mean and unit variance: neither is told. Beside the gradient it "
+            "learns at each iteration J's sums over the windows of its own warped image's intensities (16 numbers, "
+            "as many as loss.windows), hence the mean of J as a function of them, linear in J and in the ledger",
+        ),
+        normalised=True,
     ),
     LossEntry(
         MutualInformationConfig,

@@ -70,6 +70,11 @@ class Operand(Protocol):
     def channels(self) -> int: ...
     @property
     def gram(self) -> Tensor | None: ...
+    @property
+    def beside(self) -> Operand:
+        """The operand of the same points whose products go through no map; without a map, the operand itself."""
+        ...
+
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """(quantised rows (rows, n), their products (pairs,) with the columns, float64)."""
         ...
@@ -171,6 +176,11 @@ class ClearOperand:
         values = self.fixed.values
         return exact_products(values, values).cpu() if self.columns.kind == "steepest_descent" else None
 
+    @property
+    def beside(self) -> ClearOperand:
+        """Itself: in the clear both kinds of product are there."""
+        return self
+
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The plain products."""
         values = self.fixed.values.to(rows)
@@ -228,6 +238,15 @@ class PrivateOperand:
     full: Grid | None = None
     channels: int = 1
     over: _Overlap | None = None
+    without_map: PrivateOperand | None = None
+
+    @property
+    def beside(self) -> PrivateOperand:
+        """See `Operand`; what both open is entered into one ledger."""
+        if self.public_map is None:
+            return self
+        assert self.without_map is not None
+        return self.without_map
 
     @property
     def header(self) -> OperandHeader:
@@ -271,7 +290,8 @@ class PrivateOperand:
 
     def part(self, positions: Tensor, weights: Tensor | None) -> PrivateOperand:
         """See `Operand`."""
-        return replace(self, sample=self.sample.at(positions, weights))
+        beside = None if self.without_map is None else self.without_map.part(positions, weights)
+        return replace(self, sample=self.sample.at(positions, weights), without_map=beside)
 
     def within(self, overlap: Tensor) -> PrivateOperand:
         """See `Operand`."""
@@ -280,7 +300,8 @@ class PrivateOperand:
         if self.columns.kind == "bins":
             return used
         if self.public_map is not None:
-            return used
+            beside = self.without_map
+            return used if beside is None else replace(used, without_map=replace(beside, sample=sample))
         return replace(used, over=used._sums_by(_row_of(sample, self.channels, overlap)))
 
     def _sums_by(self, row: Tensor) -> _Overlap:

@@ -1,5 +1,6 @@
 """Losses: what party_2's operand is, and how value, gradient and Hessian follow from the joint product."""
 
+from .correlation_ratio import CR, CorrelationRatio, DeformableCR
 from .deformable import DeformableSSD
 from .inverse_ssd import InverseSSD
 from .linearisation import AnyLinearisation, LatticeLoss, Linearisation, LinearLoss, OperatorLinearisation
@@ -13,11 +14,14 @@ from .smooth import Smoothness
 from .ssd import SSD, FeatureDifference, SquaredDifference
 
 __all__ = [
+    "CR",
     "MI",
     "NCC",
     "SSD",
     "AnyLinearisation",
     "Correlation",
+    "CorrelationRatio",
+    "DeformableCR",
     "DeformableNCC",
     "DeformableSSD",
     "DeformableSquaredNCC",

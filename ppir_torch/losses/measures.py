@@ -85,8 +85,12 @@ class Measure(ABC):
         return IMAGE
 
     def most_rows(self, dimension: int) -> int:  # noqa: ARG002
-        """Of one product where `columns` are not the image: the loss's own."""
+        """Of one product of the loss's own, beside those of a transform's derivatives."""
         return 1
+
+    def rows_beside(self) -> int:
+        """Of products that go through no map where the transform is a control lattice; 0: there are none."""
+        return 0
 
     def to_meta(self) -> dict[str, Any]:
         """Kind and settings as JSON values: both parties must have the same."""

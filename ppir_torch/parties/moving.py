@@ -93,7 +93,17 @@ class PrivateFixed:
         return self._side.prefers_moments(points)
 
     def operand(self, request: OperandRequest) -> PrivateOperand:
-        """Have party_2 prepare the operand of one level; it refuses another measure than the one it agreed to."""
+        """Have party_2 prepare the operand of one level; it refuses another measure than the one it agreed to.
+
+        Where products go through no map beside those that do, it prepares two, of one J and so with one ledger.
+        """
+        wanted = request.beside()
+        beside = None if wanted is None else self._prepared(wanted, None)
+        operand = self._prepared(request, None if beside is None else beside.kept)
+        return replace(operand, without_map=beside)
+
+    def _prepared(self, request: OperandRequest, kept: KeptLedger | None) -> PrivateOperand:
+        """One operand; what it opens is entered into `kept`, or into a ledger of its own."""
         coarse, _ = level_grid(self.grid, request.level)
         _, sample = select_points(self.grid, self.mask, request.level, request.choice, request.number)
         columns, channels = request.columns, request.measure.channels(coarse.dimension)
@@ -126,7 +136,7 @@ class PrivateFixed:
             sample_mean_square=of_sample,
             level_mean_square=of_level,
             gram=gram,
-            kept=self._open_ledger(columns, coarse, points, of_sample, of_level),
+            kept=kept or self._open_ledger(columns, coarse, points, of_sample, of_level),
             full=self.grid,
             channels=channels,
         )

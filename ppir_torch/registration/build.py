@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..features import preprocess
 from ..grids import Grid
 from ..images import Image, load_mask
+from ..intensities import equalised, windowed
 from ..levels import DEFORMABLE_POINTS, LINEAR_POINTS, Level, automatic_levels, smoothing_of
 from ..losses import Measure
 from ..optimizers import Stopping
@@ -82,6 +83,12 @@ def preprocessed(image: Image, settings: PreprocessConfig) -> Image:
     if not settings.changes:
         return image
     mask = None if settings.mask is None else load_mask(settings.mask, image.grid)
+    if settings.window is not None:
+        image = windowed(image, settings.window)
+    if settings.equalise:
+        image = equalised(image, mask)
+    if settings.rescale is None and settings.clip is None:
+        return image
     return preprocess(image, settings.rescale, settings.clip, mask)
 
 

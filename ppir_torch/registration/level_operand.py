@@ -93,13 +93,14 @@ class RunLevel:
         rows, columns = 1 + sum(p.numel() for p in self.transform.parameters()), measure.columns()
         own = optimizer.columns(plan.transform)
         if columns.kind != "image":
-            rows = measure.most_rows(dimension)
+            rows = 0
         elif own is not None:
             rows, columns = 1, own
         elif self._by_moments():
             rows, columns = 1 + dimension, Columns("moments")
         if columns.kind in ("image", "moments"):
             columns = replace(columns, squares=squares)
+        rows = max(rows, measure.most_rows(dimension))
         return self._sampled(plan.sampler, OperandRequest(self.level, rows=rows, columns=columns))
 
     def mapped_operand(self, lattice: ControlLattice) -> Operand:
@@ -110,8 +111,8 @@ class RunLevel:
         # Control points lie as many voxels apart at every level. A share of few voxels says too little of them, the
         # level ends in another minimum, and the finer ones do not get out of it: so as many points as at the finest.
         sampler = self.plan.sampler.for_level(finest.count, self.grid.count)
-        rows = 1 + self.fixed.grid.dimension
-        return self._sampled(sampler, OperandRequest(self.level, rows=rows, lattice=lattice))
+        rows, beside = 1 + self.fixed.grid.dimension, self.plan.loss.rows_beside()
+        return self._sampled(sampler, OperandRequest(self.level, rows=rows, lattice=lattice, rows_beside=beside))
 
     def gradient_magnitude(self) -> Tensor:
         """Of the warped moving image (of its features: of all channels) at the level's candidate points (N,).

@@ -96,7 +96,7 @@ class Plan:
             return
         if not self.loss.deforms:
             raise ConfigError(
-                f"loss: {self.loss.kind!r} is for linear transforms; take mind, local_ncc or ncc to deform"
+                f"loss: {self.loss.kind!r} is for linear transforms; take cr, mind, local_ncc or ncc to deform"
             )
         sampler = type(self.sampler).__name__
         if not self.sampler.entry.deforms:

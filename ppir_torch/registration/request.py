@@ -49,6 +49,8 @@ class OperandRequest:
         columns: what the operand is made of.
         lattice: control points whose public map is applied to the element-wise products; `rows` is D + 1 then.
         measure: what party_2 makes of its image; the one that it agreed to, or it refuses.
+        rows_beside: with a lattice, most rows of one product that goes through no map; 0: there are none. To party_2 it
+            is an operand of its own, of the same points.
     """
 
     level: Level
@@ -58,6 +60,11 @@ class OperandRequest:
     columns: Columns = IMAGE
     lattice: ControlLattice | None = None
     measure: Measure = SSD_MEASURE
+    rows_beside: int = 0
+
+    def beside(self) -> OperandRequest | None:
+        """The request of the same points without the lattice, where products go through no map beside it."""
+        return replace(self, rows=self.rows_beside, lattice=None, rows_beside=0) if self.rows_beside else None
 
     def public_map(self, grid: Grid, sample: Sample) -> PublicMap | None:
         """The map of the lattice at the level's grid and points; None where the request has no lattice."""

@@ -90,11 +90,12 @@ def register(
         noise: party_2's noise on every product, as a share of the fixed image (0).
         disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
         allow_insecure: let "ckks-v1" run.
-        loss: "ssd" (the default), "ncc" (correlation), "local_ncc", "mind" or "mi" (mutual information; both across
-            modalities), or a mapping with the kind and its settings, see `ppir_torch.config.losses`. A network's
-            features go with `register_images` only.
+        loss: "ssd" (the default), "ncc" (correlation), "local_ncc", or across modalities "mind", "cr" (correlation
+            ratio) or "mi" (mutual information), or a mapping with the kind and its settings, see
+            `ppir_torch.config.losses`. A network's features go with `register_images` only.
         preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
-            (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from).
+            (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from),
+            `window` (low, high; in the image's unit) and `equalise` (True: equal counts).
         preset: for whom: "same_person", "follow_up", "between_subjects" or "across_modalities"; what else is given goes
             before what it says (`ppir_torch.config.presets`).
         config: a configuration (`load_config`, or a mapping such as `config.yaml` holds), in the place of a preset.

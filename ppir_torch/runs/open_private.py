@@ -48,8 +48,8 @@ def open_private(
         timeout_s: silence after which a party counts as lost (600).
         releases: party_2's SQLite file of released values; by default the site's own.
         max_values: its cap, over all runs; by default 5 % of the fixed image's foreground voxels.
-        loss: what party_2 makes operands of: "ssd" (the default), "ncc", "local_ncc", "mind", or a mapping with the
-            kind and its settings. Operands are asked for with the same measure:
+        loss: what party_2 makes operands of: "ssd" (the default), "ncc", "local_ncc", "mind", "cr", or a mapping
+            with the kind and its settings. Operands are asked for with the same measure:
             `source.operand(OperandRequest(level, measure=Mind()))`.
         config: a configuration of a whole run; what it says of the moving image is not used.
 

@@ -62,7 +62,7 @@ def test_defaults_are_those_of_the_library() -> None:
     assert plan.sampler == GradientMagnitude(0.1)
 
 
-@pytest.mark.parametrize("loss", [None, "ssd", "ncc", "local_ncc", "mind", "mi"])
+@pytest.mark.parametrize("loss", [None, "ssd", "ncc", "local_ncc", "mind", "cr", "mi"])
 @pytest.mark.parametrize("given_optimizer", ["absent", None, {}, {"damping": 0.5}, {"stopping": {"max_iterations": 7}}])
 def test_the_optimiser_follows_the_loss_where_none_is_named(given_optimizer: Any, loss: str | None) -> None:
     """Mutual information has L-BFGS, which stops later; settings without a kind are those of that optimiser."""
@@ -120,7 +120,7 @@ def test_bins_out_of_range_are_one_line(name: str, value: object) -> None:
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
 def test_mutual_information_is_for_linear_transforms(kind: str) -> None:
     [line] = refused(mapping(loss={"kind": "mi"}, transform={"kind": kind}))
-    assert line == f"loss.kind: 'mi', with transform '{kind}' ssd, ncc, local_ncc or mind is needed"
+    assert line == f"loss.kind: 'mi', with transform '{kind}' ssd, ncc, local_ncc, mind or cr is needed"
 
 
 def test_plan_resolves_smoothing_and_seed() -> None:
@@ -158,7 +158,7 @@ BAD = [
     ("seed", 2**32, "<= 4294967295"),
     ("dtype", "float16", "'float32' or 'float64'"),
     ("transform.kind", "spline", "affine, bspline, velocity"),
-    ("loss.kind", "cc", "ssd, ncc, local_ncc, mind, mi"),
+    ("loss.kind", "cc", "ssd, ncc, local_ncc, mind, cr, mi"),
     ("transform", "affine", "a mapping"),
     ("optimizer.kind", "newton", "gauss_newton, lbfgs, inverse_compositional, adam"),
     ("optimizer.damping", 0, "> 0"),
