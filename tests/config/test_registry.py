@@ -181,7 +181,7 @@ def test_info_and_help_name_what_comes_from_another_package(toykit: Path) -> Non
     assert "loss toy: a toy (of toykit 1.0)" in text
     assert "transform shear: a shear (of toykit 1.0)" in text
     text = "\n".join(python(toykit, code + "print(CliRunner().invoke(app, ['register', '--help']).output)"))
-    assert "mind, mi or toy" in " ".join(text.replace("\u2502", " ").split())
+    assert "cr, mi or toy" in " ".join(text.replace("\u2502", " ").split())
 
 
 def test_both_parties_take_a_kind_of_another_package(toykit: Path) -> None:
