@@ -178,7 +178,7 @@ class CR(SSD):
         found = _Windows(moving, self._windows).regress(self.operand, rows, weights)
         if found is None:  # a flat warped image explains nothing, and there is no way to tell where there is more
             flat = images.new_zeros(images.shape[0]).double().cpu()
-            return Linearisation(self.operand.mean_square, flat, torch.diag(flat), nominal)
+            return Linearisation(1.0, flat, torch.diag(flat), nominal)
         rows[:WARPED] *= found.slope
         if by_moments:
             images *= found.slope
@@ -187,13 +187,19 @@ class CR(SSD):
             weighted = images if weights is None else images * weights
             hessian = exact_products(weighted, images) - found.explained(weighted)
             hessian = (2 / found.total) * hessian.cpu()
-        gradient = self._gradient(rows, found, transform)
-        return Linearisation(found.value, gradient, hessian, nominal)
+        gradient, spread = self._gradient(rows, found, transform), self._spread()
+        return Linearisation(found.value / spread, gradient / spread, hessian / spread, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
         rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
         found = _Windows(moving, self._windows).regress(self.operand, rows, self._weights(rows)[0])
-        return self.operand.mean_square if found is None else found.value
+        return 1.0 if found is None else found.value / self._spread()
+
+    def _spread(self) -> float:
+        """J^'s variance over the overlap, where it was told; else 1, as over all points of the operand."""
+        if self.operand.sample.overlap is None or not self.operand.energy_known:
+            return 1.0
+        return max(self.operand.mean_square - self.operand.mean**2, 1e-12)
 
     def _gradient(self, rows: Tensor, found: _Regression, transform: nn.Module) -> Tensor:
         """2 mean f'(I) S (f(I) - J^), of rows f'(I) S or, by moments, f'(I) G."""

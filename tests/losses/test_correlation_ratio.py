@@ -20,6 +20,7 @@ from ppir_torch.joint.columns import Columns
 from ppir_torch.joint.operands import ClearOperand
 from ppir_torch.losses import CR, CorrelationRatio, Smoothness
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.overlap import content, weights_at
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
 from ppir_torch.transforms import BSpline, ControlLattice, linear_transform
@@ -229,6 +230,34 @@ def test_hessian_is_kaufmans(sampler: str, dimension: int, pair: Make) -> None:
     found = loss.linearise(transform, images.moving).hessian
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
     assert float(torch.linalg.eigvalsh(found).min()) >= -1e-12 * float(found.abs().max())
+
+
+@pytest.mark.parametrize("columns", ["image", "moments"])
+def test_over_an_overlap_it_is_the_share_of_what_varies_there(columns: str, dimension: int, pair: Make) -> None:
+    """Points count by weights that party_1 alone knows: the definition over them, and its gradient by autograd."""
+    images, count = pair("affine", dimension, torch.float64), 12
+    measure, grid = CorrelationRatio(count), images.fixed.grid
+    transform = off("affine", images)
+    with torch.no_grad():
+        transform.translation += 0.2 * grid.spacing[0] * grid.size[0]
+    points = grid.points(dtype=torch.float64)
+    weights = weights_at(content(images.moving), transform(points)).detach()
+    assert 0.2 < float(weights.mean()) < 0.95
+    request = OperandRequest(FULL, columns=Columns(columns, squares=True), measure=measure)  # type: ignore[arg-type]
+    loss = measure.loss(ClearFixed(images.fixed).operand(request).within(weights))
+    w, j = weights / weights.sum(), images.fixed.tensor.flatten()
+    j = (j - (w * j).sum()) / (w * (j - (w * j).sum()) ** 2).sum().sqrt()
+    u = windows_of(sample(images.moving, transform(points), outside=None), images.moving, count)
+    second = torch.eye(count, dtype=torch.float64).diff(n=2, dim=0)
+    normal = (u * w) @ u.T + STRAIGHT * second.T @ second + LEAST * torch.eye(count, dtype=torch.float64)
+    value = 1 - ((u * w) @ j) @ torch.linalg.solve(normal, (u * w) @ j)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(transform.parameters()))])
+    at = loss.linearise(transform, images.moving)
+    assert at.value == pytest.approx(value.item(), abs=1e-6)
+    inside = float((at.gradient - expected).norm() / expected.norm())
+    assert inside < 0.02  # where the border's values are continued autograd's slope is another one
+    with torch.no_grad():
+        assert loss(transform, images.moving).item() == pytest.approx(at.value, abs=1e-12)
 
 
 # --- control lattices
