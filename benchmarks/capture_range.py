@@ -113,27 +113,35 @@ def prepare(name: str, starts: int) -> tuple[Path, Image, list[Affine]]:
         offset = grid.centre - matrix @ grid.centre + SHIFT_MM[name] * length * direction / direction.norm()
         save_image(posed(shown, matrix, offset), folder / f"start-{number:02d}.nii.gz")
         truths.append(affine_from_map(grid, matrix, offset).compose(known))
-    for path in folder.glob("start-*.nii.gz"):
-        if int(path.name[6:8]) >= starts:
-            path.unlink()
     return folder, fixed, truths
 
 
-def found_by(tool: str, python: str, folder: Path, threads: int, again: bool) -> list[tuple[float, Any]]:
-    """(seconds, matrix or None) of each start, from the cache where it has as many."""
-    cache, starts = folder / f"{tool.replace(', ', '-')}.json", len(list(folder.glob("start-*.nii.gz")))
-    if cache.exists() and not again:
-        kept = json.loads(cache.read_text())
-        if len(kept) == starts:
-            return [(seconds, matrix) for seconds, matrix in kept]
-    command = [python, str(WORKER), tool, str(folder), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line[1:].split(" ", 2) for line in done.stdout.splitlines() if line.startswith("#")]
-    if len(lines) != starts:
-        raise SystemExit(f"capture_range.py: {tool} failed: {done.stderr[-500:]}")
-    found = [(float(seconds), json.loads(matrix)) for _, seconds, matrix in lines]
-    cache.write_text(json.dumps(found))
-    return found
+def found_by(tool: str, python: str, folder: Path, threads: int, starts: int, again: bool) -> list[tuple[float, Any]]:
+    """(CPU seconds, matrix or None) of each start; what is in the cache is not measured again."""
+    cache = folder / f"{tool.replace(', ', '-')}.jsonl"
+    if again:
+        cache.unlink(missing_ok=True)
+    kept = _kept(cache)
+    missing = [f"{n:02d}" for n in range(starts) if n not in kept]
+    if missing:
+        command = [python, str(WORKER), tool, str(folder), str(threads), *missing]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker, cache.open("a") as lines:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                if line.startswith("#"):
+                    lines.write(line[1:])
+                    lines.flush()
+        kept = _kept(cache)
+    if any(n not in kept for n in range(starts)):
+        raise SystemExit(f"capture_range.py: {tool} failed")
+    return [kept[n] for n in range(starts)]
+
+
+def _kept(cache: Path) -> dict[int, tuple[float, Any]]:
+    """Number of a start -> what was found, from a file with a line each."""
+    lines = cache.read_text().splitlines() if cache.exists() else []
+    parts = [line.split(" ", 2) for line in lines if line]
+    return {int(number): (float(seconds), json.loads(matrix)) for number, seconds, matrix in parts}
 
 
 def distance(fixed: Image, matrix: Any, truth: Affine) -> float:
@@ -162,7 +170,8 @@ def main() -> None:
         folder, fixed, truths = prepare(name, arguments.starts)
         for tool in tools:
             interpreter = os.path.abspath(python) if tool in PEERS else sys.executable
-            results = found_by(tool, interpreter, folder, arguments.threads, arguments.again and tool not in PEERS)
+            again = arguments.again and tool not in PEERS
+            results = found_by(tool, interpreter, folder, arguments.threads, arguments.starts, again)
             errors = [distance(fixed, matrix, truth) for (_, matrix), truth in zip(results, truths, strict=True)]
             seconds = timing.median([seconds for seconds, _ in results])
             entries.append({"image": name, "tool": tool, "errors_mm": errors, "seconds": seconds})
@@ -179,7 +188,7 @@ def row(entry: dict[str, Any]) -> list[str]:
 
 
 def report(entries: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    head = ["image", "tool", f"within {CLOSE_MM} mm", "their median mm", "seconds"]
+    head = ["image", "tool", f"within {CLOSE_MM} mm", "their median mm", "CPU seconds"]
     starts = len(entries[0]["errors_mm"])
     about = f"{facts['cpu']}, {facts['cores']} cores, {facts['threads_per_process']} threads; {starts} starts an image"
     return "\n".join(["# Capture range", "", about, "", timing.markdown_table(head, [row(e) for e in entries])])

@@ -1,8 +1,8 @@
-"""Affine registrations from many starts by one tool, in one process: `capture_worker.py TOOL FOLDER THREADS`.
+"""Affine registrations from many starts by one tool, in one process: `capture_worker.py TOOL FOLDER THREADS NN ...`.
 
 Run by capture_range.py, with the interpreter that has the tool; imports no more than its tool. FOLDER has fixed.nii.gz
 and start-NN.nii.gz, the moving image in another pose each. Every tool begins at the identity, with the loss that it
-takes by default. For each start a line `NN seconds [4 x 4 matrix]` is printed: fixed points to moving points, LPS mm;
+takes by default. Each start gives a line `NN CPU-seconds [4 x 4 matrix]`: fixed points to moving points, LPS mm;
 `NN seconds null` where the tool gave up.
 """
 
@@ -67,13 +67,14 @@ def greedy(fixed: str, moving: str, threads: int, search: str = "") -> Found:
     tool = Greedy3D()
     a, b = (sitk.ReadImage(path, sitk.sitkFloat32) for path in (fixed, moving))
     tool.execute(
-        f"-d 3 -threads {threads} -V 0 -i a b -a -dof 12 -m NCC 2x2x2 -ia-identity {search} -n 100x50x10 -float -o out",
+        f"-d 3 -threads {threads} -V 0 -i a b -a -dof 12 -m NCC 2x2x2 -ia-identity {search} -n 100x50x10 -float "
+        "-o affine",
         a=a,
         b=b,
-        out=None,
+        affine=None,
     )
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return [[float(v) for v in row] for row in flip @ np.asarray(tool["out"]) @ flip]
+    return [[float(v) for v in row] for row in flip @ np.asarray(tool["affine"]) @ flip]
 
 
 def elastix(fixed: str, moving: str, threads: int) -> Found:
@@ -107,15 +108,16 @@ TOOLS: dict[str, Callable[[str, str, int], Found]] = {
 
 
 def main() -> None:
-    tool, folder, threads = sys.argv[1:]
+    tool, folder, threads, *numbers = sys.argv[1:]
     fixed = str(Path(folder) / "fixed.nii.gz")
-    for path in sorted(Path(folder).glob("start-*.nii.gz")):
-        started, found = time.perf_counter(), None
+    for number in numbers:
+        path = Path(folder) / f"start-{number}.nii.gz"
+        started, found = time.process_time(), None
         try:
             found = TOOLS[tool](fixed, str(path), int(threads))
         except Exception as error:
             print(f"{tool}: {path.name}: {str(error).splitlines()[-1:]}", file=sys.stderr)
-        print(f"\n#{path.name[6:8]} {time.perf_counter() - started:.2f} {json.dumps(found)}", flush=True)
+        print(f"\n#{number} {time.process_time() - started:.2f} {json.dumps(found)}", flush=True)
 
 
 if __name__ == "__main__":
