@@ -99,6 +99,9 @@ def elastix(fixed: str, moving: str, threads: int) -> Found:
 TOOLS: dict[str, Callable[[str, str, int], Found]] = {
     "ours": ours,
     "ours, ssd": partial(ours, loss="ssd"),
+    "ours, ncc": partial(ours, loss="ncc"),
+    "ours, ncc_squared": partial(ours, loss="ncc_squared"),
+    "ours, mi": partial(ours, loss="mi"),
     "ours, turns": partial(ours, start={"turns": 45.0}),
     "ants": ants,
     "greedy": greedy,

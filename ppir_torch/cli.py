@@ -136,6 +136,9 @@ def register(
     start: Annotated[
         str | None, typer.Option(help="centres (default), centre_of_mass, identity, atlas (MNI's head) or an ITK file")
     ] = None,
+    turns: Annotated[
+        float | None, typer.Option(help="Degrees by which the images may lie turned: the start is tried from turns.")
+    ] = None,
     truth: Annotated[Path | None, typer.Option(help="ITK transform to compare with.")] = None,
     reference: Annotated[Path | None, typer.Option(help="ITK transform of the clear run, to compare with.")] = None,
     moving_mask: Annotated[Path | None, typer.Option(help="What counts of the moving image; told to nobody.")] = None,
@@ -159,7 +162,7 @@ def register(
     """Register MOVING to FIXED, without any YAML."""
     with _error_lines():
         from .config.images import load_config
-        from .runs.shorthands import base_values, merged
+        from .runs.shorthands import base_values, merged, start_group
 
         base = base_values(None, preset)
         backend_settings = {"kind": backend} | ({} if device is None else {"device": device})
@@ -175,7 +178,7 @@ def register(
             "optimizer": _chosen(optimizer),
             "pyramid": {"levels": None if levels is None else _levels(levels)},
             "data": data | consent,
-            "start": None if start is None else _start(start),
+            "start": start_group(None if start is None else _start(start), turns, base.get("start")),
             "budget": {"file": releases, "max_values": max_values, "noise": noise},
             "seed": seed,
             "threads": threads,
@@ -321,14 +324,12 @@ def _levels(levels: str) -> object:
     return [{"shrink": one[0] if len(one) == 1 else one} for one in factors]
 
 
-def _start(start: str) -> dict[str, object]:
-    if start in ("centres", "centre_of_mass", "identity", "atlas"):
-        return {"kind": start}
-    if not Path(start).is_file():
+def _start(start: str) -> str:
+    if start not in ("centres", "centre_of_mass", "identity", "atlas") and not Path(start).is_file():
         raise ConfigError(
             f"start: {start!r}, one of centres, centre_of_mass, identity, atlas or a transform file is needed"
         )
-    return {"kind": "file", "path": start}
+    return start
 
 
 def _run_all(runs: Sequence[tuple[list[str], RunConfig | PointsConfig]]) -> None:

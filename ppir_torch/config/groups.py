@@ -191,7 +191,11 @@ class LedgerConfig(Settings):
 
 
 class StartConfig(Settings):
-    """Where the linear stage starts; `path` is the transform of "file" or the template of "atlas" (null: MNI's)."""
+    """Where the linear stage starts; `path` is the transform of "file" or the template of "atlas" (null: MNI's).
+
+    `turns`: the coarsest level is tried from turns of the start by up to so many degrees, and goes on from the best.
+    """
 
     kind: Literal["centres", "centre_of_mass", "identity", "file", "atlas"] = "centres"
     path: File | None = None
+    turns: float = Field(default=0.0, ge=0, le=180)

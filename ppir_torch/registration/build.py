@@ -54,6 +54,7 @@ def build_plan(config: RunConfig | MovingPartyConfig, grid: Grid, start: Affine 
         optimizer=OPTIMIZERS[chosen.kind].make(chosen),
         stopping=Stopping(**chosen.stopping.model_dump()),
         start=start or config.start.kind,
+        turns=config.start.turns,
         deformable=None if wanted is None else _deformable(wanted, stiffness, config.pyramid, grid),
         loss=build_measure(config.loss),
     )

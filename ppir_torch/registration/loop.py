@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -38,6 +39,7 @@ from .result import LevelIteration, Result
 from .rounds import rounds
 from .source import FixedSource
 from .start import check_overlap, start_transform
+from .turns import TRIED, best_turn
 from .verdict import LevelFacts, is_fatal, judge, warnings_of
 
 __all__ = ["register_images"]
@@ -82,6 +84,7 @@ def register_images(
     run = _Run(moving, fixed, plan, started, observer, watch, transform, _as_image(moving_mask, moving))
     error, interrupted = "", None
     try:
+        transform = run.turned(transform)
         run.fit_linear(transform)
         if plan.deformable is not None:
             run.fit_deformable(transform, plan.deformable)
@@ -112,6 +115,7 @@ class _Run:
     Attributes:
         found: what is being fitted; once a level went wrong, a copy of what was found before it.
         levels: of each level that ended, what is known of it.
+        tried: starts, where the plan asks for turns.
     """
 
     moving: Image
@@ -124,8 +128,30 @@ class _Run:
     mask: Image | None = None
     history: list[LevelIteration] = field(default_factory=list)
     levels: list[LevelFacts] = field(default_factory=list)
+    tried: int = 0
     _under_way: _LevelUnderWay | None = None
     _useless: int | None = None  # the level that went wrong
+
+    def turned(self, start: LinearTransform) -> LinearTransform:
+        """The start, or that of its turns from which the coarsest level fits best, where the plan asks for turns."""
+        levels = self.plan.levels or ()
+        if not (self.plan.turns and levels):
+            return start
+        short = replace(self.plan.stopping, max_iterations=TRIED)
+        plan = replace(self.plan, levels=levels[:1], stopping=short, deformable=None)
+
+        def fit(candidate: LinearTransform) -> float:
+            watch = Watch(self.moving.grid, self.fixed.grid, self.fixed.mask, candidate)
+            run = _Run(self.moving, self.fixed, plan, self.started, None, watch, candidate, self.mask)
+            try:
+                run.fit_linear(candidate)
+            except _WentWrong:
+                return math.inf
+            return next(h.iteration.value for h in reversed(run.history) if h.iteration.accepted)
+
+        best, self.tried = best_turn(start, self.plan.turns, fit)
+        self.found = best
+        return best
 
     def fit_linear(self, transform: LinearTransform) -> None:
         """The linear stage, coarse to fine."""

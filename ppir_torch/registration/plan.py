@@ -56,6 +56,8 @@ class Plan:
         optimizer: `GaussNewton`, `LBFGS` (for `MutualInformation`), `InverseCompositional` or `Adam`.
         stopping: of each level.
         start: "centres" (of the two images), "centre_of_mass", "identity", or a start Affine.
+        turns: degrees by which the images may lie turned to each other at the start: the coarsest level is tried from
+            some turns up to that, and goes on from the best. 0: from the start alone.
         deformable: what follows the linear stage, if anything does.
         loss: the measure of similarity: `SquaredDifference`, `Correlation`, `LocalCorrelation`, `Mind`, or
             `ModuleFeatures` of any network.
@@ -67,6 +69,7 @@ class Plan:
     optimizer: Optimizer = field(default_factory=GaussNewton)
     stopping: Stopping = field(default_factory=Stopping)
     start: str | Affine = "centres"
+    turns: float = 0.0
     deformable: Deformable | None = None
     loss: Measure = field(default_factory=SquaredDifference)
 

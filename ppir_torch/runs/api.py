@@ -59,6 +59,7 @@ def register(
     loss: str | Mapping[str, Any] | None = None,
     preprocess: Mapping[str, Mapping[str, Any]] | None = None,
     preset: str | None = None,
+    turns: float | None = None,
     *,
     config: RunConfig | Mapping[str, Any] | None = None,
 ) -> Result:
@@ -98,6 +99,8 @@ def register(
             `window` (low, high; in the image's unit) and `equalise` (True: equal counts).
         preset: for whom: "same_person", "follow_up", "between_subjects" or "across_modalities"; what else is given goes
             before what it says (`ppir_torch.config.presets`).
+        turns: degrees by which the images may lie turned to each other: the coarsest level is tried from some turns of
+            the start (0).
         config: a configuration (`load_config`, or a mapping such as `config.yaml` holds), in the place of a preset.
 
     Returns:
@@ -132,7 +135,7 @@ def register(
             "backend": named(backend, base.get("backend"), PROTOCOLS, {"allow_insecure": allow_insecure}),
             "sampler": named(sampler, base.get("sampler", {"kind": "none"}), SAMPLERS, sampling),
             "pyramid": {"levels": levels_group(levels)},
-            "start": start_group(start),
+            "start": start_group(start, turns, base.get("start")),
             "data": {
                 "moving": _image_file(moving, Path(scratch) / "moving.mha"),
                 "fixed": _image_file(fixed, Path(scratch) / "fixed.mha"),

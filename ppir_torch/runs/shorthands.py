@@ -92,11 +92,19 @@ def levels_group(levels: str | Sequence[int | Sequence[int]] | None) -> object:
     return levels if levels is None or isinstance(levels, str) else [{"shrink": n} for n in levels]
 
 
-def start_group(start: str | None) -> Values | None:
-    """Of a named start, or of a transform's file."""
-    if start is None:
-        return None
-    return {"kind": start} if start in NAMED_STARTS else {"kind": "file", "path": start}
+def start_group(start: str | None, turns: float | None, said: Mapping[str, Any] | None) -> Values | None:
+    """Of a named start or of a transform's file, with the turns from which it is tried; None where nothing is given.
+
+    Args:
+        start: a name or a path.
+        turns: degrees.
+        said: the configuration's group.
+    """
+    group: Values | None = None
+    if start is not None:
+        group = {"kind": start} if start in NAMED_STARTS else {"kind": "file", "path": start}
+        group |= {name: said[name] for name in ("turns",) if said and name in said}
+    return group if turns is None else {**(said or {} if group is None else group), "turns": turns}
 
 
 def path_text(path: str | Path | None) -> str | None:

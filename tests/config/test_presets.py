@@ -82,6 +82,17 @@ def test_what_else_is_said_wins_over_a_preset(runs: list[RunConfig]) -> None:
     assert of_command_line(runs, "--preset", "between_subjects", "--backend", "beaver", *words) == wanted
 
 
+def test_turns_go_with_any_start(runs: list[RunConfig]) -> None:
+    wanted = composed("start.turns=45")
+    assert wanted.start.turns == 45
+    assert of_python(runs, turns=45.0) == of_command_line(runs, "--turns", "45") == wanted
+    wanted = composed("start.kind=identity", "start.turns=45")
+    assert of_python(runs, turns=45.0, start="identity") == wanted
+    assert of_command_line(runs, "--turns", "45", "--start", "identity") == wanted
+    with pytest.raises(ConfigError, match=r"^start\.turns: 200.0, a number >= 0 and <= 180 is needed"):
+        api.register("m", "f", turns=200.0)
+
+
 def test_a_preset_never_chooses_the_backend() -> None:
     for name in PRESETS:
         assert not {"backend", "data", "budget", "output"} & preset_values(name).keys()
