@@ -59,17 +59,24 @@ class Watch:
         fixed: grid of the fixed image.
         mask: its foreground, or None.
         start: the transform before the first level.
+        moving_mask: bool ([z,] y, x), what of the moving image counts; None: all of it.
     """
 
-    def __init__(self, moving: Grid, fixed: Grid, mask: Tensor | None, start: LinearTransform) -> None:
-        self._moving, self._fixed = moving, fixed
+    def __init__(
+        self,
+        moving: Grid,
+        fixed: Grid,
+        mask: Tensor | None,
+        start: LinearTransform,
+        moving_mask: Tensor | None = None,
+    ) -> None:
+        self._moving, self._fixed, self._mask = moving, fixed, moving_mask
         self._points = spread_points(fixed, mask)
-        count = fixed.count if mask is None else int(mask.sum())
-        self._volume = count * math.prod(fixed.spacing)
+        self._volumes = _volume(fixed, mask), _volume(moving, moving_mask)
         self._start = copy.deepcopy(start)
         with torch.no_grad():
             self._first = self._start(self._points)
-        self._overlap = share_inside(self._first, moving)
+        self._overlap = share_inside(self._first, moving, moving_mask)
 
     def facts(self, found: LinearTransform | Composite, course: Course) -> LevelFacts:
         """Of the transform at the end of a level."""
@@ -83,7 +90,7 @@ class Watch:
             mapped = linear(mapped)
             matrix, before = (transform.affine_map()[0].double() for transform in (linear, self._start))
         least, most = stretches(matrix, before)
-        overlap, determinant = share_inside(mapped, self._moving), float(torch.linalg.det(matrix))
+        overlap, determinant = share_inside(mapped, self._moving, self._mask), float(torch.linalg.det(matrix))
         return LevelFacts(
             level=course.level,
             stage="linear" if deformation is None else "deformable",
@@ -106,18 +113,21 @@ class Watch:
 
     def _visible(self, overlap: float, determinant: float) -> float:
         """The overlap as a share of the smaller image, in the fixed image's space."""
-        moving = self._moving.count * math.prod(self._moving.spacing)
+        fixed, moving = self._volumes
         back = moving / abs(determinant) if determinant else math.inf
-        return min(1.0, overlap * self._volume / min(self._volume, back)) if back > 0 else 0.0
+        return min(1.0, overlap * fixed / min(fixed, back)) if back > 0 else 0.0
 
 
-def share_inside(mapped: Tensor, moving: Grid) -> float:
-    """The share of points (n, D) mm that lie inside of a grid's voxels, these with their whole extent."""
+def share_inside(mapped: Tensor, moving: Grid, mask: Tensor | None = None) -> float:
+    """The share of points (n, D) mm that lie in a grid's voxels, these with their whole extent; of a mask's voxels only."""
     matrix, origin = moving.index_to_physical()
     index = (mapped.double() - origin) @ torch.linalg.inv(matrix).T
     size = torch.tensor(moving.size, dtype=torch.float64)
     slack = 1e-6  # of a voxel: the same grid is inside of itself
     inside = ((index >= -0.5 - slack) & (index <= size - 0.5 + slack)).all(1)
+    if mask is not None:
+        places = index.nan_to_num().round().long().clamp(min=torch.zeros_like(size).long(), max=size.long() - 1)
+        inside &= mask.cpu()[places.flip(1).unbind(1)]
     return float(inside.double().mean())
 
 
@@ -162,6 +172,10 @@ def _field(deformation: LatticeTransform, grid: Grid) -> Displacement:
     with torch.no_grad():
         spline = expand(deformation.coefficients.double().cpu(), deformation.lattice.matrices(coarse))
         return Displacement(coarse, deformation.field_of(spline, coarse)).requires_grad_(False)
+
+
+def _volume(grid: Grid, mask: Tensor | None) -> float:
+    return (grid.count if mask is None else int(mask.sum())) * math.prod(grid.spacing)
 
 
 def _diagonal(grid: Grid) -> float:

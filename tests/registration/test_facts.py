@@ -51,6 +51,22 @@ def test_overlap_is_what_simpleitk_samples(
     assert share_inside(mapped, moving) == pytest.approx(share_by_itk(transform, moving, fixed), abs=2e-3)
 
 
+def test_overlap_with_a_mask_of_the_moving_image_is_what_simpleitk_samples(
+    dimension: int, oblique_grid: Callable[..., Grid], random_transform: Callable[..., Any]
+) -> None:
+    fixed, moving = oblique_grid(dimension), oblique_grid(dimension, shift=5.0)
+    mask = torch.rand(moving.shape, generator=torch.Generator().manual_seed(5)) < 0.4
+    mask[0] = False
+    transform = random_transform("affine", fixed, size_mm=3.0)
+    as_image, frame = (
+        to_simpleitk(i) for i in (Image(mask[None].float(), moving), Image(torch.ones(1, *fixed.shape), fixed))
+    )
+    sampled = SimpleITK.Resample(as_image, frame, to_simpleitk_transform(transform), SimpleITK.sitkNearestNeighbor, 0.0)
+    expected = float(SimpleITK.GetArrayViewFromImage(sampled).mean())
+    mapped = transform(fixed.points(dtype=torch.float64)).detach()
+    assert share_inside(mapped, moving, mask) == pytest.approx(expected, abs=2e-3)
+
+
 def test_a_grid_lies_inside_of_itself(dimension: int, oblique_grid: Callable[..., Grid]) -> None:
     grid = oblique_grid(dimension)
     assert share_inside(grid.points(), grid) == 1.0
@@ -128,6 +144,14 @@ def test_a_map_that_blows_up_is_seen_through_the_overlap_of_the_smaller() -> Non
     far = affine_from_map(grid, torch.eye(2, dtype=torch.float64), torch.tensor([100.0, 0.0]))
     facts = Watch(grid, grid, None, Affine(grid)).facts(far, COURSE)
     assert (facts.overlap, facts.visible, facts.overlap_at_start) == (0.0, 0.0, 1.0)
+
+
+def test_a_mask_of_the_moving_image_is_what_is_visible_of_it() -> None:
+    grid = Grid((20, 20))
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[:10, :5] = True
+    facts = Watch(grid, grid, None, Affine(grid), mask).facts(Affine(grid), COURSE)
+    assert (facts.overlap, facts.overlap_at_start, facts.visible) == pytest.approx((0.125, 0.125, 1.0))
 
 
 def test_facts_are_of_the_masks_points() -> None:
