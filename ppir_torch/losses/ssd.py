@@ -179,7 +179,7 @@ class FeatureDifference(Measure):
 
     def explained(self, value: float, operand: Operand) -> float | None:
         """See `Measure`; features of images that have nothing in common differ by what both vary."""
-        return _share(value, 2 * operand.mean_square)
+        return _share(value, 2 * _variance(operand))
 
     def deformable_loss(
         self, operand: Operand, part: LatticeTransform, outer: LinearTransform, smoothness: Smoothness
@@ -196,7 +196,12 @@ class SquaredDifference(FeatureDifference):
 
     def explained(self, value: float, operand: Operand) -> float | None:
         """See `Measure`; 0 is what a constant image reaches, one of another brightness falls below."""
-        return _share(value, operand.mean_square)
+        return _share(value, _variance(operand))
+
+
+def _variance(operand: Operand) -> float:
+    """J's, over the points in use."""
+    return operand.mean_square - operand.mean**2
 
 
 def _share(value: float, nothing: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -58,6 +59,8 @@ class GaussNewton(Optimizer):
             step = best.shortened(best.solve(damping), stopping.longest_voxels * voxel_mm)
             length, expected = best.length(step), _expected(best, step)
             if length < stopping.step_voxels * voxel_mm or expected < stopping.decrease * best.size:
+                return
+            if not math.isfinite(length + expected):  # a model that says nothing
                 return
             before, kept = copies(parameters), False
             try:  # whatever ends it, an interruption as well, leaves no step that was not judged

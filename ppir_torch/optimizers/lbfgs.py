@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -60,6 +61,8 @@ class LBFGS(Optimizer):
             length, slope = best.length(step), float(best.gradient @ step)
             # A step of a quadratic model, shortened or not, falls by half of what the slope says.
             if length < stopping.step_voxels * voxel_mm or -0.5 * slope < stopping.decrease * best.size:
+                return
+            if not math.isfinite(length + slope):  # as in `GaussNewton`
                 return
             before, kept = copies(parameters), False
             try:  # as in `GaussNewton`

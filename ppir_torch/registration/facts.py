@@ -41,6 +41,7 @@ class Course:
         limit: most iterations of the level.
         explained_before: at the first iteration, see `Measure.explained`; None where that is not known.
         explained: at the last iteration that was kept.
+        held_back: the level ended because the images came apart, and the steps that led there were taken back.
     """
 
     level: int
@@ -49,6 +50,7 @@ class Course:
     limit: int
     explained_before: float | None = None
     explained: float | None = None
+    held_back: bool = False
 
 
 class Watch:
@@ -109,6 +111,7 @@ class Watch:
             explained_before=course.explained_before,
             explained=course.explained,
             folding_share=folding,
+            held_back=course.held_back,
         )
 
     def _visible(self, overlap: float, determinant: float) -> float:
@@ -119,7 +122,7 @@ class Watch:
 
 
 def share_inside(mapped: Tensor, moving: Grid, mask: Tensor | None = None) -> float:
-    """The share of points (n, D) mm that lie in a grid's voxels, these with their whole extent; of a mask's voxels only."""
+    """The share of points (n, D) mm that lie in a grid's voxels (in those of a mask), with their whole extent."""
     matrix, origin = moving.index_to_physical()
     index = (mapped.double() - origin) @ torch.linalg.inv(matrix).T
     size = torch.tensor(moving.size, dtype=torch.float64)

@@ -80,8 +80,9 @@ def register_images(
     moving = moving.seen_from(fixed.grid)
     transform = start_transform(plan, moving, fixed)
     check_overlap(transform, moving, fixed.grid)
-    watch = Watch(moving.grid, fixed.grid, fixed.mask, transform)
-    run = _Run(moving, fixed, plan, started, observer, watch, transform, _as_image(moving_mask, moving))
+    mask = _as_image(moving_mask, moving)
+    watch = Watch(moving.grid, fixed.grid, fixed.mask, transform, moving_mask)
+    run = _Run(moving, fixed, plan, started, observer, watch, transform, mask)
     error, interrupted = "", None
     try:
         transform = run.turned(transform)
@@ -180,8 +181,11 @@ class _Run:
 
             domain_of, operand_of = partial(here.domain, self.moving), partial(here.linear_operand, used)
             stopping = self.plan.stopping
-            steps = rounds(transform, here.candidates, domain_of, operand_of, minimise, stopping)
-            self._follow(steps, _LevelUnderWay(here, stopping, copy.deepcopy(self.found)))
+            under_way = _LevelUnderWay(here, stopping, copy.deepcopy(self.found))
+            steps = rounds(
+                transform, here.candidates, domain_of, operand_of, minimise, stopping, under_way.was_held_back
+            )
+            self._follow(steps, under_way)
 
     def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> None:
         """The deformable stage, coarse to fine."""
@@ -215,8 +219,11 @@ class _Run:
 
             whole, domain_of = Composite([part, outer]), partial(here.domain, self.moving)
             operand_of = partial(_same, operand)
-            steps = rounds(whole, here.candidates, domain_of, operand_of, minimise, wanted.stopping)
-            self._follow(steps, _LevelUnderWay(here, wanted.stopping, before))
+            under_way = _LevelUnderWay(here, wanted.stopping, before)
+            steps = rounds(
+                whole, here.candidates, domain_of, operand_of, minimise, wanted.stopping, under_way.was_held_back
+            )
+            self._follow(steps, under_way)
 
     def _enter(self, level: Level, number: int, transform: LinearTransform) -> RunLevel:
         features = moving_features(self.moving, self.plan.loss, self.fixed.grid, level, transform)
@@ -279,6 +286,11 @@ class _LevelUnderWay:
     stopping: Stopping
     before: LinearTransform | Composite
     explained: list[float | None] = field(default_factory=list)
+    held_back: bool = False
+
+    def was_held_back(self) -> None:
+        """The level ends because the images came apart."""
+        self.held_back = True
 
     def enter(self, value: float, operand: Operand) -> None:
         """A loss that was kept, over the operand's points."""
@@ -290,7 +302,15 @@ class _LevelUnderWay:
         """How it went so far."""
         number = sum(entry.level == self.here.number for entry in history)
         first, last = (self.explained[0], self.explained[-1]) if self.explained else (None, None)
-        return Course(self.here.number, self.here.level.factor, number, self.stopping.max_iterations, first, last)
+        return Course(
+            level=self.here.number,
+            shrink=self.here.level.factor,
+            iterations=number,
+            limit=self.stopping.max_iterations,
+            explained_before=first,
+            explained=None if self.held_back else last,  # of the last step, which was taken back
+            held_back=self.held_back,
+        )
 
 
 def _same(operand: Operand, squares: bool) -> Operand:  # noqa: ARG001

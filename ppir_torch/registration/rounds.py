@@ -6,7 +6,6 @@ moving a misfit out of sight. Where the transform has moved so far that the weig
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,8 +24,6 @@ RENEWED = 0.05  # share of the weights that may change before a round ends early
 SETTLED = 0.01  # share up to which the weights are those that the round had
 LEAST = 0.4  # of the overlap that a level begins with: a transform that leaves less is not taken
 _CHUNK, _FEW = 1 << 18, 20_000
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ def rounds(
     operand_of: Callable[[bool], Operand],
     minimise: Callable[[Operand, Stopping], Iterator[Iteration]],
     stopping: Stopping,
+    held_back: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Iteration, Operand]]:
     """The iterations of one level, numbered through, each with the operand that its product was with.
 
@@ -96,6 +94,7 @@ def rounds(
         operand_of: the level's operand; whether its points are to count by an overlap.
         minimise: the optimiser's iterations on an operand.
         stopping: of the level, all rounds together.
+        held_back: called where the level ends because the images came apart.
     """
     parameters = [p for p in transform.parameters() if p.requires_grad]
     partly, done = domain_of(candidates).weights(transform) is not None, 0
@@ -117,10 +116,12 @@ def rounds(
             if isinstance(steps, Generator):  # its parameters go back to the best it has seen
                 steps.close()
         done += number
-        now = domain.weights(transform)
-        if share(now) < least:
-            log.info("level: the images overlap by %.0f %% of what they did; the step back is taken", 100 * share(now))
+        # What is not finite is not sampled: torch's grid_sample ends the process there (2-D, CPU).
+        finite = all(bool(torch.isfinite(p).all()) for p in parameters)
+        now = domain.weights(transform) if finite else None
+        if not finite or share(now) < least:
             restore(parameters, before)
+            held_back()
             return
         if difference(weights, now) <= SETTLED or done >= stopping.max_iterations:
             return

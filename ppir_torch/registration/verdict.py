@@ -61,6 +61,7 @@ class LevelFacts:
             `Measure.explained`; below 0 where no image at all would do better. None where that is not known.
         explained: the same at the last iteration that was kept.
         folding_share: of a deformation, the share of points where it folds; None of a linear map.
+        held_back: the level ended because the images came apart, and the steps that led there were taken back.
     """
 
     level: int
@@ -80,11 +81,12 @@ class LevelFacts:
     explained_before: float | None = None
     explained: float | None = None
     folding_share: float | None = None
+    held_back: bool = False
 
     @property
     def converged(self) -> bool:
-        """Whether the level ended by a rule of its own, and not at the limit of its iterations."""
-        return self.iterations < self.limit
+        """Whether the level ended by a rule of its own: not at the limit of its iterations, and not held back."""
+        return self.iterations < self.limit and not self.held_back
 
     @property
     def name(self) -> str:
@@ -205,10 +207,14 @@ def _odd_map(facts: LevelFacts) -> list[Finding]:
 
 
 def _odd_overlap(facts: LevelFacts) -> list[Finding]:
-    if facts.visible >= LITTLE_OVERLAP and facts.overlap >= LOST_OVERLAP * facts.overlap_at_start:
+    if facts.held_back:
+        what = f"the images came apart and the steps that led there were taken back: {_seen(facts)}"
+    elif facts.visible < LITTLE_OVERLAP or facts.overlap < LOST_OVERLAP * facts.overlap_at_start:
+        what = f"little overlap: {_seen(facts)}"
+    else:
         return []
     advice = "look at the warped image; a better start (start: centre_of_mass, or a transform file) where it is wrong"
-    return [Finding("little_overlap", f"{facts.name}: little overlap: {_seen(facts)}", advice, (facts.level,))]
+    return [Finding("little_overlap", f"{facts.name}: {what}", advice, (facts.level,))]
 
 
 def _seen(facts: LevelFacts) -> str:
@@ -241,7 +247,7 @@ def _folding(facts: LevelFacts) -> list[Finding]:
 def _not_converged(levels: Sequence[LevelFacts]) -> list[Finding]:
     found = []
     for stage, field in (("linear", "optimizer.stopping.max_iterations"), ("deformable", "transform.max_iterations")):
-        short = [facts for facts in levels if facts.stage == stage and not facts.converged]
+        short = [facts for facts in levels if facts.stage == stage and facts.iterations >= facts.limit]
         if not short:
             continue
         names, plural = ", ".join(f"1/{facts.shrink}" for facts in short), "s" if len(short) > 1 else ""

@@ -168,6 +168,7 @@ def test_the_unit_of_length_does_not_matter(facts: LevelFacts, factor: float) ->
         ({"most_stretch": 2.5}, "stretched", False),
         ({"visible": 0.2}, "little_overlap", False),
         ({"overlap": 0.4}, "little_overlap", False),
+        ({"held_back": True}, "little_overlap", False),
         ({"explained": -3.0}, "unlike", False),
         ({"explained": 0.01}, "unlike", False),
         ({"stage": "deformable", "folding_share": 0.017}, "folding", False),
