@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppir_torch.errors import PeerLost
 from ppir_torch.images import Image, Level
@@ -29,18 +29,28 @@ def untouched(transform: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Spoiler(GaussNewton):
-    """Gauss-Newton that sets the parameters to something else at the end of its n-th level, here and in lattices."""
+    """Gauss-Newton, which at one level does nothing but set the parameters to something else, once."""
 
     at: int = 1
     spoil: Callable[[nn.Module], None] = untouched
-    seen: list[int] = field(default_factory=list)
+    seen: list[tuple[nn.Module, float]] = field(default_factory=list)  # of every level
 
     def minimise(
-        self, transform: nn.Module, linearise: Callable[[], AnyLinearisation], *rest: Any, **more: Any
+        self,
+        transform: nn.Module,
+        linearise: Callable[[], AnyLinearisation],
+        stopping: Stopping,
+        voxel_mm: float,
+        move: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Iteration]:
-        self.seen.append(len(self.seen))
-        yield from super().minimise(transform, linearise, *rest, **more)
-        if self.seen[-1] == self.at:
+        first = (transform, voxel_mm) not in self.seen
+        if first:
+            self.seen.append((transform, voxel_mm))
+        if self.seen.index((transform, voxel_mm)) != self.at:
+            yield from super().minimise(transform, linearise, stopping, voxel_mm, move)
+            return
+        yield Iteration(1, linearise().value, True, 0.0, 0.0)
+        if first:
             with torch.no_grad():
                 self.spoil(transform)
 
@@ -53,6 +63,10 @@ def mirrored(transform: nn.Module) -> None:
     matrix, offset = transform.affine_map()
     centre, other = matrix @ transform.centre + offset, matrix[:, [1, 0]]
     transform.set_affine_map(other, centre - other @ transform.centre)
+
+
+def nudged(transform: nn.Module) -> None:
+    next(iter(transform.parameters())).add_(1.0)
 
 
 def shrunk(transform: nn.Module) -> None:
@@ -137,15 +151,14 @@ def test_steps_out_of_sight_are_taken_back(spoil: Callable[[nn.Module], None], p
         assert [finding.kind for finding in result.warnings] == ([] if at == 0 else ["little_overlap"])
 
 
-@pytest.mark.parametrize("at", [1, 2])
-def test_a_deformation_that_folds_everywhere_is_not_kept(at: int, pair: Make) -> None:
+def test_a_deformation_that_folds_everywhere_is_not_kept(pair: Make) -> None:
     images = pair("rigid", 2)
     deformable = Deformable(kind="bspline", levels=LEVELS, spacing_mm=12.0, stopping=Stopping(max_iterations=2))
-    chosen = plan(levels=LEVELS[1:], deformable=deformable, optimizer=Spoiler(at=at, spoil=folded))
+    chosen = plan(levels=LEVELS[1:], deformable=deformable, optimizer=Spoiler(at=2, spoil=folded))
     result = register_images(images.moving, ClearFixed(images.fixed), chosen)
     assert result.failed
     assert result.warnings[0].kind == "collapsed"
-    assert isinstance(result.transform, Composite) == (at == 2)
+    assert isinstance(result.transform, Composite)  # of the level before
     assert distance(images, result) < 1.0
 
 
@@ -164,13 +177,13 @@ def test_a_lost_party_leaves_what_was_sane(pair: Make) -> None:
     class Lost(Spoiler):
         def minimise(self, transform: nn.Module, *rest: Any, **more: Any) -> Iterator[Iteration]:
             yield from super().minimise(transform, *rest, **more)
-            if len(self.seen) > 1:
+            if len(self.seen) > self.at:
                 raise PeerLost("party_2 is gone")
 
     images = pair("affine", 2)
     fixed = ClearFixed(images.fixed)
     before = register_images(images.moving, fixed, plan(levels=LEVELS[:1]))
-    for spoil, kept in ((far_away, True), (untouched, False)):
+    for spoil, kept in ((far_away, True), (nudged, False)):
         result = register_images(images.moving, fixed, plan(optimizer=Lost(at=1, spoil=spoil)))
         assert (result.complete, result.failed, result.error) == (False, False, "party_2 is gone")
         assert [facts.level for facts in result.levels] == [0]
