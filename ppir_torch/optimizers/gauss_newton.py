@@ -53,7 +53,7 @@ class GaussNewton(Optimizer):
         """
         parameters = [p for p in transform.parameters() if p.requires_grad]
         damping, rejected, stalled = self.damping, 0, 0
-        best = linearise()
+        best = first = linearise()
         yield Iteration(1, best.value, True, 0.0, damping)
         for number in range(2, stopping.max_iterations + 1):
             step = best.shortened(best.solve(damping), stopping.longest_voxels * voxel_mm)
@@ -83,7 +83,9 @@ class GaussNewton(Optimizer):
             elif gained < 0.1 * expected:
                 damping = max(damping * 10, 0.1)
             if kept:
-                stalled = stalled + 1 if gained < stopping.decrease * best.size else 0
+                # Where a value is known up to a constant only, what was gained so far is the better measure.
+                small = stopping.decrease * max(best.size, first.value - best.value)
+                stalled = stalled + 1 if gained < small else 0
                 best, rejected = trial, 0
             else:
                 rejected += 1

@@ -21,7 +21,7 @@ class Stopping:
             which is what a step is made of, is another's (Adam's steps are short as they are).
 
     Gauss-Newton also ends after four rejected steps in a row, and after three kept ones in a row that lowered the loss
-    by less than `decrease` where more was expected.
+    by less than `decrease`, of it or of what the level has gained so far, where more was expected.
     """
 
     max_iterations: int = 30
