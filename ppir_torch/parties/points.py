@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, RangeError
 from ..joint.prepared import LARGEST_MM
+from ..points.rigid import check_spread
 
 __all__ = ["UnequalSets", "centred_points", "greeting", "released_values"]
 
@@ -46,7 +47,8 @@ def centred_points(points: Tensor) -> tuple[Tensor, Tensor]:
         points: (n, D) mm.
 
     Raises:
-        ConfigError: too few points to be private, or all on one place. RangeError: coordinates beyond 10^9 mm.
+        ConfigError: too few points to be private, or all in one place or on one line.
+        RangeError: coordinates beyond 10^9 mm.
     """
     if points.ndim != 2 or points.shape[1] not in (2, 3):
         raise ConfigError(f"point set: {tuple(points.shape)}, (n, 2) or (n, 3) is needed")
@@ -63,6 +65,5 @@ def centred_points(points: Tensor) -> tuple[Tensor, Tensor]:
         )
     centre = exact.mean(0)
     centred = exact - centre
-    if float(centred.abs().max()) <= 1e-12 * max(largest, 1e-3):
-        raise ConfigError("point set: all points are in one place; their rotation is not determined")
+    check_spread(exact, "point set")
     return centre, centred

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-__all__ = ["registered_rms", "rigid_from_moments", "rigid_from_points"]
+__all__ = ["check_spread", "registered_rms", "rigid_from_moments", "rigid_from_points"]
 
 _UNIQUE = 1e-9  # singular values below this share of the largest leave the rotation open
+_THIN = 1e-4  # points within this share of their length of a line: what files round them to, or less than anybody sees
 
 
 def rigid_from_moments(
@@ -83,6 +84,31 @@ def rigid_from_moments(
             raise ConfigError(f"similarity: moving variance {moving_variance}, a positive finite one is needed")
         matrix = matrix * (moving_variance / (stretch * sign).sum())
     return matrix, moving - matrix @ fixed
+
+
+def check_spread(points: Tensor, name: str) -> None:
+    """Refuse a set of points that leaves a rotation open: what fits it about its line is the rounding of its numbers.
+
+    Either party checks its own, whose numbers are exact; in a product they are rounded, and a line is none any more.
+
+    Args:
+        points: (n, D) mm.
+        name: of the set, for the line.
+
+    Raises:
+        ConfigError: the points lie in one place, or (3-D) on one line to a share of 1e-4.
+
+    >>> check_spread(torch.outer(torch.arange(5.0), torch.tensor([1.0, 2.0, 3.0])), "moving points")
+    Traceback (most recent call last):
+    ppir_torch.errors.ConfigError: moving points: all on one line; their rotation is not determined
+    """
+    centred = points.double() - points.double().mean(0)
+    lengths = torch.linalg.svdvals(centred)
+    size = float(points.double().abs().max())
+    if float(lengths[0]) <= 1e-12 * max(size, 1e-3):
+        raise ConfigError(f"{name}: all in one place; their rotation is not determined")
+    if points.shape[1] == 3 and float(lengths[1]) <= _THIN * float(lengths[0]):
+        raise ConfigError(f"{name}: all on one line; their rotation is not determined")
 
 
 def registered_rms(matrix: Tensor, cross: Tensor, moving_variance: float, fixed_variance: float, count: int) -> float:

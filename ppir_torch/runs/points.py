@@ -20,7 +20,7 @@ from ..grids import Grid
 from ..parties.accounting import peak_memory_mb
 from ..points.closest import iterate_closest_points
 from ..points.files import load_points
-from ..points.rigid import rigid_from_points
+from ..points.rigid import check_spread, rigid_from_points
 from ..transforms import affine_from_map, load_transform, save_transform
 from .disclosed import disclosed_of_points
 from .folder import refuse_overwriting, scratch_folder
@@ -81,6 +81,8 @@ def _run_clear(config: PointsConfig, folder: Path) -> Outcome:
         if config.correspondence == "closest":
             matrix, offset, rms = iterate_closest_points(fixed, moving)
         else:
+            for points, name in ((fixed, "fixed points"), (moving, "moving points")):
+                check_spread(points, name)
             matrix, offset = rigid_from_points(fixed, moving, config.transform == "similarity")
             rms = float((moving - fixed @ matrix.T - offset).square().sum(1).mean().sqrt())
     finally:

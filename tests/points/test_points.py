@@ -25,7 +25,7 @@ from ppir_torch.grids import Grid
 from ppir_torch.metrics.registration import target_registration_error
 from ppir_torch.points.closest import iterate_closest_points
 from ppir_torch.points.files import load_points
-from ppir_torch.points.rigid import registered_rms, rigid_from_moments, rigid_from_points
+from ppir_torch.points.rigid import check_spread, registered_rms, rigid_from_moments, rigid_from_points
 from ppir_torch.transforms import affine_from_map
 
 
@@ -136,6 +136,19 @@ def test_points_that_leave_the_rotation_open_are_refused() -> None:
         rigid_from_points(circle, circle * torch.tensor([1.0, -1.0]))
     matrix, _ = rigid_from_points(line[:, :2], line[:, :2])  # a line is enough in 2-D
     torch.testing.assert_close(matrix, torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("digits", [1, 3, 6, 15])
+def test_a_line_of_rounded_numbers_is_a_line(digits: int) -> None:
+    """Rounding gives it a thickness, and that a rotation which means nothing."""
+    way = torch.tensor([1.0, 2.3333333, 0.7777777], dtype=torch.float64)
+    line = (torch.outer(torch.arange(24.0, dtype=torch.float64) * 200, way) + 3).round(decimals=digits)
+    with pytest.raises(ConfigError, match="all on one line; their rotation is not determined"):
+        check_spread(line, "points")
+    check_spread(line[:, :2], "points")  # a line is enough in 2-D
+    check_spread(line + torch.randn(24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3, "it")
+    with pytest.raises(ConfigError, match="all in one place"):
+        check_spread(torch.full((9, 3), 123.456), "points")
 
 
 @pytest.mark.parametrize("with_scale", [False, True], ids=["rigid", "similarity"])
