@@ -96,7 +96,7 @@ def test_warnings_of_a_run_that_is_complete(good: Files, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "ppir_torch"):
         result = register(good.moving, good.fixed, backend="clear", threads=1, config=short)
     assert (result.complete, [finding.kind for finding in result.warnings]) == (True, ["not_converged"])
-    assert [facts.converged for facts in result.levels] == [False, False, False]
+    assert not any(facts.converged for facts in result.levels)
     (record,) = [r for r in caplog.records if r.name.startswith("ppir_torch") and r.levelno == logging.WARNING]
     assert result.warnings[0].message in record.getMessage()
     assert result.warnings[0].advice in record.getMessage()
