@@ -182,6 +182,13 @@ class Grid:
         square = sum((s * s) * (n * n - 1) / 12 for n, s in zip(self.size, self.spacing, strict=True))
         return max(math.sqrt(square), min(self.spacing))
 
+    @property
+    def is_far(self) -> bool:
+        """Whether single precision misses its points by more than 1/400 of a voxel, so far from 0 does it lie."""
+        matrix, origin = self.index_to_physical()
+        reach = origin.abs() + matrix.abs() @ (torch.tensor(self.size, dtype=torch.float64) - 1)
+        return float(reach.max()) * torch.finfo(torch.float32).eps > min(self.spacing) / 400
+
     def shrunk(self, factors: tuple[int, ...]) -> tuple[Grid, tuple[slice, ...]]:
         """Every factor-th voxel along x, y[, z], centred: the coarser grid, and the slices of the tensor it keeps."""
         starts = [((n - 1) % f) // 2 for n, f in zip(self.size, factors, strict=True)]

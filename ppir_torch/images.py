@@ -75,6 +75,10 @@ class Image:
         """The same image on another device or in another floating dtype."""
         return replace(self, tensor=self.tensor.to(device=device, dtype=dtype))
 
+    def precise(self, *others: Grid) -> Image:
+        """In float64 where its own grid, or another that its points come from, lies far from 0; else itself."""
+        return self.to(dtype=torch.float64) if any(grid.is_far for grid in (self.grid, *others)) else self
+
     def seen_from(self, grid: Grid) -> Image:
         """The same image in coordinates that fit another slice's, where both are slices in space; see `Grid.seen_from`.
 

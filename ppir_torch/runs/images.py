@@ -128,10 +128,10 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
     torch.set_num_threads(config.threads)
     try:
         wanted = config.data.preprocess
-        image = preprocessed(load_image(config.data.fixed, dtype), wanted.fixed).to(device)
-        loaded = load_image(config.data.moving, dtype)
+        fixed, loaded = load_image(config.data.fixed, dtype), load_image(config.data.moving, dtype)
+        image = preprocessed(fixed.precise(loaded.grid), wanted.fixed).to(device)
         own = load_mask(config.data.moving_mask, loaded.grid).to(device) if config.data.moving_mask else None
-        original = loaded.seen_from(image.grid)
+        original = loaded.precise(image.grid).seen_from(image.grid)
         moving = preprocessed(original, wanted.moving).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
         plan = build_plan(config, image.grid, _start(config, moving, image))

@@ -36,7 +36,7 @@ class FixedImagesRole(BudgetedRole):
     def work(self, session: Session) -> None:
         """See `Role`."""
         config = self._config
-        image = load_image(config.fixed, getattr(torch, config.dtype))
+        image = load_image(config.fixed, getattr(torch, config.dtype)).precise()
         mask = load_mask(config.fixed_mask, image.grid) if config.fixed_mask else None
         protocol = load_protocol(config.backend.kind)
         device = compute_device(getattr(config.backend, "device", "cpu"))

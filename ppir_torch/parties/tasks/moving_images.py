@@ -55,7 +55,7 @@ class MovingImagesRole(Role):
         fixed = PrivateFixed(
             session.channels["party_2"], side, protocol.name, config.ledger.enabled, config.ledger.most
         )
-        original = loaded.seen_from(fixed.grid)
+        original = loaded.precise(fixed.grid).seen_from(fixed.grid)
         self._grid = original.grid
         moving = preprocessed(original, config.preprocess).to(device)
         mask = load_mask(config.moving_mask, loaded.grid).to(device) if config.moving_mask else None
