@@ -6,7 +6,8 @@
 (Roche et al., MICCAI 1998, with the conditional mean E[J | I] as a cubic spline of the intensity; FLIRT's has boxes.)
 A perfect pair is a straight f, which the splines hold, so the value is 0 there and the optimum at the truth: means in
 boxes are not, by some tenth of a voxel. What differs between the images by more than a function of intensity (noise,
-another blur) moves it: f can give way at an edge, so a scale is held less firmly than by ncc. With U the windows of I (`histograms.bin_weights`), f(I) = sum_a c_a u_a(I),
+another blur) moves it: f can give way at an edge, so a scale is held less firmly than by ncc. With U the windows of I
+(`histograms.bin_weights`) and f(I) = sum_a c_a u_a(I),
 
     c = (U^T U + P)^-1 U^T J^,   value = 1 - J^T U c / n
 
