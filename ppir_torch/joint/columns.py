@@ -15,6 +15,8 @@ torch.Size([3, 64])
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 ColumnKind = Literal["image", "moments", "steepest_descent", "bins"]
+PART = 1 << 20  # points that are worked out at once
 BIN_PEAK = 2 / 3  # the largest weight of a value in a bin
 MOST_BINS = 64
 _MANY_POINTS = 1 << 15  # from here on the rounding of bin weights averages out
@@ -106,18 +109,56 @@ IMAGE = Columns("image")
 
 @dataclass(frozen=True)
 class FixedColumns:
-    """The columns of a fixed image at one level.
+    """The columns of a fixed image at one level; those that follow from J are made where they are read.
 
     Attributes:
-        values: (C, n) in the image's dtype; the first is J less `offset`. Of "bins" the K bins' weights, then these
-            times each coordinate, K columns a time.
+        own: (C, n) in the image's dtype; the first is J less `offset`. Of "bins" the K bins' weights, then these times
+            each coordinate, K columns a time.
         offset: the public constant that was subtracted, the mean over the level's candidate points.
         level_mean_square: mean of (J - offset)^2 over all candidate points.
+        grid: of the level, where the columns are J's "moments"; else None.
+        index: flat indices of the operand's points.
+        squares: whether J^2 is the last column.
     """
 
-    values: Tensor = field(repr=False)
+    own: Tensor = field(repr=False)
     offset: float
     level_mean_square: float
+    grid: Grid | None = None
+    index: Tensor | None = field(default=None, repr=False)
+    squares: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many columns there are."""
+        return len(self.own) * (1 if self.grid is None else 1 + self.grid.dimension) + self.squares
+
+    @property
+    def points(self) -> int:
+        """n, of all channels."""
+        return self.own.shape[1]
+
+    @property
+    def values(self) -> Tensor:
+        """All columns (count, n)."""
+        return self.part(0, self.points)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """All columns at the points from `start` to `stop`."""
+        if self.grid is None and not self.squares:
+            return self.own if (start, stop) == (0, self.points) else self.own[:, start:stop]
+        image = self.own[:, start:stop]
+        columns = image if self.grid is None else homogeneous(self.grid, self._index(start, stop), image) * image
+        return torch.cat([columns, image[:1].square()]) if self.squares else columns
+
+    def _index(self, start: int, stop: int) -> Tensor | None:
+        """Flat indices of these points: of each channel the same."""
+        assert self.grid is not None
+        each = self.grid.count if self.index is None else self.index.numel()
+        if self.index is None and stop - start == each:
+            return None
+        places = torch.arange(start, stop) % each
+        return places if self.index is None else self.index[places.to(self.index.device)]
 
 
 def columns_of(
@@ -151,29 +192,24 @@ def columns_of(
         factors = homogeneous(image.grid, index, weights)
         return FixedColumns((factors[:, None] * weights).flatten(0, 1), 0.0, 0.0)
     if normalised:
-        chosen = _take(flat.double(), index)
-        deviation = float(chosen.std(unbiased=False))
+        mean = _mean(flat, index)
+        deviation = math.sqrt(_mean(flat, index, lambda part: (part - mean).square()))
         if not deviation > 0:
             raise ImageError("fixed image: constant over the level's points, its correlation is not defined")
         offset, mean_square = 0.0, 1.0
-        centred = ((chosen - chosen.mean()) / deviation).flatten().to(flat.dtype)
+        centred = _changed(flat, index, lambda part: (part - mean) / deviation)
     else:
-        level = _take(flat.double(), candidates)
-        offset = float(torch.tensor(float(level.mean()), dtype=torch.float32))  # exact in either dtype
-        mean_square = float((level - offset).square().mean())
-        centred = (_take(flat.double(), index) - offset).flatten().to(flat.dtype)
-    if wanted.kind == "moments":
-        values = homogeneous(image.grid, index, centred).repeat(1, len(flat)) * centred
-    elif wanted.kind == "steepest_descent":
+        offset = float(torch.tensor(_mean(flat, candidates), dtype=torch.float32))  # exact in either dtype
+        mean_square = _mean(flat, candidates, lambda part: (part - offset).square())
+        centred = _changed(flat, index, lambda part: part - offset)
+    if wanted.kind == "steepest_descent":
         points = image.grid.points(index, flat.dtype, flat.device)
         gradient = grid_gradient(image)
         transform = linear_transform(wanted.transform)(full or image.grid)
         values = torch.cat([centred[None], steepest_descent(transform, points, _take(gradient.T, index).T)])
-    else:
-        values = centred[None]
-    if wanted.squares:
-        values = torch.cat([values, centred.square()[None]])
-    return FixedColumns(values, offset, mean_square)
+        return FixedColumns(values, offset, mean_square)
+    grid = image.grid if wanted.kind == "moments" else None
+    return FixedColumns(centred[None], offset, mean_square, grid, index, wanted.squares)
 
 
 def table_of(values: Tensor, low: float, high: float, bins: int) -> Tensor:
@@ -235,6 +271,30 @@ def homogeneous(grid: Grid, index: Tensor | None, like: Tensor) -> Tensor:
     matrix, offset = grid.physical_to_normalised()
     points = grid.points(index, torch.float64) @ matrix.T + offset
     return torch.cat([torch.ones_like(points[:, :1]), points], 1).T.to(like)
+
+
+def _mean(flat: Tensor, index: Tensor | None, change: Callable[[Tensor], Tensor] | None = None) -> float:
+    """The mean of what becomes of values (C, N) at these points; in float64, without a copy of them all in it."""
+    total, count = 0.0, 0
+    for part in _parts(flat, index):
+        exact = part.double()
+        total += float((exact if change is None else change(exact)).sum())
+        count += part.numel()
+    return total / count
+
+
+def _changed(flat: Tensor, index: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """What becomes of values (C, N) at these points in float64, one channel after the other, in the values' dtype."""
+    result, start = flat.new_empty(len(flat), flat.shape[1] if index is None else index.numel()), 0
+    for part in _parts(flat, index):
+        result[:, start : start + part.shape[1]] = change(part.double())
+        start += part.shape[1]
+    return result.flatten()
+
+
+def _parts(flat: Tensor, index: Tensor | None) -> Iterator[Tensor]:
+    for start in range(0, flat.shape[1] if index is None else index.numel(), PART):
+        yield flat[:, start : start + PART] if index is None else _take(flat, index[start : start + PART])
 
 
 def _take(values: Tensor, index: Tensor | None) -> Tensor:

@@ -63,6 +63,11 @@ class ExactProducts:
 
     A float32 sum over a million points is off by 1e-5 and more, and a loss is a small difference of such sums.
 
+    Args:
+        rows: R.
+        columns: C; 0: the rows' products with themselves (R, R).
+        device: where they are.
+
     >>> sums = ExactProducts(1, 2, torch.device("cpu"))
     >>> sums.add(torch.ones(1, 3), torch.ones(2, 3))
     >>> sums.total().tolist()
@@ -71,17 +76,20 @@ class ExactProducts:
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         self._rows, self._blocks = rows, Blocks(rows + columns, device)
-        self._total = torch.zeros(rows, columns, dtype=torch.float64, device=device)
+        self._total = torch.zeros(rows, columns or rows, dtype=torch.float64, device=device)
 
-    def add(self, rows: Tensor, columns: Tensor) -> None:
+    def add(self, rows: Tensor, *columns: Tensor) -> None:
         """Take further points."""
-        for block in self._blocks.add(rows, columns):
-            self._total.addmm_(block[: self._rows], block[self._rows :].T)
+        for block in self._blocks.add(rows, *columns):
+            self._total.addmm_(*self._factors(block))
 
     def total(self) -> Tensor:
         """The sums, when all points were taken."""
-        rest = self._blocks.rest()
-        return torch.addmm(self._total, rest[: self._rows], rest[self._rows :].T)
+        return torch.addmm(self._total, *self._factors(self._blocks.rest()))
+
+    def _factors(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = block[: self._rows], block[self._rows :]
+        return left, (right if len(right) else left).T
 
 
 def exact_products(rows: Tensor, columns: Tensor) -> Tensor:

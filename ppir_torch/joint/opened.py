@@ -17,9 +17,10 @@ from ..grids import Grid
 from ..sampling import Sample
 from .bounds import Pairs
 from .columns import Columns, functionals
-from .ledger import Ledger, LedgerEntry
+from .ledger import Ledger, LedgerEntry, Recording
 from .placement import WARPED, on_map, places_of
 from .public_map import PublicMap
+from .rows import Rows
 
 __all__ = ["Equations", "KeptLedger"]
 
@@ -62,6 +63,22 @@ class Equations:
                 whole[:, place] = equations
                 equations = whole
         return equations, own
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether those of a part of the points follow from the rows there."""
+        return self.sample.positions is None and self.columns.kind in ("image", "moments")
+
+    def of_part(self, rows: Tensor, start: int, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(F (pairs, n), party_1's own warped image (1, n)) at the part of the points that begins at `start`."""
+        count = rows.shape[1]
+        each = self.points // self.channels
+        places = torch.arange(start, start + count) % each
+        own, weights = rows[WARPED:], self.sample.weights
+        if weights is not None:
+            own = own / weights.to(rows)[places.to(rows.device)]
+        index = places if self.sample.index is None else self.sample.index[places.to(self.sample.index.device)]
+        return functionals(rows, pairs, self.columns, self.grid, index, self.full), own
 
     def of_map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(F (results, points), party_1's own warped image (points,)) of a product through the map."""
@@ -118,6 +135,21 @@ class KeptLedger:
         entry = self.ledger.record(said, results, own)
         self._keep(replace(entry, opened=entry.opened + self.further))
 
+    def take(self, recording: Recording, results: Tensor) -> None:
+        """Enter the results (pairs,) of a product whose rows were recorded, those that waited before them.
+
+        Raises:
+            LedgerStop: the opened values say more than was agreed.
+        """
+        opened = torch.cat([*(total for _, total in self.waiting), results.double().cpu()])
+        self.waiting.clear()
+        entry = recording.end(opened)
+        self._keep(replace(entry, opened=entry.opened + self.further))
+
+    def entering(self, equations: Equations, pairs: Pairs, rows: Rows) -> Entering:
+        """Begin to enter products (pairs,) of rows that are made where they are read."""
+        return Entering(self, equations, pairs, rows)
+
     def enter_mapped(self, equations: Equations, rows: Tensor, results: Tensor) -> None:
         """Enter what a product through a map opened; a fine control grid's equations are too many to keep.
 
@@ -167,3 +199,42 @@ class KeptLedger:
                 f"ledger: the opened values explain {added:.2%} of the fixed image that the moving one does not, "
                 f"more than ledger.most = {self.most:.2%}; the run stops here and keeps what it has"
             )
+
+
+class Entering:
+    """The rows of one product on their way into an operand's ledger.
+
+    Args:
+        kept: the ledger.
+        equations: of the operand.
+        pairs: of the product.
+        rows: that are on their way; the last is party_1's own warped image.
+    """
+
+    def __init__(self, kept: KeptLedger, equations: Equations, pairs: Pairs, rows: Rows) -> None:
+        self._kept, self._equations, self._pairs, self._whole = kept, equations, pairs, None
+        self._waiting = [row for row, _ in kept.waiting]
+        if equations.in_parts:
+            self._recording = kept.ledger.begin(len(self._waiting) + len(pairs), rows.device, rows.dtype)
+        else:
+            self._whole = torch.empty(rows.count, rows.points, dtype=rows.dtype, device=rows.device)
+
+    def add(self, part: Tensor, start: int) -> None:
+        """Take the next points' quantised rows."""
+        stop = start + part.shape[1]
+        if self._whole is not None:
+            self._whole[:, start:stop] = part
+            return
+        said, own = self._equations.of_part(part, start, self._pairs)
+        self._recording.add(torch.cat([*(row[:, start:stop] for row in self._waiting), said]), own)
+
+    def end(self, results: Tensor) -> None:
+        """Enter the product's results (pairs,).
+
+        Raises:
+            LedgerStop: the opened values say more than was agreed.
+        """
+        if self._whole is not None:
+            self._kept.enter_products(self._equations, self._whole, self._pairs, results)
+        else:
+            self._kept.take(self._recording, results)

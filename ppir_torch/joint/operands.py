@@ -23,13 +23,14 @@ from ..sampling import Sample
 from ..wire.channel import Channel
 from .bounds import Pairs, SumIndex, add_up
 from .columns import IMAGE, Columns, FixedColumns, columns_of
-from .exact import exact_products
+from .exact import ExactProducts, euclidean_norms, exact_products
 from .header import OperandHeader
 from .interface import MovingMappedOperand, MovingOperand
 from .opened import Equations, KeptLedger
 from .placement import WARPED, on_map, places_of, scattered
 from .public_map import FEW_BITS, PublicMap
-from .quantise import quantise_mapped_rows, quantise_rows, quantise_summed_rows
+from .quantise import QuantisedRows, quantise_mapped_rows, quantise_rows, quantise_summed_rows
+from .rows import Rows, ScatteredRows, Seen, row_parts
 
 __all__ = ["ClearOperand", "Operand", "PrivateOperand"]
 
@@ -77,6 +78,16 @@ class Operand(Protocol):
 
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """(quantised rows (rows, n), their products (pairs,) with the columns, float64)."""
+        ...
+
+    def products(self, rows: Rows, pairs: Pairs, seen: Seen) -> Tensor:
+        """As `multiply`, of rows that are made where they are read: their products (pairs,) with the columns.
+
+        Args:
+            rows: no more than the operand was asked for.
+            pairs: of rows and columns.
+            seen: is called with (a part of the quantised rows, where it begins), once for each point, in order.
+        """
         ...
 
     def sums(self, rows: Tensor, pairs: Pairs, sum_index: SumIndex) -> Tensor:
@@ -157,8 +168,12 @@ class ClearOperand:
         if self.over is not None and self.over.mean_square is not None:
             return self.over.mean_square
         if self.sample.known:
-            return float(self.fixed.values[0].double().square().mean())
+            return self._own_mean_square
         return self.fixed.level_mean_square
+
+    @cached_property
+    def _own_mean_square(self) -> float:
+        return float(euclidean_norms(self.fixed.own[:1])) ** 2 / self.fixed.points
 
     @property
     def energy_known(self) -> bool:
@@ -188,6 +203,17 @@ class ClearOperand:
         table = exact_products(rows, values if places is None else values[:, places])
         return rows, torch.stack([table[row, column] for row, column in pairs])
 
+    def products(self, rows: Rows, pairs: Pairs, seen: Seen) -> Tensor:
+        """See `Operand`."""
+        sums = ExactProducts(rows.count, self.fixed.count, rows.device)
+        places = places_of(self.sample.positions, self.fixed.points, self.channels)
+        for start, stop in row_parts(rows.points):
+            part = rows.part(start, stop)
+            seen(part, start)
+            sums.add(part, self.fixed.part(start, stop) if places is None else self.fixed.own[:, places[start:stop]])
+        table = sums.total()
+        return torch.stack([table[row, column] for row, column in pairs])
+
     def sums(self, rows: Tensor, pairs: Pairs, sum_index: SumIndex) -> Tensor:
         """See `Operand`."""
         return add_up(self.multiply(rows, pairs)[1], sum_index)
@@ -201,8 +227,8 @@ class ClearOperand:
         sample = self.sample.within(overlap)
         if self.columns.kind == "bins":
             return replace(self, sample=sample)
-        row = _row_of(sample, self.channels, self.fixed.values)
-        values = self.fixed.values[:1]
+        row = _row_of(sample, self.channels, self.fixed.own)
+        values = self.fixed.own[:1]
         places = places_of(self.sample.positions, values.shape[1], self.channels)
         values = values if places is None else values[:, places]
         mean = float(exact_products(row, values))
@@ -324,6 +350,29 @@ class PrivateOperand:
         if self.kept is not None:
             self.kept.enter_products(self._equations, quantised, pairs, results)
         return quantised, results
+
+    def products(self, rows: Rows, pairs: Pairs, seen: Seen) -> Tensor:
+        """See `Operand`; in two passes over the rows."""
+        remote, header = self._plain, self.header
+        entry = None if self.kept is None else self.kept.entering(self._equations, pairs, rows)
+
+        def pass_on(part: Tensor, start: int) -> None:
+            if entry is not None:
+                entry.add(part, start)
+            seen(part, start)
+
+        integers = QuantisedRows(rows, header, remote.limits, pass_on)
+        places = places_of(self.sample.positions, header.points, self.channels)
+        carried = integers if places is None else ScatteredRows(integers, places, header.points)
+        self.channel.at(self.channel.level, self.channel.iteration + 1)
+        exact = remote.multiply(carried, pairs, self._nonzero_positions(places)).cpu().double()
+        integers.finish()
+        steps = integers.scale[[row for row, _ in pairs]]
+        scales = torch.tensor(header.scales, dtype=torch.float64)
+        results = exact / steps * scales[[column for _, column in pairs]]
+        if entry is not None:
+            entry.end(results)
+        return results
 
     def _opened(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """`multiply` without an entry in the ledger."""

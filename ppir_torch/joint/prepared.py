@@ -19,7 +19,7 @@ from ..wire.fields import read_flag, read_number, shown
 from ..wire.kinds import MessageKind
 from ..wire.messages import Message
 from ..wire.payload import Buffer, pack, unpack
-from .columns import BIN_PEAK, Columns, FixedColumns
+from .columns import BIN_PEAK, PART, Columns, FixedColumns
 from .header import OperandHeader
 from .interface import FixedSide
 from .public_map import PublicMap
@@ -129,15 +129,17 @@ def prepare(
         public_map: that the products go through, or None.
 
     Returns:
-        (Y int64 (columns, points), what party_1 is told of it).
+        (Y (columns, points) int64, or narrower where the side takes it, what party_1 is told of it).
     """
-    points = fixed.values.shape[1]
+    points = fixed.points
     row_bits, bits = columns.row_bits(points), columns.column_bits(points, side.column_bits(points))
     if public_map is not None:
         row_bits, bits = side.mapped_bits(public_map)
-    values, scales = quantise_columns(fixed, columns, bits)
-    max_abs, energy = int(values.abs().max()), max(int(column.square().sum()) for column in values)
-    of_sample, group_energy = float(values[0].square().sum()) * scales[0] ** 2 / points, 0
+    values, scales = quantise_columns(fixed, columns, bits, _kind(bits) if side.takes_narrow else torch.int64)
+    low, high = (int(v) for v in values.aminmax())
+    energies = [sum(int(part.long().square().sum()) for part in torch.split(column, PART)) for column in values]
+    max_abs, energy = max(-low, high), max(energies)
+    of_sample, group_energy = float(energies[0]) * scales[0] ** 2 / points, 0
     if columns.kind == "bins":  # what any image's could be: how full J's bins are is not told
         max_abs = 2 ** (bits - 1)
         energy, of_sample = points * max_abs**2, 0.0
@@ -158,6 +160,12 @@ def prepare(
     )
     gram = _gram(values, scales) if columns.kind == "steepest_descent" else None
     return values, PreparedOperand(header, of_sample, fixed.level_mean_square, gram)
+
+
+def _kind(bits: int) -> torch.dtype:
+    """The narrowest integers of so many bits, sign included."""
+    kinds = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+    return next((kind for most, kind in kinds.items() if bits <= most), torch.int64)
 
 
 def _gram(values: Tensor, scales: tuple[float, ...]) -> NDArray[np.float64]:

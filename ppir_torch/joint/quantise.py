@@ -41,29 +41,37 @@ _SHIFT = 1009
 
 
 def quantise_columns(
-    fixed: FixedColumns, columns: Columns, bits: int = COLUMN_BITS
+    fixed: FixedColumns, columns: Columns, bits: int = COLUMN_BITS, kind: torch.dtype = torch.int64
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """(Y int64 (C, n), scales) with columns about scale Y and |Y| < 2^(bits-1).
+    """(Y (C, n) of an integer type, scales) with columns about scale Y and |Y| < 2^(bits-1).
 
     Moments share the scale of J: that of their own would say more about J. Bin weights' scale is the same for every J.
     Squares are those of the integers of J, to as many bits.
     """
-    exact = fixed.values.double()
-    largest = exact.abs().amax(1)
+    most = 2 ** (bits - 1) - 1
     if columns.kind == "bins":
-        largest = torch.full_like(largest, BIN_PEAK)
+        largest = torch.full((fixed.count,), BIN_PEAK, dtype=torch.float64, device=fixed.own.device)
+    else:
+        largest = torch.zeros(fixed.count, dtype=torch.float64, device=fixed.own.device)
+        for start, stop in row_parts(fixed.points):
+            largest = torch.maximum(largest, fixed.part(start, stop).double().abs().amax(1))
     if columns.kind == "moments":
         largest = largest[:1].expand_as(largest)
-    most = 2 ** (bits - 1) - 1
     scales = torch.where(largest > 1e-300, largest / most, 1.0)
     if columns.kind == "bins":
-        return dithered(exact / scales[:, None], seed=1), tuple(scales.tolist())
-    integers = (exact / scales[:, None]).round()
-    if columns.squares:  # of the integers, by a scale that follows from J's
-        # By chance, for a background of one value would be rounded one way, and its sum be off.
-        integers[-1] = dithered(integers[:1].square() / most, seed=2)[0].to(integers)
+        return dithered(fixed.values.double() / scales[:, None], seed=1), tuple(scales.tolist())
+    result = torch.empty(fixed.count, fixed.points, dtype=kind, device=fixed.own.device)
+    chance = torch.Generator().manual_seed(2)
+    for start, stop in row_parts(fixed.points):
+        integers = (fixed.part(start, stop).double() / scales[:, None]).round()
+        if columns.squares:  # of the integers
+            # By chance, for a background of one value would be rounded one way, and its sum be off.
+            drawn = torch.rand(stop - start, generator=chance, dtype=torch.float64).to(integers.device)
+            integers[-1] = (integers[0].square() / most).add_(drawn).floor_()
+        result[:, start:stop] = integers.to(kind)
+    if columns.squares:  # by a scale that follows from J's
         scales[-1] = scales[0].square() * most
-    return integers.to(torch.int64), tuple(scales.tolist())
+    return result, tuple(scales.tolist())
 
 
 def quantise_rows(rows: Tensor, header: OperandHeader, limits: Limits) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ in their order, each of them once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +19,13 @@ from torch import Tensor
 
 from .exact import PART, euclidean_norms
 
-__all__ = ["ROWS_PART", "HeldRows", "IntegerRows", "RowBounds", "Rows", "ScatteredRows", "row_parts"]
+__all__ = ["ROWS_PART", "HeldRows", "IntegerRows", "RowBounds", "Rows", "ScatteredRows", "Seen", "row_parts"]
 
 ROWS_PART = 4 * PART  # points of all rows that are made at once
+
+
+Seen = Callable[[Tensor, int], None]
+"""Called with (a part of rows, the point at which it begins), once for each point, in order."""
 
 
 class Rows(ABC):

@@ -36,13 +36,15 @@ from torch import Tensor, nn
 from ..config.losses import LOSSES
 from ..errors import ConfigError
 from ..images import Image
-from ..joint.exact import exact_products
+from ..joint.exact import ExactProducts, exact_products
 from ..joint.operands import Operand
 from ..joint.placement import WARPED
+from ..joint.rows import Rows, row_parts
 from ..transforms import LatticeTransform, LinearTransform
 from .deformable import DeformableSSD
 from .linearisation import Linearisation, OperatorLinearisation
 from .measures import Measure
+from .rows import Changed, WarpedRows, Weights, parameter_count
 from .smooth import Smoothness
 from .ssd import SSD
 
@@ -82,36 +84,57 @@ class NCC(SSD):
     def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
         """See `SSD.linearise`."""
         by_moments = self.operand.columns.kind == "moments"
-        rows, images = self._rows(transform, moving, with_images=True, with_slopes=by_moments)
-        weights, normaliser = self._weights(rows)
+        rows = self._made(transform, moving, "slopes" if by_moments else "images")
+        weights = Weights(self.operand, rows.points)
         nominal = 0.0 if self.operand.energy_known else 0.01 * self.operand.mean_square
-        deviation = standardise(rows, weights)
-        if deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
-            return Linearisation(1.0, images.new_zeros(len(images)).double().cpu(), _nothing(images), nominal)
-        share, total = (None, normaliser) if weights is None else (weights, float(weights.double().sum()))
-        weighted = images if share is None else images * share
-        mean = exact_products(weighted, torch.ones_like(rows[-1:]))[:, 0] / total
-        along = exact_products(weighted, rows[-1:])[:, 0] / total
-        images -= mean.to(images)[:, None]
-        for image, factor in zip(images, along.tolist(), strict=True):
-            image.sub_(rows[-1], alpha=factor)
-        images /= deviation
-        hessian = torch.empty(0)
+        standard, count = _Standard.of(rows, weights, self.operand), parameter_count(transform)
+        if standard.deviation == 0:  # a flat warped image: no correlation, and no way to tell where there is some
+            return Linearisation(1.0, torch.zeros(count, dtype=torch.float64), _nothing(count), nominal)
+        sums, hessian = ExactProducts(count, 2, rows.device), torch.empty(0)
+        for start, stop in row_parts(rows.points):
+            part = rows.part(start, stop)
+            images, last = rows.images(part, start), standard.row(part)
+            sums.add(weights.on(images, start), torch.cat([torch.ones_like(last), last]))
+        mean, along = (sums.total() / weights.total(self.operand)).T
+
+        def changes(part: Tensor, start: int) -> Tensor:
+            """dI^ (P, n) at a part of the rows."""
+            changed: Tensor = rows.images(part, start) - mean.to(part)[:, None]
+            last = standard.row(part)[0]
+            for image, factor in zip(changed, along.tolist(), strict=True):
+                image.sub_(last, alpha=factor)
+            changed /= standard.deviation
+            return changed
+
+        gram = ExactProducts(count, count if weights else 0, rows.device)
+
+        def change(part: Tensor, start: int) -> Tensor:
+            return torch.cat([part[:-1] if by_moments else changes(part, start), standard.row(part)])
+
+        def see(part: Tensor, start: int) -> None:
+            images = changes(part, start)
+            gram.add(*((weights.on(images, start), images) if weights else (images,)))
+
+        looked = Changed(rows, seen=see) if with_hessian else rows
+        value, gradient = self._compared(Changed(looked, change), transform)
         if with_hessian:
-            hessian = exact_products(images if weights is None else images * weights, images).cpu() / normaliser
+            hessian = gram.total().cpu() / weights.normaliser
         if not by_moments:
-            value, gradient = self._compare(rows)
             return self._model(value, gradient / 2, hessian, nominal)
-        value, gradient = self._by_moments(rows, transform)
         left = 1 - (1 + self.operand.mean_square - value) / 2  # mean of I^ (I^ - J^); that of I^ - J^ is -mean J^
-        gradient = (gradient / 2 + self.operand.mean * mean.cpu() - left * along.cpu()) / deviation
+        gradient = (gradient / 2 + self.operand.mean * mean.cpu() - left * along.cpu()) / standard.deviation
         return self._model(value, gradient, hessian, nominal)
 
+    def _compared(self, rows: Rows, transform: nn.Module) -> tuple[float, Tensor]:
+        return self._by_moments(rows, transform) if self.operand.columns.kind == "moments" else self._compare(rows)
+
     def _value(self, transform: nn.Module, moving: Image) -> float:
-        rows, _ = self._rows(transform, moving, with_images=False, with_slopes=False)
-        if standardise(rows, self._weights(rows)[0]) == 0:
+        rows = self._made(transform, moving, "nothing")
+        standard = _Standard.of(rows, Weights(self.operand, rows.points), self.operand)
+        if standard.deviation == 0:
             return 1.0
-        return self._of_correlation(self._correlation(self._compare(rows)[0]))
+        compared = self._compare(Changed(rows, lambda part, _: standard.row(part)))
+        return self._of_correlation(self._correlation(compared[0]))
 
     def _model(self, value: float, gradient: Tensor, hessian: Tensor, nominal: float) -> Linearisation:
         """From mean (I^ - J^)^2, mean dI^ (I^ - J^) and mean dI^ dI^^T."""
@@ -275,6 +298,27 @@ def _spread(operand: Operand) -> float:
     return math.sqrt(max(operand.mean_square - operand.mean**2, 1e-12))
 
 
+@dataclass(frozen=True)
+class _Standard:
+    # How the last of a product's rows becomes one of (weighted) mean 0 and variance 1; a deviation of 0: it is flat.
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, rows: WarpedRows, weights: Weights, operand: Operand) -> _Standard:
+        largest, sums = 0.0, ExactProducts(1, 2, rows.device)
+        for start, last in rows.warped():
+            largest = max(largest, float(last.abs().max()))
+            sums.add(weights.on(last, start), torch.cat([torch.ones_like(last), last]))
+        mean, square = (sums.total()[0] / weights.total(operand)).tolist()
+        deviation = math.sqrt(max(square - mean**2, 0.0))
+        return cls(mean, deviation if deviation > _FLAT * largest else 0.0)
+
+    def row(self, part: Tensor) -> Tensor:
+        """The new last row (1, n) of a part of the rows."""
+        return (part[-1:] - self.mean) / self.deviation
+
+
 def standardise(rows: Tensor, weights: Tensor | None) -> float:
     """Bring the last row to (weighted) mean 0 and variance 1, in place; returns its deviation, 0 where it is flat."""
     last = rows[-1:]
@@ -291,5 +335,5 @@ def standardise(rows: Tensor, weights: Tensor | None) -> float:
     return deviation
 
 
-def _nothing(images: Tensor) -> Tensor:
-    return torch.zeros(len(images), len(images), dtype=torch.float64)
+def _nothing(count: int) -> Tensor:
+    return torch.zeros(count, count, dtype=torch.float64)

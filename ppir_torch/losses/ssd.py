@@ -10,6 +10,7 @@ Gauss-Newton for images: Lucas and Kanade 1981, Baker and Matthews 2004.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,22 +19,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..config.losses import LOSSES
-from ..errors import ImageError
 from ..images import Image
-from ..joint.columns import homogeneous
-from ..joint.exact import exact_products
+from ..joint.bounds import Pairs
+from ..joint.exact import ExactProducts
 from ..joint.operands import Operand
 from ..joint.placement import WARPED
+from ..joint.rows import Rows
 from ..transforms import LatticeTransform, LinearTransform
-from ..warping import affine_table, channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
+from ..warping import affine_table, parameters_of
 from .deformable import DeformableSSD
 from .linearisation import Linearisation
 from .measures import Measure
+from .rows import Changed, Homogeneous, Leading, SampledPoints, WarpedRows, Weights, parameter_count
 from .smooth import Smoothness
 
 __all__ = ["SSD", "FeatureDifference", "SquaredDifference"]
-
-CHUNK = 1 << 16  # points whose images stay in the processor's cache
 
 
 class SSD(nn.Module):
@@ -60,8 +60,8 @@ class SSD(nn.Module):
     def __init__(self, operand: Operand) -> None:
         super().__init__()
         self.operand = operand
-        self._points: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._moments: Tensor | None = None
+        self._points: dict[tuple[torch.dtype, torch.device], SampledPoints] = {}
+        self._moments = Homogeneous(operand)
 
     def forward(self, transform: nn.Module, moving: Image) -> Tensor:
         """The loss value, a scalar with gradients for the parameters of `transform` (any module of points to points).
@@ -78,70 +78,76 @@ class SSD(nn.Module):
     def linearise(self, transform: nn.Module, moving: Image, with_hessian: bool = True) -> Linearisation:
         """Value, gradient and Gauss-Newton Hessian from one joint product of P + 1 rows (or of moments)."""
         by_moments = self.operand.columns.kind == "moments"
-        rows, images = self._rows(transform, moving, with_images=with_hessian or not by_moments, with_slopes=by_moments)
-        weights, normaliser = self._weights(rows)
-        hessian = torch.empty(0)
+        rows = self._made(transform, moving, "slopes" if by_moments else "images")
+        weights, hessian = Weights(self.operand, rows.points), torch.empty(0)
+        count = parameter_count(transform)
+        sums = ExactProducts(count, count if weights else 0, rows.device)
+
+        def see(part: Tensor, start: int) -> None:
+            images = rows.images(part, start)
+            sums.add(*((weights.on(images, start), images) if weights else (images,)))
+
+        seen = Changed(rows, seen=see) if with_hessian else rows
+        value, gradient = self._by_moments(seen, transform) if by_moments else self._compare(seen)
         if with_hessian:
-            weighted = images if weights is None else images * weights
-            hessian = (2 / normaliser) * exact_products(weighted, images).cpu()
-        value, gradient = self._by_moments(rows, transform) if by_moments else self._compare(rows)
+            hessian = (2 / weights.normaliser) * sums.total().cpu()
         nominal = 0.0 if self.operand.energy_known else 0.01 * self.operand.mean_square
         return Linearisation(value, gradient, hessian, nominal)
 
     def _value(self, transform: nn.Module, moving: Image) -> float:
-        return self._compare(self._rows(transform, moving, with_images=False, with_slopes=False)[0])[0]
+        return self._compare(self._made(transform, moving, "nothing"))[0]
 
-    def _rows(self, transform: nn.Module, moving: Image, with_images: bool, with_slopes: bool) -> tuple[Tensor, Tensor]:
-        """(rows of the product, steepest-descent images (P, n)); the last row is the warped image less the offset.
-
-        The rows before it are the steepest-descent images, or with `with_slopes` the spatial gradient (D, n).
-        """
-        points = self._sampled_points(moving)
-        channels, n = channels_above_outside(moving), points.shape[0]
+    def _made(self, transform: nn.Module, moving: Image, leading: Leading) -> WarpedRows:
+        """The rows of a product, which are made where they are read; the last is the warped image less the offset."""
+        key = (moving.tensor.dtype, moving.tensor.device)
+        if key not in self._points:
+            self._points[key] = SampledPoints(self.operand, *key)
         beyond = 0.0 if self.operand.sample.overlap is None else None
-        if len(channels) != self.operand.channels:
-            raise ImageError(f"moving image: {len(channels)} channels, the operand has {self.operand.channels}")
-        parameters = _count(transform) if with_images else 0
-        leading = points.shape[1] if with_slopes else parameters
-        rows = points.new_empty(leading + 1, len(channels) * n)
-        images = points.new_empty(parameters, rows.shape[1]) if with_slopes else rows[:-1]
-        for start in range(0, n, CHUNK):
-            stop = min(start + CHUNK, n)
-            with torch.no_grad():
-                mapped = transform(points[start:stop])
-            for number, (above, outside) in enumerate(channels):
-                part = slice(number * n + start, number * n + stop)
-                warped, gradient = sample_with_gradient(above, beyond, mapped)
-                rows[-1, part] = warped + (outside - self.operand.offset)
-                if with_slopes:
-                    rows[:-1, part] = gradient.T
-                if with_images:
-                    images[:, part] = steepest_descent(transform, points[start:stop], gradient)
-        return rows, images
+        return WarpedRows(self.operand, transform, moving, leading, beyond, self._points[key])
 
-    def _compare(self, rows: Tensor) -> tuple[float, Tensor]:
+    def _compare(self, rows: Rows) -> tuple[float, Tensor]:
         """Value and gradient (P,) from the product of the rows with J."""
-        weights, normaliser = self._weights(rows)
-        pairs = [(row, 0) for row in range(rows.shape[0])]
-        quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = quantised[WARPED:] if weights is None else rows[WARPED:]
-        own, products = exact_products(quantised, warped)[:, 0].cpu(), products.cpu()
-        energy = float(own[-1]) if weights is None else 2 * float(own[-1]) - _energy(rows[WARPED:], weights)
+        pairs = [(row, 0) for row in range(rows.count)]
+        (own, energy, products), normaliser = self._sums(rows, pairs, 1, _alone)
         value = (energy - 2 * float(products[-1])) / normaliser + self.operand.mean_square
-        return value, 2 * (own[:-1] - products[:-1]) / normaliser
+        return value, 2 * (own[:-1, 0] - products[:-1]) / normaliser
 
-    def _by_moments(self, rows: Tensor, transform: nn.Module) -> tuple[float, Tensor]:
+    def _by_moments(self, rows: Rows, transform: nn.Module) -> tuple[float, Tensor]:
         """The same from the products of the gradient's D rows with J's D + 1 moments: sum G_d h_j (I - J)."""
-        dimension = rows.shape[0] - 1
-        weights, normaliser = self._weights(rows)
+        dimension = rows.count - 1
         pairs = [(row, column) for row in range(dimension) for column in range(dimension + 1)] + [(dimension, 0)]
-        quantised, products = self.operand.multiply(rows if weights is None else rows * weights, pairs)
-        warped = quantised[WARPED:] if weights is None else rows[WARPED:]
-        own = exact_products(quantised, self._homogeneous(rows) * warped).cpu()
-        moments = (own[:-1] - products[:-1].cpu().reshape(dimension, -1)) / normaliser
-        energy = float(own[-1, 0]) if weights is None else 2 * float(own[-1, 0]) - _energy(rows[WARPED:], weights)
-        value = (energy - 2 * float(products[-1].cpu())) / normaliser + self.operand.mean_square
+        (own, energy, products), normaliser = self._sums(rows, pairs, dimension + 1, self._moments.at)
+        moments = (own[:-1] - products[:-1].reshape(dimension, -1)) / normaliser
+        value = (energy - 2 * float(products[-1])) / normaliser + self.operand.mean_square
         return value, 2 * self._of_moments(moments, transform)
+
+    def _sums(
+        self, rows: Rows, pairs: Pairs, columns: int, factors: Callable[[int, Tensor], Tensor]
+    ) -> tuple[tuple[Tensor, float, Tensor], float]:
+        """((the rows' products with I, weighted, (rows, columns) float64; sum w I^2; those with J), what they are of).
+
+        I is multiplied by `factors` (columns, n) of a part of the points. The rows are those that were carried.
+        """
+        weights, bare = Weights(self.operand, rows.points), torch.empty(0)
+        own = ExactProducts(rows.count, columns, rows.device)
+        energies = ExactProducts(1, 1, rows.device)
+
+        def weigh(part: Tensor, start: int) -> Tensor:
+            nonlocal bare
+            bare = part[WARPED:]
+            return weights.on(part, start)
+
+        def see(carried: Tensor, start: int) -> None:
+            warped = bare if weights else carried[WARPED:]
+            own.add(carried, factors(start, warped) * warped)
+            if weights:
+                energies.add(weights.on(bare, start), bare)
+
+        products = self.operand.products(Changed(rows, weigh) if weights else rows, pairs, see).cpu()
+        total = own.total().cpu()
+        # The rounding of w I meets the small I - J alone, twice the rounded less what it is: sum w I^2.
+        energy = 2 * float(total[-1, 0]) - float(energies.total()) if weights else float(total[-1, 0])
+        return (total, energy, products), weights.normaliser
 
     def _of_moments(self, moments: Tensor, transform: nn.Module) -> Tensor:
         """S^T e (P,) from the moments sum_x G_d h_j e (D, D + 1) of a field e, for an affine map."""
@@ -151,23 +157,23 @@ class SSD(nn.Module):
         entries = torch.cat([by_matrix, moments[:, :1]], 1).flatten()
         return affine_table(transform).T.to(entries) @ entries
 
-    def _homogeneous(self, like: Tensor) -> Tensor:
-        if self._moments is None:
-            factors = homogeneous(self.operand.grid, self.operand.sample.index, like)
-            self._moments = factors.repeat(1, self.operand.channels)
-        return self._moments.to(like)
+    # What follows is for losses that need all rows at once.
+
+    def _rows(self, transform: nn.Module, moving: Image, with_images: bool, with_slopes: bool) -> tuple[Tensor, Tensor]:
+        """(rows of the product, steepest-descent images (P, n)); the last row is the warped image less the offset.
+
+        The rows before it are the steepest-descent images, or with `with_slopes` the spatial gradient (D, n).
+        """
+        made = self._made(transform, moving, "slopes" if with_slopes else "images" if with_images else "nothing")
+        rows = made.whole()
+        return rows, made.images(rows, 0) if with_images else rows[:0] if with_slopes else rows[:-1]
 
     def _weights(self, rows: Tensor) -> tuple[Tensor | None, float]:
-        weights, channels = self.operand.sample.combined, self.operand.channels
-        return (
-            (None, float(rows.shape[-1])) if weights is None else (weights.to(rows).repeat(channels), float(channels))
-        )
+        weights = Weights(self.operand, rows.shape[-1])
+        return (weights.at(0, rows) if weights else None), weights.normaliser
 
-    def _sampled_points(self, moving: Image) -> Tensor:
-        key = (moving.tensor.dtype, moving.tensor.device)
-        if key not in self._points:
-            self._points[key] = self.operand.grid.points(self.operand.sample.index, *key)
-        return self._points[key]
+    def _homogeneous(self, like: Tensor) -> Tensor:
+        return self._moments.at(0, like)
 
 
 class FeatureDifference(Measure):
@@ -208,13 +214,9 @@ def _share(value: float, nothing: float) -> float | None:
     return 1 - value / nothing if nothing > 0 else None
 
 
-def _energy(row: Tensor, weights: Tensor) -> float:
-    """sum w I^2 of a row (1, n); the rounding of w I then meets the small I - J alone, twice the rounded less this."""
-    return float(exact_products(row * weights, row))
-
-
-def _count(transform: nn.Module) -> int:
-    return sum(p.numel() for p in parameters_of(transform).values())
+def _alone(_start: int, warped: Tensor) -> Tensor:
+    """No factors: the warped image itself."""
+    return torch.ones_like(warped)
 
 
 class _JointLoss(torch.autograd.Function):
