@@ -35,6 +35,7 @@ from ..transforms import Affine, linear_transform, load_any_transform, load_tran
 from ..warping import warp
 from .disclosed import disclosed_of_images
 from .folder import made_folder, refuse_overwriting
+from .needs import check_memory
 from .outcome import ImagesReport, Outcome
 from .processes import refuse_own_fault, run_parties
 
@@ -63,6 +64,7 @@ def run(config: RunConfig, output: Path) -> dict[str, Any]:
     made_folder(output, without=FILES)
     started = time.perf_counter()
     config, reason = _choose_backend(config)
+    check_memory(config)
     disclosed = disclosed_of_images(config)  # before any party is started: nothing runs of which this is not known
     outcome = _run_private(config, output) if config.private else _run_clear(config, output)
     seconds = time.perf_counter() - started
