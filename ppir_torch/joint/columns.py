@@ -147,18 +147,24 @@ class FixedColumns:
         """All columns at the points from `start` to `stop`."""
         if self.grid is None and not self.squares:
             return self.own if (start, stop) == (0, self.points) else self.own[:, start:stop]
-        image = self.own[:, start:stop]
-        columns = image if self.grid is None else homogeneous(self.grid, self._index(start, stop), image) * image
-        return torch.cat([columns, image[:1].square()]) if self.squares else columns
+        if self.grid is not None and self.index is None and stop - start == self.grid.count == self.points:
+            return self._columns(self.own, None)
+        return self._columns(self.own[:, start:stop], torch.arange(start, stop))
 
-    def _index(self, start: int, stop: int) -> Tensor | None:
-        """Flat indices of these points: of each channel the same."""
-        assert self.grid is not None
-        each = self.grid.count if self.index is None else self.index.numel()
-        if self.index is None and stop - start == each:
-            return None
-        places = torch.arange(start, stop) % each
-        return places if self.index is None else self.index[places.to(self.index.device)]
+    def at(self, places: Tensor) -> Tensor:
+        """All columns at these points (n,), CPU."""
+        return self._columns(self.own[:, places.to(self.own.device)], places)
+
+    def _columns(self, image: Tensor, places: Tensor | None) -> Tensor:
+        """All columns of J's values (C, n) at these points; None: at all of them."""
+        columns = image
+        if self.grid is not None:
+            index = places
+            if places is not None:  # of each channel the same
+                index = places % (self.grid.count if self.index is None else self.index.numel())
+                index = index if self.index is None else self.index[index.to(self.index.device)]
+            columns = homogeneous(self.grid, index, image) * image
+        return torch.cat([columns, image[:1].square()]) if self.squares else columns
 
 
 def columns_of(

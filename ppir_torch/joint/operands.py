@@ -210,7 +210,7 @@ class ClearOperand:
         for start, stop in row_parts(rows.points):
             part = rows.part(start, stop)
             seen(part, start)
-            sums.add(part, self.fixed.part(start, stop) if places is None else self.fixed.own[:, places[start:stop]])
+            sums.add(part, self.fixed.part(start, stop) if places is None else self.fixed.at(places[start:stop]))
         table = sums.total()
         return torch.stack([table[row, column] for row, column in pairs])
 
