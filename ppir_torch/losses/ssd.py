@@ -27,6 +27,7 @@ from ..joint.placement import WARPED
 from ..joint.rows import Rows
 from ..transforms import LatticeTransform, LinearTransform
 from ..warping import affine_table, parameters_of
+from . import rows as rows_module
 from .deformable import DeformableSSD
 from .linearisation import Linearisation
 from .measures import Measure
@@ -143,7 +144,13 @@ class SSD(nn.Module):
             if weights:
                 energies.add(weights.on(bare, start), bare)
 
-        products = self.operand.products(Changed(rows, weigh) if weights else rows, pairs, see).cpu()
+        weighted = Changed(rows, weigh) if weights else rows
+        if rows.count * rows.points <= rows_module.KEPT:
+            carried, products = self.operand.multiply(weighted.whole(), pairs)
+            see(carried, 0)
+        else:
+            products = self.operand.products(weighted, pairs, see)
+        products = products.cpu()
         total = own.total().cpu()
         # The rounding of w I meets the small I - J alone, twice the rounded less what it is: sum w I^2.
         energy = 2 * float(total[-1, 0]) - float(energies.total()) if weights else float(total[-1, 0])
