@@ -17,7 +17,7 @@ from ..images import Image
 from ..joint.columns import homogeneous
 from ..joint.operands import Operand
 from ..joint.rows import Rows, Seen, row_parts
-from ..warping import channels_above_outside, parameters_of, sample, sample_with_gradient, steepest_descent
+from ..warping import channels_above_outside, parameters_of, sample_with_gradient, steepest_descent
 
 __all__ = ["KEPT", "Changed", "Homogeneous", "Leading", "SampledPoints", "WarpedRows", "Weights", "parameter_count"]
 
@@ -126,7 +126,7 @@ class WarpedRows(Rows):
             last = torch.empty(1, stop - start, dtype=self.dtype, device=self.device)
             for first, end in self._cuts(start, stop):
                 (above, outside), mapped = self._channels[first // self._each], self._mapped(first, end)
-                last[0, first - start : end - start] = sample(above, mapped, outside=self._beyond)
+                last[0, first - start : end - start] = sample_with_gradient(above, self._beyond, mapped)[0]
                 last[0, first - start : end - start] += outside - self._offset
             yield start, last
 

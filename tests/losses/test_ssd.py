@@ -315,7 +315,8 @@ def private_and_clear(
     sample = sample or Sample(None, None)
     exact = columns_of(fixed, None, sample.index, columns)
     integers, scales = quantise_columns(exact, columns)
-    stands_for = replace(exact, values=integers.double() * torch.tensor(scales, dtype=torch.float64)[:, None])
+    values = integers.double() * torch.tensor(scales, dtype=torch.float64)[:, None]
+    stands_for = replace(exact, own=values, grid=None, squares=False)
     header = header_of(integers, 4, scales, exact.offset)
     means = float(stands_for.values[0].square().mean()), exact.level_mean_square
     link, _ = link_pair("party_1", "party_2")
