@@ -165,7 +165,7 @@ def test_points_in_several_chunks_are_all_points(module: str, pair: Make, monkey
     transform = images.truth if module == "affine" else Shear(images.fixed.grid)
     loss = SSD(ClearFixed(images.fixed).operand(OperandRequest(FULL)))
     whole = loss.linearise(transform, images.moving)
-    monkeypatch.setattr("ppir_torch.losses.ssd.CHUNK", 1000)
+    monkeypatch.setattr("ppir_torch.losses.rows.CHUNK", 1000)
     parts = loss.linearise(transform, images.moving)
     assert parts.value == pytest.approx(whole.value, rel=1e-12)
     torch.testing.assert_close(parts.gradient, whole.gradient)
