@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ppir_torch.errors import LinkError, RangeError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.bounds import Limits, Pairs, SumIndex, all_pairs, check_range
+from ppir_torch.joint.bounds import Limits, Pairs, SumIndex, all_pairs, check_range, check_rows
 from ppir_torch.joint.columns import IMAGE, Columns, columns_of
 from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.interface import MovingOperand, Product
 from ppir_torch.joint.operands import ClearOperand, Operand, PrivateOperand
 from ppir_torch.joint.quantise import quantise_columns, quantise_rows, row_norm
+from ppir_torch.joint.rows import HeldRows
 from ppir_torch.losses import SSD
 from ppir_torch.registration import ClearFixed, OperandRequest
 from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Sample, Uniform
@@ -449,7 +450,7 @@ def test_quantised_rows_are_always_within_the_limits(
     header, limits = header_of(column), Limits(2**row_bits - 1, 2**result_bits - 1)
     exact = torch.tensor(rows, dtype=torch.float32 if single else torch.float64)
     integers, scale = quantise_rows(exact, header, limits)
-    check_range(integers, header, limits)
+    check_range(HeldRows(integers), header, limits)
     assert max(abs(x) for row in integers.tolist() for x in row) <= limits.max_row
     for row in integers.tolist():
         assert abs(sum(x * y for x, y in zip(row, values, strict=True))) <= limits.max_result
@@ -526,7 +527,7 @@ def test_what_check_range_lets_pass_is_in_range(
     energy, largest = sum(y * y for y in values), max(abs(y) for y in values)
     header = OperandHeader(0, len(row), 1, 1.0, 0.0, largest, energy)
     try:
-        check_range(torch.tensor([row]), header, limits)
+        check_range(HeldRows(torch.tensor([row])), header, limits)
     except RangeError:
         return
     assert abs(result) <= limits.max_result
@@ -538,21 +539,21 @@ def test_check_range_refuses_what_could_leave_the_range(x: int, y: int, share: f
     assume(x * y * share < x * y)
     header = OperandHeader(0, 1, 1, 1.0, 0.0, y, y * y)
     with pytest.raises(RangeError, match="product"):
-        check_range(torch.tensor([[-x]]), header, Limits(2**62, int(x * y * share)))
+        check_range(HeldRows(torch.tensor([[-x]])), header, Limits(2**62, int(x * y * share)))
 
 
 @settings(deadline=None)
 @given(limit=st.integers(1, 2**40), above=st.integers(1, 1000), sign=st.sampled_from([-1, 1]))
 def test_check_range_refuses_a_large_entry(limit: int, above: int, sign: int) -> None:
     header = header_of(torch.tensor([1, 1]))
-    check_range(torch.tensor([[sign * limit, 0]]), header, Limits(limit, 2**62))
+    check_range(HeldRows(torch.tensor([[sign * limit, 0]])), header, Limits(limit, 2**62))
     with pytest.raises(RangeError, match="entry"):
-        check_range(torch.tensor([[sign * (limit + above), 0]]), header, Limits(limit, 2**62))
+        check_range(HeldRows(torch.tensor([[sign * (limit + above), 0]])), header, Limits(limit, 2**62))
 
 
 def test_check_range_knows_the_most_negative_word() -> None:
     with pytest.raises(RangeError, match="9223372036854775808"):
-        check_range(torch.tensor([[-(2**63)]]), header_of(torch.tensor([1])), Limits(2**62, 2**63 - 1))
+        check_range(HeldRows(torch.tensor([[-(2**63)]])), header_of(torch.tensor([1])), Limits(2**62, 2**63 - 1))
 
 
 @pytest.mark.parametrize(
@@ -563,7 +564,7 @@ def test_check_range_knows_the_most_negative_word() -> None:
 )  # fmt: skip
 def test_check_range_refuses_another_shape_or_type(rows: Tensor) -> None:
     with pytest.raises(RangeError):
-        check_range(rows, header_of(torch.tensor([1, 2, 3]), rows=2), LIMITS)
+        check_rows(rows, header_of(torch.tensor([1, 2, 3]), rows=2))
 
 
 # --- the header that party_2 sends with an operand
