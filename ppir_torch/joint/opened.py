@@ -20,7 +20,7 @@ from .columns import Columns, functionals
 from .ledger import Ledger, LedgerEntry, Recording
 from .placement import WARPED, on_map, places_of
 from .public_map import PublicMap
-from .rows import Rows
+from .rows import Rows, Seen
 
 __all__ = ["Equations", "KeptLedger"]
 
@@ -218,6 +218,15 @@ class Entering:
             self._recording = kept.ledger.begin(len(self._waiting) + len(pairs), rows.device, rows.dtype)
         else:
             self._whole = torch.empty(rows.count, rows.points, dtype=rows.dtype, device=rows.device)
+
+    def before(self, seen: Seen) -> Seen:
+        """Somebody else who sees the rows, after the ledger."""
+
+        def pass_on(part: Tensor, start: int) -> None:
+            self.add(part, start)
+            seen(part, start)
+
+        return pass_on
 
     def add(self, part: Tensor, start: int) -> None:
         """Take the next points' quantised rows."""

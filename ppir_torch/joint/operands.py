@@ -355,13 +355,7 @@ class PrivateOperand:
         """See `Operand`; in two passes over the rows."""
         remote, header = self._plain, self.header
         entry = None if self.kept is None else self.kept.entering(self._equations, pairs, rows)
-
-        def pass_on(part: Tensor, start: int) -> None:
-            if entry is not None:
-                entry.add(part, start)
-            seen(part, start)
-
-        integers = QuantisedRows(rows, header, remote.limits, pass_on)
+        integers = QuantisedRows(rows, header, remote.limits, seen if entry is None else entry.before(seen))
         places = places_of(self.sample.positions, header.points, self.channels)
         carried = integers if places is None else ScatteredRows(integers, places, header.points)
         self.channel.at(self.channel.level, self.channel.iteration + 1)
