@@ -183,6 +183,8 @@ def _sample_normalised(image: Image, outside: float | None, normalised: Tensor, 
     volume = (image.tensor - outside if outside else image.tensor)[None].to(normalised.dtype)
     where = normalised.reshape(1, *([1] * (d - 1)), -1, d)
     padding = "border" if outside is None else "zeros"
+    if outside is None:  # a NaN there ends the process: torch reads beyond the volume (2-D, CPU)
+        where = where.nan_to_num(nan=0.0)
     values = F.grid_sample(volume, where, mode=mode, padding_mode=padding, align_corners=True)
     return values.reshape(-1) + outside if outside else values.reshape(-1)
 

@@ -240,3 +240,12 @@ def test_resampled_along_the_identity_keeps_the_voxels(dimension: int, phantom: 
     torch.testing.assert_close(same.tensor, image.tensor, rtol=0, atol=1e-6 * float(image.tensor.max()))
     # A map far from any rotation does not ask for a huge image.
     assert resampled_along(image, 1e-3 * torch.eye(dimension), grid).grid.count <= 3**dimension * grid.count
+
+
+def test_points_that_are_not_numbers_do_not_end_the_process(dimension: int, dtype: torch.dtype) -> None:
+    grid = Grid((12,) * dimension)
+    image = Image(torch.rand(1, *grid.shape, dtype=dtype), grid)
+    points = torch.tensor([[float("nan")] * dimension, [float("inf")] * dimension, [1.0] * dimension], dtype=dtype)
+    values, gradient = sample_with_gradient(image, None, points)
+    assert bool(torch.isfinite(values[2]))
+    assert bool(torch.isfinite(gradient[2]).all())

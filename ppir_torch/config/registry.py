@@ -10,7 +10,7 @@ nobody who does not ask for it.
 (True, False)
 >>> LOSSES["cc"]
 Traceback (most recent call last):
-ppir_torch.errors.ConfigError: loss: 'cc', one of ssd, ncc, local_ncc, mind, cr, mi is needed
+ppir_torch.errors.ConfigError: loss: 'cc', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi is needed
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ BAD_SETTINGS = [
         ["transform=limited", "backend=pad"],
         "backend.kind: 'pad', with transform 'limited' one of clear, beaver, spdz, bfv, ckks is needed",
     ),
-    (["loss.kind=edgs"], "loss.kind: 'edgs', one of ssd, ncc, local_ncc, mind, cr, mi, edges is needed"),
+    (["loss.kind=edgs"], "loss.kind: 'edgs', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi, edges is needed"),
 ]
 # What `ppir run` does before it runs anything: many in one program, for starting one takes seconds.
 REFUSED = """
