@@ -339,7 +339,7 @@ def test_points_of_unequal_number_in_clear_are_one_line(monkeypatch: pytest.Monk
         ),
         (
             ["--start", "centers"],
-            "start: 'centers', one of centres, centre_of_mass, identity or a transform file is needed",
+            "start: 'centers', one of centres, centre_of_mass, identity, atlas or a transform file is needed",
         ),
     ],
 )

@@ -420,11 +420,20 @@ def settings(**more: Any) -> dict[str, Any]:
     } | more
 
 
+KINDS = "ssd, ncc, ncc_squared, local_ncc, mind, cr, mi"
+
+
 @pytest.mark.parametrize(
     ("mapping", "line"),
     [
-        (settings(loss={"kind": "cc"}), "loss.kind: 'cc', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi is needed"),
-        (settings(loss={"kind": "module"}), "loss.kind: 'module', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi is needed"),
+        (
+            settings(loss={"kind": "cc"}),
+            f"loss.kind: 'cc', one of {KINDS} is needed",
+        ),
+        (
+            settings(loss={"kind": "module"}),
+            f"loss.kind: 'module', one of {KINDS} is needed",
+        ),
         (settings(loss={"kind": "mind", "radius": -1}), "loss.radius: -1, an integer >= 0 and <= 16 is needed"),
         (settings(loss={"kind": "mind", "dilation": 0}), "loss.dilation: 0, an integer >= 1 and <= 16 is needed"),
         (settings(loss={"kind": "mind", "radius": 1.5}), "loss.radius: 1.5, an integer >= 0 and <= 16 is needed"),
