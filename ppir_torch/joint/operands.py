@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -130,6 +131,12 @@ def _row_of(sample: Sample, channels: int, like: Tensor) -> Tensor:
     return sample.combined.to(like).repeat(channels)[None] / channels
 
 
+def _mean_square(row: Tensor, values: Tensor) -> float:
+    # Of values near 1: single precision has no squares of what is above 1e19 or below 1e-19.
+    near = 2.0 ** -math.frexp(float(values.abs().max()))[1]
+    return float(exact_products(row, (values * near).square())) / near / near
+
+
 @dataclass(frozen=True)
 class ClearOperand:
     """J in the clear: the reference, and the oracle of every private run."""
@@ -232,7 +239,7 @@ class ClearOperand:
         places = places_of(self.sample.positions, values.shape[1], self.channels)
         values = values if places is None else values[:, places]
         mean = float(exact_products(row, values))
-        square = float(exact_products(row, values.square())) if self.columns.squares else None
+        square = _mean_square(row, values) if self.columns.squares else None
         return replace(self, sample=sample, over=_Overlap(mean, square))
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -1,4 +1,4 @@
-"""Images that lie far from 0, where single precision has no coordinates for them: as accurate as near to it."""
+"""Images far from 0, in space or in brightness, where single precision fails: as accurate as near to it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ def test_a_far_image_is_registered_as_a_near_one(
     save_transform(affine_from_map(fixed.grid, matrix, far), files.truth)
     result = run(files.configuration(backend, "rigid", data={"truth": str(files.truth)}), tmp_path / "out")
     assert result["rmse_to_truth_mm"] < 0.05
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25, 1e35])
+@pytest.mark.parametrize("loss", ["ssd", "ncc"])
+def test_values_whose_squares_single_precision_lacks(
+    loss: str, scale: float, pair: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = pair("rigid", 2)
+    files = Files(tmp_path / "moving.mha", tmp_path / "fixed.mha", tmp_path / "truth.tfm")
+    save_image(Image(made.fixed.tensor * scale, made.fixed.grid), files.fixed)
+    save_image(Image(made.moving.tensor * scale, made.moving.grid), files.moving)
+    save_transform(made.truth, files.truth)
+    data = {"truth": str(files.truth)}
+    result = run(files.configuration("clear", "rigid", data=data, loss={"kind": loss}), tmp_path / "out")
+    assert result["rmse_to_truth_mm"] < 0.05
+    assert result["value"] > 0
 
 
 @pytest.mark.parametrize(
