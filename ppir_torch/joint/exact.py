@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["PART", "Blocks", "ExactProducts", "euclidean_norms", "exact_products"]
+__all__ = ["PART", "Blocks", "ExactProducts", "euclidean_norms", "exact_products", "sum_of_squares"]
 
 PART = 1 << 15  # points whose rows stay in the processor's cache
 
@@ -117,3 +118,15 @@ def euclidean_norms(rows: Tensor) -> Tensor:
             exact = part.to(torch.float64)
             squares[number] += exact @ exact
     return squares.sqrt()
+
+
+def sum_of_squares(weights: Tensor, values: Tensor) -> float:
+    """sum w v^2 of one row of weights and one of values, (1, n) each.
+
+    The squares are of values near 1: single precision has none of what is above 1e19 or below 1e-19.
+
+    >>> round(sum_of_squares(torch.ones(1, 2), torch.tensor([[3e25, 4e25]])) / 25e50, 6)
+    1.0
+    """
+    near = 2.0 ** -math.frexp(float(values.abs().max()))[1]
+    return float(exact_products(weights, (values * near).square())) / near / near

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -24,7 +23,7 @@ from ..sampling import Sample
 from ..wire.channel import Channel
 from .bounds import Pairs, SumIndex, add_up
 from .columns import IMAGE, Columns, FixedColumns, columns_of
-from .exact import ExactProducts, euclidean_norms, exact_products
+from .exact import ExactProducts, euclidean_norms, exact_products, sum_of_squares
 from .header import OperandHeader
 from .interface import MovingMappedOperand, MovingOperand
 from .opened import Equations, KeptLedger
@@ -131,12 +130,6 @@ def _row_of(sample: Sample, channels: int, like: Tensor) -> Tensor:
     return sample.combined.to(like).repeat(channels)[None] / channels
 
 
-def _mean_square(row: Tensor, values: Tensor) -> float:
-    # Of values near 1: single precision has no squares of what is above 1e19 or below 1e-19.
-    near = 2.0 ** -math.frexp(float(values.abs().max()))[1]
-    return float(exact_products(row, (values * near).square())) / near / near
-
-
 @dataclass(frozen=True)
 class ClearOperand:
     """J in the clear: the reference, and the oracle of every private run."""
@@ -239,7 +232,7 @@ class ClearOperand:
         places = places_of(self.sample.positions, values.shape[1], self.channels)
         values = values if places is None else values[:, places]
         mean = float(exact_products(row, values))
-        square = _mean_square(row, values) if self.columns.squares else None
+        square = sum_of_squares(row, values) if self.columns.squares else None
         return replace(self, sample=sample, over=_Overlap(mean, square))
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor, float]:
