@@ -32,6 +32,7 @@ from ppir_torch.transforms import Affine, LinearTransform, Rigid, Similarity, Tr
 Make = Callable[..., Any]
 # As in tests/registration/test_registration.py.
 CLOSE_MM = 0.06
+MARGIN = 20  # voxels
 LEVELS = (Level(2, 4.0), Level(1, 0.0))
 PROTOCOLS = ("spdz", "beaver", "bfv", "ckks")
 SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("bfv", "ckks") else []) for name in PROTOCOLS]
@@ -39,6 +40,21 @@ SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("bfv", "ckks"
 
 def plan(**changes: Any) -> Plan:
     return replace(Plan(levels=LEVELS, optimizer=InverseCompositional()), **changes)
+
+
+@pytest.fixture(scope="session")
+def pair(pair: Make) -> Make:
+    """As everywhere, but for a moving image that holds every fixed point: else Gauss-Newton takes over."""
+
+    def make(kind: str, dimension: int, dtype: torch.dtype = torch.float32, size_mm: float = 2.5) -> Any:
+        images = pair(kind, dimension, dtype, size_mm)
+        grid = images.moving.grid
+        matrix, origin = grid.index_to_physical()
+        size, first = tuple(n + 2 * MARGIN for n in grid.size), origin - MARGIN * matrix.sum(1)
+        wide = Grid(size, grid.spacing, tuple(first.tolist()), grid.direction)
+        return replace(images, moving=images.phantom.image(wide, before=images.truth.inverse(), dtype=dtype))
+
+    return make
 
 
 def distance(images: Any, result: Result) -> float:
@@ -307,6 +323,22 @@ def test_a_private_run_is_the_clear_run(protocol: str, kind: str, dimension: int
     assert distance(images, private) < CLOSE_MM
     # Rounding the rows adds its own variance: under bfv about 8 bits of a typical entry are left.
     assert private.value == pytest.approx(clear.value, rel=0.02)
+
+
+def test_where_points_map_outside_it_says_so_and_gauss_newton_goes_on(
+    pair: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = pair("affine", 2)
+    grid = images.moving.grid
+    keep = int(grid.size[1] * 0.55)
+    cut = Image(images.moving.tensor[:, :keep].contiguous(), replace(grid, size=(grid.size[0], keep)))
+    result = register_images(cut, ClearFixed(images.fixed), plan(start="identity"))
+    said = [line for line in caplog.messages if "needs every fixed point" in line]
+    assert said == [
+        "optimizer: InverseCompositional needs every fixed point inside the moving image, some are not; "
+        "GaussNewton goes on"
+    ]
+    assert distance(images, result) < 0.5
 
 
 def test_what_party_2_did_not_agree_to_disclose_is_refused(pair: Make) -> None:
