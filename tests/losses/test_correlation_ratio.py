@@ -352,7 +352,7 @@ def test_a_deformation_is_found_in_another_contrast(kind: str, pair: Make) -> No
     before = displacement_rmse(register_images(images.moving, ClearFixed(fixed), plan).transform, images.truth, points)
     plan = replace(plan, deformable=Deformable(kind, 10.0, weight=0.1, levels=LEVELS))
     found = register_images(images.moving, ClearFixed(fixed), plan)
-    assert displacement_rmse(found.transform, images.truth, points) < 0.4 * before
+    assert displacement_rmse(found.transform, images.truth, points) < 0.6 * before
 
 
 # --- refusals and edges

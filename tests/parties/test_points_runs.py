@@ -469,7 +469,7 @@ def spoilt(name: str) -> Callable[[PointFiles], None]:
             ("nan", f"{side}.csv: point 61 is NaN or infinite"),
             ("words", f"{side}.csv: point 61: 'here,1' is not read as numbers"),
             ("huge", "a coordinate of 1e+12 mm, at most 1e+09 mm is allowed"),
-            ("one place", "all points are in one place"),
+            ("one place", "all in one place"),
             ("few", "4 points, at least 7 2-D ones are needed in private"),
             ("3-D", "the same number, in the same order, is needed"),
         )

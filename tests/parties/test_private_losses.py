@@ -328,7 +328,7 @@ def test_mean_and_variance_are_not_told_of_a_correlation(pair: Make) -> None:
 
 LOSSES: dict[str, dict[str, Any]] = {
     "ncc": {"kind": "ncc"},
-    "local_ncc": {"kind": "local_ncc", "radius_mm": 9.0, "floor": 0.2},
+    "local_ncc": {"kind": "local_ncc", "radius_mm": 9.0, "floor": 0.2, "noise": 0.0},
     "mind": {"kind": "mind", "radius": 1, "dilation": 2},
     "cr": {"kind": "cr", "windows": 12},
 }

@@ -28,6 +28,7 @@ from ppir_torch.joint.header import OperandHeader
 from ppir_torch.joint.interface import FixedOperand
 from ppir_torch.joint.operands import Operand, PrivateOperand
 from ppir_torch.joint.quantise import SUMMED_ROW_BITS, dithered, quantise_columns, quantise_summed_rows, row_norm
+from ppir_torch.joint.rows import HeldRows
 from ppir_torch.losses import MutualInformation
 from ppir_torch.optimizers import LBFGS
 from ppir_torch.parties.fixed import FixedParty
@@ -253,7 +254,8 @@ def test_rows_that_are_quantised_together_use_the_range_and_stay_in_it(
     norm = draw.choice([math.inf, 1e4 * math.sqrt(points)])
     limits = Limits(1 << row_bits, (1 << result_bits) - (1 << result_bits - 4), norm)
     integers, scale = quantise_summed_rows(x, header, limits, pairs, sum_index)
-    check_sums(integers, check_range(integers, header, limits), header, limits, pairs, sum_index)
+    held = HeldRows(integers)
+    check_sums(held, check_range(held, header, limits), header, limits, pairs, sum_index)
     assert max(abs(s) for s in python_sums(integers, y, pairs, sum_index)) <= limits.max_result
     assert float((integers / scale - x.double()).abs().max()) <= (1 + 1e-6) / scale + 1e-6 * float(x.abs().max())
     # One of the limits is more than half used.
