@@ -61,16 +61,17 @@ def quantise_columns(
     if columns.kind == "bins":
         return dithered(fixed.values.double() / scales[:, None], seed=1), tuple(scales.tolist())
     result = torch.empty(fixed.count, fixed.points, dtype=kind, device=fixed.own.device)
-    chance = torch.Generator().manual_seed(2)
+    total = torch.zeros(1, dtype=torch.float64, device=fixed.own.device)
     for start, stop in row_parts(fixed.points):
         integers = (fixed.part(start, stop).double() / scales[:, None]).round()
         if columns.squares:  # of the integers
-            # By chance, for a background of one value would be rounded one way, and its sum be off.
-            drawn = torch.rand(stop - start, generator=chance, dtype=torch.float64).to(integers.device)
-            integers[-1] = (integers[0].square() / most).add_(drawn).floor_()
+            # Running sums are rounded, so that sums with weights that change slowly are right to a step or two: each
+            # square by itself would leave the root of their number, and a background of one value far more.
+            sums = torch.cat([total, total + integers[0].square().cumsum(0)])
+            integers[-1], total = (sums / (most + 1)).floor().diff(), sums[-1:]
         result[:, start:stop] = integers.to(kind)
     if columns.squares:  # by a scale that follows from J's
-        scales[-1] = scales[0].square() * most
+        scales[-1] = scales[0].square() * (most + 1)
     return result, tuple(scales.tolist())
 
 

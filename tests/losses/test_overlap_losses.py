@@ -13,8 +13,10 @@ from joint.ends import private_fixed
 from torch import Tensor
 
 from ppir_torch.config.losses import LOSSES
+from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level
-from ppir_torch.joint.columns import Columns
+from ppir_torch.joint.columns import Columns, columns_of
+from ppir_torch.joint.quantise import quantise_columns
 from ppir_torch.losses import Correlation, Measure, Smoothness, SquaredCorrelation, SquaredDifference
 from ppir_torch.overlap import content, weights_at
 from ppir_torch.parties.fixed import FixedParty
@@ -148,3 +150,19 @@ def test_every_measure_of_the_registry_takes_an_overlap(pair: Make, random_trans
         assert torch.isfinite(at.gradient).all(), entry.name
         # What lies outside does not matter: other values there change nothing.
         assert at.gradient.norm() > 0, entry.name
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_squares_of_the_integers_sum_to_a_few_steps_whatever_the_background(bits: int) -> None:
+    """Python's integers are the oracle; a background of one value, the hardest case for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.where(torch.rand(5000, generator=generator) < 0.7, 1.0, 0.0).double()
+    values[2000:2600] = 100 * torch.randn(600, generator=generator, dtype=torch.float64)
+    fixed = columns_of(Image(values.reshape(1, 50, 100), Grid((100, 50))), None, None, Columns("image", squares=True))
+    integers, scales = quantise_columns(fixed, Columns("image", squares=True), bits)
+    weights = torch.linspace(0, 1, 5000, dtype=torch.float64)
+    exact = sum(w * int(q) ** 2 for w, q in zip(weights.tolist(), integers[0].tolist(), strict=True))
+    found = float(integers[1].double() @ weights) * scales[1] / scales[0] ** 2
+    assert abs(found - exact) <= 3 * 2 ** (bits - 1)
+    assert int(integers[1].min()) >= 0
+    assert int(integers.abs().max()) < 2 ** (bits - 1)
