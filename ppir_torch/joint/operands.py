@@ -328,17 +328,22 @@ class PrivateOperand:
         if self.public_map is not None:
             beside = self.without_map
             return used if beside is None else replace(used, without_map=replace(beside, sample=sample))
-        return replace(used, over=used._sums_by(_row_of(sample, self.channels, overlap)))
+        over, row = used._sums_by(_row_of(sample, self.channels, overlap))
+        # The rounded weights are those in use: sums of I^2 and of J^2 by others would not cancel.
+        rounded = row[0, : overlap.numel()] * overlap.numel()
+        if sample.weights is not None:
+            rounded = rounded / (sample.weights.to(rounded) * overlap.numel())
+        return replace(used, sample=self.sample.within(rounded.to(overlap)), over=over)
 
-    def _sums_by(self, row: Tensor) -> _Overlap:
-        """J's and J^2's means by weights (1, n), opened."""
+    def _sums_by(self, row: Tensor) -> tuple[_Overlap, Tensor]:
+        """J's and J^2's means by weights (1, n), opened, and the weights as they were rounded."""
         asked = [(0, 0), (0, self.header.columns - 1)] if self.columns.squares else [(0, 0)]
         quantised, results = self._opened(row, asked)
         whole = float(exact_products(quantised, torch.ones_like(quantised)))  # rounded weights have another sum
         mean, *squares = (results / whole).tolist()
         if self.kept is not None:
             self.kept.enter_weights(self._equations, quantised, float(results[0]))
-        return _Overlap(mean, max(squares[0], 0.0) if squares else None)
+        return _Overlap(mean, max(squares[0], 0.0) if squares else None), quantised
 
     def multiply(self, rows: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Quantise each row as finely as the protocol carries exactly, multiply as integers, scale back.
