@@ -174,3 +174,17 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("../shared/data is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def wide() -> Callable[[Image, int], Image]:
+    """Factory: `wide(image, margin)`, the image continued by its border values, so that more points map inside."""
+
+    def make(image: Image, margin: int) -> Image:
+        grid = image.grid
+        matrix, origin = grid.index_to_physical()
+        size, first = tuple(n + 2 * margin for n in grid.size), origin - margin * matrix.sum(1)
+        padded = torch.nn.functional.pad(image.tensor[None], [margin] * (2 * grid.dimension), mode="replicate")[0]
+        return Image(padded, Grid(size, grid.spacing, tuple(first.tolist()), grid.direction))
+
+    return make

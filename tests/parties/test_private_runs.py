@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import SimpleITK
 import torch
-from parties.harness import Files, Started, started_parties
+from parties.harness import Files, Started, started_parties, write_pair
 from torch import Tensor
 
 from ppir_torch.config.images import fixed_party, moving_party
@@ -307,15 +308,17 @@ def test_gms_says_what_it_disclosed(
 
 
 def test_inverse_compositional_sends_one_row_and_says_what_it_costs(
-    site_files: Callable[..., Files], started: Started, tmp_path: Path
+    pair: Callable[..., Any], wide: Callable[..., Any], started: Started, tmp_path: Path
 ) -> None:
-    """A fourth of the rows that moments of a 3-D affine need, and of the bytes that follow them."""
+    """About a fourth of the rows that moments of a 3-D affine need, and of the bytes that follow them."""
+    images = pair("affine", 3)
+    files = write_pair(replace(images, moving=wide(images.moving, 16)), tmp_path)  # every fixed point maps inside
     results = {
-        kind: run(site_files("affine", 3).configuration("beaver", optimizer={"kind": kind}), tmp_path / kind)
+        kind: run(files.configuration("beaver", optimizer={"kind": kind}), tmp_path / kind)
         for kind in ("gauss_newton", "inverse_compositional")
     }
     up = {kind: r["party_1"]["messages"]["MASKED_ROWS"] / r["iterations"] for kind, r in results.items()}
-    assert up["inverse_compositional"] < 0.3 * up["gauss_newton"]
+    assert up["inverse_compositional"] < 0.35 * up["gauss_newton"]
     told = [any("S^T S" in line for line in r["disclosed"]["party_1"]) for r in results.values()]
     assert told == [False, True]
     assert len(started) == 6
