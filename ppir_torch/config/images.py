@@ -18,16 +18,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .base import LARGEST_SEED, File, Settings
+from .base import LARGEST_SEED, File, KindSettings, Settings
 from .checks import centre_lines, deformable_lines, fail, loss_lines, mask_lines, sampler_lines, start_lines
 from .groups import BudgetConfig, DataConfig, LedgerConfig, PreprocessConfig, PyramidConfig, StartConfig
-from .losses import DEFAULT_LOSS, LOSSES, Loss
+from .losses import DEFAULT_LOSSES, LOSSES, Loss
 from .optimizers import OPTIMIZERS, GaussNewtonConfig, Optimizer
 from .parts import is_private, part_of
 from .problems import checked
 from .protocols import PROTOCOLS, Backend, PrivateBackend
-from .samplers import NoSamplerConfig, Sampler
-from .transforms import AffineConfig, Transform
+from .registry import Registry
+from .samplers import SAMPLERS, NoSamplerConfig, Sampler
+from .transforms import TRANSFORMS, AffineConfig, Transform
 from .transports import LocalConfig, Transport
 
 __all__ = ["FixedPartyConfig", "MovingPartyConfig", "RunConfig", "fixed_party", "load_config", "moving_party"]
@@ -35,7 +36,7 @@ __all__ = ["FixedPartyConfig", "MovingPartyConfig", "RunConfig", "fixed_party", 
 
 class _SharedConfig(Settings):
     # What both parties' processes need, beside the backend.
-    loss: Loss = DEFAULT_LOSS
+    loss: Loss = DEFAULT_LOSSES[0]
     transport: Transport = LocalConfig()
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=2, ge=1, le=1024)
@@ -59,11 +60,13 @@ class _PublicConfig(_SharedConfig):
         # Where no optimiser is named: Gauss-Newton's model is poor for mutual information.
         if not isinstance(values, Mapping):
             return values
-        chosen, loss = values.get("optimizer"), values.get("loss")
+        if values.get("loss") is None:
+            values = {**values, "loss": _suiting_loss(values)}
+        chosen, loss = values.get("optimizer"), values["loss"]
         if chosen is not None and not (isinstance(chosen, Mapping) and "kind" not in chosen):
             return values
         named = str(loss.get("kind")) if isinstance(loss, Mapping) else ""
-        kind = LOSSES[named if named in LOSSES else DEFAULT_LOSS.kind].optimizer
+        kind = LOSSES[named if named in LOSSES else DEFAULT_LOSSES[0].kind].optimizer
         return {**values, "optimizer": {"kind": kind, **(chosen or {})}}
 
     @model_validator(mode="after")
@@ -85,6 +88,24 @@ class _PublicConfig(_SharedConfig):
     def _check_start(self) -> _PublicConfig:
         fail(start_lines(self.start))
         return self
+
+
+def _suiting_loss(values: Mapping[str, Any]) -> KindSettings:
+    """The first default loss that goes with what is named: optimiser, protocol, sampler and transform."""
+
+    def named(group: str, registry: Registry[Any]) -> Any:
+        said = values.get(group)
+        kind = said.get("kind") if isinstance(said, Mapping) else getattr(said, "kind", None)
+        return registry[kind] if isinstance(kind, str) and kind in registry else None
+
+    optimizer, protocol = named("optimizer", OPTIMIZERS), named("backend", PROTOCOLS)
+    sampler, transform = named("sampler", SAMPLERS), named("transform", TRANSFORMS)
+    weighted = sampler is not None and sampler.weighted and transform is not None and transform.lattice
+    for loss in DEFAULT_LOSSES:
+        goes = all(one is None or one.goes_with(loss.kind) for one in (optimizer, protocol))
+        if goes and not (weighted and LOSSES[loss.kind].normalised):
+            return loss
+    return DEFAULT_LOSSES[0]
 
 
 class RunConfig(_PublicConfig):

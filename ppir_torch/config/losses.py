@@ -15,7 +15,7 @@ from .base import KindSettings
 from .registry import Entry, OneOf, Registry
 
 __all__ = [
-    "DEFAULT_LOSS",
+    "DEFAULT_LOSSES",
     "LOSSES",
     "CorrelationRatioConfig",
     "LocalNccConfig",
@@ -164,7 +164,7 @@ LOSSES = Registry(
     ),
 )
 
-DEFAULT_LOSS = SsdConfig()
-"""Of a run that names none."""
+DEFAULT_LOSSES = (SquaredNccConfig(), SsdConfig())
+"""Of a run that names none: the first that goes with what it names."""
 
 Loss = Annotated[KindSettings, OneOf(LOSSES)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .losses import DEFAULT_LOSS, LOSSES
+from .losses import DEFAULT_LOSSES, LOSSES
 from .optimizers import OPTIMIZERS
 from .presets import PRESETS
 from .protocols import AUTO, PROTOCOLS, backends, suggested
@@ -29,7 +29,7 @@ def names_for_help() -> dict[str, str]:
     return {
         "transforms": words(TRANSFORMS.names()),
         "presets": "; ".join(f"{name}: {whom}" for name, whom in PRESETS.items()),
-        "loss": DEFAULT_LOSS.kind,
+        "loss": DEFAULT_LOSSES[0].kind,
         "losses": words(LOSSES.names()),
         "optimizers": words(OPTIMIZERS.names()),
         "samplers": words(SAMPLERS.names()),

@@ -252,6 +252,7 @@ class Files:
         """Two levels, one thread; `data` adds to the files, the rest replaces."""
         data = {"moving": str(self.moving), "fixed": str(self.fixed)} | more.pop("data", {})
         settings: dict[str, Any] = {"transform": {"kind": transform}, "threads": 1, "backend": {"kind": backend}}
+        settings["loss"] = {"kind": "ssd"}
         settings["pyramid"] = {"levels": [{"shrink": 2}, {"shrink": 1}]}
         # 5 % of these small images is not enough for one run; tests of the cap set their own.
         settings["budget"] = {"max_values": 100_000}
