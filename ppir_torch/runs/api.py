@@ -91,9 +91,10 @@ def register(
         noise: party_2's noise on every product, as a share of the fixed image (0).
         disclose_points: with sampler "gms": party_2 may learn the points, and the cost falls with the fraction.
         allow_insecure: let "ckks-v1" run.
-        loss: "ssd" (the default), "ncc" (correlation), "local_ncc", or across modalities "mind", "cr" (correlation
-            ratio) or "mi" (mutual information), or a mapping with the kind and its settings, see
-            `ppir_torch.config.losses`. A network's features go with `register_images` only.
+        loss: "ncc_squared" (squared correlation, the default where optimiser, protocol and sampler go with it), "ssd",
+            "ncc" (correlation), "local_ncc", or across modalities "mind", "cr" (correlation ratio) or "mi" (mutual
+            information), or a mapping with the kind and its settings, see `ppir_torch.config.losses`. A network's
+            features go with `register_images` only.
         preprocess: of the intensities, each party's own: {"moving": {"clip": (1, 99)}, "fixed": {...}}, with `clip`
             (percentiles), `rescale` (low, high) and `mask` (the file of the voxels that these are taken from),
             `window` (low, high; in the image's unit) and `equalise` (True: equal counts).

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.images import FixedPartyConfig, RunConfig, fixed_party, load_config
+from ..config.losses import LOSSES
 from ..config.protocols import PROTOCOLS
 from ..errors import ConfigError, LinkError, PeerLost
 from ..joint.interface import compute_device
@@ -69,7 +70,8 @@ def open_private(
         "budget": {"file": path_text(releases), "max_values": max_values},
         "threads": threads,
         "transport": merged(base.get("transport", {"kind": "local"}), {"timeout_s": timeout_s}),
-        "loss": {"kind": loss} if isinstance(loss, str) else loss,
+        # As an `OperandRequest` has it; that of a whole run, where a configuration says it.
+        "loss": named(loss, base.get("loss", {"kind": "ssd"}), LOSSES, {}),
     }
     party = fixed_party(load_config(merged(base, given)))
     with tempfile.TemporaryDirectory() as folder:

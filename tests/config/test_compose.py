@@ -13,7 +13,7 @@ from ppir_torch.errors import ConfigError
 DATA = ["data.moving=m.nii.gz", "data.fixed=f.nii.gz"]
 GROUPS = {
     "transform": ["affine", "bspline", "rigid", "similarity", "translation", "velocity"],
-    "loss": ["cr", "local_ncc", "mi", "mind", "ncc", "ssd"],
+    "loss": ["cr", "local_ncc", "mi", "mind", "ncc", "ncc_squared", "ssd"],
     "optimizer": ["adam", "gauss_newton", "inverse_compositional", "lbfgs"],
     "backend": ["auto", "beaver", "bfv", "ckks", "ckks-v1", "clear", "spdz"],
     "sampler": ["chunks", "gms", "none", "urs"],

@@ -120,7 +120,27 @@ def test_bins_out_of_range_are_one_line(name: str, value: object) -> None:
 @pytest.mark.parametrize("kind", ["bspline", "velocity"])
 def test_mutual_information_is_for_linear_transforms(kind: str) -> None:
     [line] = refused(mapping(loss={"kind": "mi"}, transform={"kind": kind}))
-    assert line == f"loss.kind: 'mi', with transform '{kind}' ssd, ncc, local_ncc, mind or cr is needed"
+    assert line == f"loss.kind: 'mi', with transform '{kind}' ssd, ncc, ncc_squared, local_ncc, mind or cr is needed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        ({}, "ncc_squared"),
+        ({"loss": None}, "ncc_squared"),
+        ({"optimizer": {"kind": "inverse_compositional"}}, "ssd"),
+        ({"backend": {"kind": "ckks-v1", "allow_insecure": True}}, "ssd"),
+        ({"sampler": {"kind": "gms"}}, "ncc_squared"),
+        ({"sampler": {"kind": "gms"}, "transform": {"kind": "bspline"}}, "ssd"),
+        ({"loss": {"kind": "ssd"}}, "ssd"),
+    ],
+    ids=str,
+)
+def test_the_default_loss_is_one_that_goes_with_the_rest(settings: dict[str, Any], loss: str) -> None:
+    config = load_config(mapping(**settings))
+    assert config.loss.kind == loss
+    if config.backend.kind == "bfv":  # both parties have the same
+        assert moving_party(config).loss == fixed_party(config).loss == config.loss
 
 
 def test_plan_resolves_smoothing_and_seed() -> None:
@@ -158,7 +178,7 @@ BAD = [
     ("seed", 2**32, "<= 4294967295"),
     ("dtype", "float16", "'float32' or 'float64'"),
     ("transform.kind", "spline", "affine, bspline, velocity"),
-    ("loss.kind", "cc", "ssd, ncc, local_ncc, mind, cr, mi"),
+    ("loss.kind", "cc", "ssd, ncc, ncc_squared, local_ncc, mind, cr, mi"),
     ("transform", "affine", "a mapping"),
     ("optimizer.kind", "newton", "gauss_newton, lbfgs, inverse_compositional, adam"),
     ("optimizer.damping", 0, "> 0"),
