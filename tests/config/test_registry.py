@@ -97,14 +97,16 @@ show(loss={"kind": "Toy"})
     assert lines[0] == "kind='toy' power=3.0"
     assert lines[1] == "loss.power: '3', a number is needed"
     assert lines[2] == "loss.powr: unknown key, did you mean power?"
-    assert lines[3] == "loss.kind: 'cc', one of ssd, ncc, local_ncc, mind, cr, mi, toy is needed"
-    assert lines[4] == "loss.kind: 'toy', with transform 'bspline' ssd, ncc, local_ncc, mind or cr is needed"
+    assert lines[3] == "loss.kind: 'cc', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi, toy is needed"
+    assert (
+        lines[4] == "loss.kind: 'toy', with transform 'bspline' ssd, ncc, ncc_squared, local_ncc, mind or cr is needed"
+    )
     assert lines[5] == "kind='shear'"
     kinds = "translation, rigid, similarity, affine, bspline, velocity, shear"
     assert lines[6] == f"transform.kind: 'spline', one of {kinds} is needed"
     assert "linear='shear'" in lines[7]
     assert lines[8].endswith("'translation', 'rigid', 'similarity', 'affine', 'shear' or 'none' is needed")
-    assert lines[9] == "loss.kind: 'Toy', one of ssd, ncc, local_ncc, mind, cr, mi, toy is needed"
+    assert lines[9] == "loss.kind: 'Toy', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi, toy is needed"
 
 
 @pytest.mark.parametrize("name", ["clear", "auto", "none", "ssd"])
@@ -169,7 +171,7 @@ run("experiment=between_subjects", "loss=toy", "transform=shear")
     assert lines == [
         "kind='toy' power=2.0",
         "kind='toy' power=3.0",
-        "loss: 'cc', one of cr, local_ncc, mi, mind, ncc, ssd, toy is needed",
+        "loss: 'cc', one of cr, local_ncc, mi, mind, ncc, ncc_squared, ssd, toy is needed",
         "kind='ncc'",
         "kind='toy' power=2.0",
     ]
@@ -247,7 +249,9 @@ show(sampler={{"kind": "x"}})
         assert "there is a loss 'ssd' already" in lines[2]
     else:
         assert lines[1].startswith(f"loss.kind: '{name}', {broken}")
-    assert lines[2].startswith(f"loss.kind: 'cc', one of ssd, ncc, local_ncc, mind, cr, mi is needed; {name}: {broken}")
+    assert lines[2].startswith(
+        f"loss.kind: 'cc', one of ssd, ncc, ncc_squared, local_ncc, mind, cr, mi is needed; {name}: {broken}"
+    )
     assert "badkit" not in lines[3]
 
 

@@ -24,6 +24,7 @@ HEADER = "# @package _global_\n"
 def saved_mapping(**groups: object) -> dict[str, Any]:
     """As `ppir run` saves it: every setting, with its default."""
     whole = {"data": DATA, "backend": {"kind": "clear"}, "sampler": {"kind": "urs", "fraction": 0.3}, "output": "out"}
+    whole |= {"loss": {"kind": "ssd"}}  # it goes with every sampler
     return load_config(whole | groups).model_dump(mode="json")
 
 
