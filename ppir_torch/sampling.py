@@ -99,6 +99,11 @@ class Sample(PointChoice):
         weights = self.overlap if self.weights is None else self.overlap * self.weights.to(self.overlap)
         return weights / weights.double().sum().clamp(min=1e-300).to(weights)
 
+    def row(self, channels: int, like: Tensor) -> Tensor:
+        """The weights in use over an overlap as a row (1, C n), of sum 1."""
+        assert self.combined is not None
+        return self.combined.to(like).repeat(channels)[None] / channels
+
     def within(self, overlap: Tensor) -> Sample:
         """The same points, of which each counts by its overlap (n,), too."""
         return replace(self, overlap=overlap)

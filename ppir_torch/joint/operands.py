@@ -124,12 +124,6 @@ class _Overlap:
     mean_square: float | None
 
 
-def _row_of(sample: Sample, channels: int, like: Tensor) -> Tensor:
-    """The weights in use as one row (1, C n), of sum 1."""
-    assert sample.combined is not None
-    return sample.combined.to(like).repeat(channels)[None] / channels
-
-
 @dataclass(frozen=True)
 class ClearOperand:
     """J in the clear: the reference, and the oracle of every private run."""
@@ -227,7 +221,7 @@ class ClearOperand:
         sample = self.sample.within(overlap)
         if self.columns.kind == "bins":
             return replace(self, sample=sample)
-        row = _row_of(sample, self.channels, self.fixed.own)
+        row = sample.row(self.channels, self.fixed.own)
         values = self.fixed.own[:1]
         places = places_of(self.sample.positions, values.shape[1], self.channels)
         values = values if places is None else values[:, places]
@@ -311,7 +305,7 @@ class PrivateOperand:
         # Only losses that centre J ask for it: one product, of one row that is not zero.
         if self.public_map is None or self.sample.overlap is None:
             return 0.0
-        row = _row_of(self.sample, self.channels, self.sample.overlap)
+        row = self.sample.row(self.channels, self.sample.overlap)
         return self.project(torch.cat([row.new_zeros(self.grid.dimension, row.shape[1]), row]))[2]
 
     def part(self, positions: Tensor, weights: Tensor | None) -> PrivateOperand:
@@ -328,7 +322,7 @@ class PrivateOperand:
         if self.public_map is not None:
             beside = self.without_map
             return used if beside is None else replace(used, without_map=replace(beside, sample=sample))
-        over, row = used._sums_by(_row_of(sample, self.channels, overlap))
+        over, row = used._sums_by(sample.row(self.channels, overlap))
         # The rounded weights are those in use: sums of I^2 and of J^2 by others would not cancel.
         rounded = row[0, : overlap.numel()] * overlap.numel()
         if sample.weights is not None:
