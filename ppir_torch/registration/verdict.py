@@ -192,8 +192,8 @@ def _overlap_gone(facts: LevelFacts) -> list[Finding]:
 
 def _fatal(facts: LevelFacts, kind: Kind, what: str) -> Finding:
     advice = (
-        "another loss where the images' brightness or contrast are unlike (ncc; across modalities mi or mind), a rigid "
-        "transform first, or a better start (start: centre_of_mass, or a transform file)"
+        "another loss where the images' brightness or contrast are unlike (ncc_squared; across modalities cr, mi or "
+        "mind), a rigid transform first, or a better start (start: centre_of_mass, or a transform file)"
     )
     return Finding(kind, f"{facts.name}: {what}", advice, (facts.level,), fatal=True)
 
@@ -230,8 +230,8 @@ def _unlike(facts: LevelFacts) -> list[Finding]:
     else:
         what = f"the warped image explains {abs(facts.explained):.1%} of the fixed one, no more than chance would"
     advice = (
-        "look at the warped image; another loss where brightness or contrast are unlike (ncc; across modalities mi or "
-        "mind), or a better start"
+        "look at the warped image; another loss where brightness or contrast are unlike (ncc_squared; across "
+        "modalities cr, mi or mind), or a better start"
     )
     return [Finding("unlike", f"{facts.name}: {what}", advice, (facts.level,))]
 

@@ -1,6 +1,7 @@
 """What memory a run of images needs, before it starts: from the headers' sizes and the configuration alone.
 
-The figures are what `python benchmarks/sizes.py` measured, rounded up. Each party of a run here is a process of this
+Figures of clear runs are above what `python benchmarks/sizes.py` measured; those of private runs, of control lattices
+and of losses that hold their rows are cautious guesses, fitted to no run. Each party of a run here is a process of this
 machine, so that their needs add up.
 
 >>> need = needs(((512, 512, 300), (512, 512, 300)), points=4_915_200, protocol="beaver")
