@@ -47,7 +47,7 @@ PROTOCOLS = ("beaver", "spdz", "bfv", "ckks")
 WHOLE_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in ("spdz", "ckks") else []) for name in PROTOCOLS]
 LEVELS = (Level(2, 1.0), Level(1, 0.0))
 BOUND_MM = 0.015
-"""Between the private and the clear transform, everywhere on the fixed grid: rows of 11 to 14 bits, no weight at edges."""
+"""Between the private and the clear transform, everywhere on the fixed grid: rows of 11 to 14 bits, soft edges."""
 
 
 class Smooth(nn.Module):
