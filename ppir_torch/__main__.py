@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
-from .interruption import SIGNALS, Interrupted, raise_interrupts
+from .interruption import SIGNALS, leave_on_interrupts
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Entry point; see `cli`."""
-    raise_interrupts()
-    try:
-        from .cli import main as command
+    leave_on_interrupts()
+    from .cli import main as command
 
+    try:
         command()
-    except KeyboardInterrupt as error:  # while `cli` was imported: a command has lines of its own
-        stop = Interrupted.of(error)
-        print(f"ppir: {stop}", file=sys.stderr)
-        sys.exit(stop.exit_code)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code - 128 in SIGNALS:
             sys.stdout.flush()

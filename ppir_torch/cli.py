@@ -19,7 +19,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from . import __version__
 from .errors import ConfigError, PpirError, RegistrationFailed
-from .interruption import Interrupted, raise_interrupts
+from .interruption import Interrupted, leave_on_interrupts, raise_instead_of_leaving
 
 if TYPE_CHECKING:
     from .config.images import RunConfig
@@ -61,7 +61,7 @@ def main() -> None:
     """Entry point of the `ppir` command."""
     # Before torch loads: on a busy machine threads that spin while they wait make it several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    raise_interrupts()
+    leave_on_interrupts()
     app()
 
 
@@ -295,6 +295,7 @@ def info() -> None:
 def _error_lines() -> Iterator[None]:
     """What the user can mend becomes a line and an exit code; anything else stays an exception."""
     try:
+        raise_instead_of_leaving()
         yield
     except PpirError as error:
         _print_error(error)

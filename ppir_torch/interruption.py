@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -24,8 +24,10 @@ __all__ = [
     "Interrupted",
     "best_so_far",
     "end_with_starter",
+    "leave_on_interrupts",
     "no_more_interrupts",
     "pending_interrupts",
+    "raise_instead_of_leaving",
     "raise_interrupts",
     "when_closed",
 ]
@@ -74,6 +76,31 @@ def raise_interrupts() -> None:
 
 def _raise(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def leave_on_interrupts() -> None:
+    """From now on the three signals end the program at once, with a line: while there is nothing yet to keep.
+
+    An exception in the middle of imports, or of another package's command line, would not always arrive.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, f"ppir: {Interrupted(number)}\n".encode())
+    os._exit(128 + number)
+
+
+def raise_instead_of_leaving() -> None:
+    """The signals that would end the program at once raise `Interrupted` from now on; others are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in SIGNALS:
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, _raise)
 
 
 def no_more_interrupts(but: int | None = None) -> None:

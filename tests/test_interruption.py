@@ -193,16 +193,21 @@ def test_the_other_end_is_watched_and_nothing_is_read() -> None:
     os.close(reading)
 
 
-def test_the_command_is_ready_for_ctrl_c_before_it_imports_anything() -> None:
-    code = """
-import sys
+@pytest.mark.parametrize(("number", "code"), CODES.items())
+def test_the_command_is_ready_before_it_imports_anything(number: int, code: int) -> None:
+    """A signal while a module is imported, where an exception could be caught by it or leave a traceback."""
+    program = f"""
+import os, sys
 import ppir_torch.__main__ as entry
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "typer":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), {int(number)})
+            while True:
+                pass
 sys.meta_path.insert(0, Interrupting())
 entry.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ppir: interrupted\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"ppir: interrupted{by}\n")

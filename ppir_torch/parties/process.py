@@ -25,7 +25,6 @@ def main() -> int:
 
     It ends when its standard input is closed: the program that started it is gone then.
     """
-    raise_interrupts()
     parser = argparse.ArgumentParser(prog="ppir_torch.parties.process")
     parser.add_argument("role", choices=("party_1", "party_2", "dealer"))
     parser.add_argument("--links", required=True, help="JSON: peer -> descriptors of the sockets that are inherited")
@@ -37,6 +36,7 @@ def main() -> int:
         for peer, numbers in json.loads(arguments.links).items()
     }
     try:
+        raise_interrupts()  # one that came while this process was starting is raised here
         given, session = Given.from_text(sys.stdin.readline()), bytes.fromhex(arguments.session)
         end_with_starter(sys.stdin.fileno())
         report = run_role(arguments.role, given, sockets, session, arguments.report.parent)

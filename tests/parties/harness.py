@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,18 @@ class _Zygote:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = threading.Lock()
+        # In a thread of its own: Ctrl-C comes to the main one, and an answer left unread would shift all that follow.
+        self._thread = ThreadPoolExecutor(max_workers=1)
         command = [sys.executable, str(Path(__file__).with_name("zygote.py")), str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
 
     def ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = ()) -> Any:
-        with self._lock:
-            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-            return json.loads(self._control.recv(1 << 16))
+        return self._thread.submit(self._ask, json.dumps(request).encode(), descriptors).result()
+
+    def _ask(self, request: bytes, descriptors: tuple[int, ...]) -> Any:
+        socket.send_fds(self._control, [request], descriptors)
+        return json.loads(self._control.recv(1 << 16))
 
 
 _zygote = functools.cache(_Zygote)

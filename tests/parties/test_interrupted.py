@@ -20,6 +20,7 @@ from ppir_torch.config.images import load_config
 from ppir_torch.errors import PeerLost
 from ppir_torch.images import load_image
 from ppir_torch.interruption import Interrupted
+from ppir_torch.parties.budget import open_ledger_rows
 from ppir_torch.runs.images import run
 from ppir_torch.transforms import load_transform
 from ppir_torch.wire.kinds import MessageKind
@@ -64,34 +65,33 @@ def interrupted_run(
         return caught.value, started
 
 
-def assert_kept(folder: Path, files: Files, clear_run: Callable[..., Any]) -> dict[str, Any]:
-    """The result of at least PRODUCTS - 1 products: where the clear run was after as many."""
+def assert_kept(folder: Path, files: Files) -> dict[str, Any]:
+    """The result: the transform of the last step that was kept, which is nearer to the truth than the start."""
     result = dict(json.loads((folder / "result.json").read_text()))
     assert result["complete"] is False
-    count = result["iterations"]
-    assert PRODUCTS - 1 <= count <= PRODUCTS + 1  # the signal and the answer race
-    levels = {"levels": [{"shrink": 2}]}
-    fewer = {"optimizer": {"kind": "gauss_newton", "stopping": {"max_iterations": count}}, "pyramid": levels}
-    clear, clear_folder = clear_run("affine", 2, **fewer)
-    assert result["ssd"] == pytest.approx(clear["ssd"], abs=0.01)
-    grid = load_image(files.fixed).grid
-    found, wanted = (load_transform(path / "transform.tfm", grid).affine_map() for path in (folder, clear_folder))
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert torch.allclose(mine, theirs, atol=0.01)
+    kept = [entry for entry in result["history"] if entry["accepted"]]
+    assert kept
+    assert result["value"] == kept[-1]["value"]
+    fixed, moving = (load_image(path).grid for path in (files.fixed, files.moving))
+    points = fixed.points(dtype=torch.float64)
+    with torch.no_grad():
+        truth = load_transform(files.truth, fixed)(points)
+        found = load_transform(folder / "transform.tfm", fixed)(points)
+        start = points + moving.centre - fixed.centre
+    if len(kept) > 1:
+        assert float((found - truth).norm(dim=1).mean()) < float((start - truth).norm(dim=1).mean())
     assert (folder / "warped.nii.gz").exists()
     return result
 
 
 @pytest.mark.parametrize("backend", ANSWERS)
-def test_ctrl_c_keeps_the_best_transform(
-    backend: str, site_files: Callable[..., Files], clear_run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_the_best_transform(backend: str, site_files: Callable[..., Files], tmp_path: Path) -> None:
     files = site_files("affine", 2)
     error, _ = interrupted_run(files.configuration(backend), tmp_path, ANSWERS[backend], PRODUCTS, ctrl_c)
     assert isinstance(error, Interrupted)
     assert error.exit_code == 130
     assert str(error) == f"interrupted; the best transform so far is in {tmp_path}"
-    result = assert_kept(tmp_path, files, clear_run)
+    result = assert_kept(tmp_path, files)
     assert result["error"] == "interrupted"
     own = json.loads((tmp_path / "party_1.json").read_text())
     assert (own["error"], own["exit_code"]) == ("party_1: interrupted by SIGTERM", 143)
@@ -100,14 +100,14 @@ def test_ctrl_c_keeps_the_best_transform(
 @pytest.mark.parametrize("backend", ["beaver", "bfv"])
 @pytest.mark.parametrize("role", ["party_1", "party_2"])
 def test_sigterm_to_one_party_ends_the_others(
-    backend: str, role: str, site_files: Callable[..., Files], clear_run: Callable[..., Any], tmp_path: Path
+    backend: str, role: str, site_files: Callable[..., Files], tmp_path: Path
 ) -> None:
     files = site_files("affine", 2)
     config = files.configuration(backend)
     error, _ = interrupted_run(config, tmp_path, ANSWERS[backend], PRODUCTS, sigterm_to(role))
     assert isinstance(error, PeerLost)
     assert f"{role} was interrupted" in str(error) or f"{role}: interrupted by SIGTERM" in str(error)
-    assert_kept(tmp_path, files, clear_run)
+    assert_kept(tmp_path, files)
     reports = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("party_1", "party_2")}
     other = {"party_1": "party_2", "party_2": "party_1"}[role]
     assert (reports[role]["error"], reports[role]["exit_code"]) == (f"{role}: interrupted by SIGTERM", 143)
@@ -219,11 +219,11 @@ class Program:
 
     def __init__(self, backend: str, files: Files, folder: Path) -> None:
         self.children: dict[int, str] = {}
-        self.errors = folder.with_suffix(".stderr")
+        self.errors, self.releases = folder.with_suffix(".stderr"), folder.with_suffix(".sqlite")
         values = [f"data.moving={files.moving}", f"data.fixed={files.fixed}", f"output={folder}", f"backend={backend}"]
         values += ["optimizer=adam", "optimizer.stopping.max_iterations=1000", "optimizer.stopping.step_voxels=0"]
         values += ["optimizer.stopping.decrease=0", "budget.max_values=1000000", "threads=1"]
-        values += [f"budget.file={folder.with_suffix('.sqlite')}"]
+        values += [f"budget.file={self.releases}"]
         with self.errors.open("w") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ppir_torch", "run", *values],
@@ -232,6 +232,10 @@ class Program:
                 start_new_session=True,
                 preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)],
             )
+
+    def iterates(self) -> bool:
+        """Whether party_2 has released values of some products."""
+        return self.releases.exists() and sum(row.count for row in open_ledger_rows(self.releases)) > 30
 
     def roles(self) -> dict[str, int]:
         """Role -> process."""
@@ -260,7 +264,7 @@ def test_a_signal_to_the_program_ends_all_of_it(
             time.sleep(0 if phase == "imports" else 5)
         else:
             assert wait_until(lambda: "party_2" in program.roles())
-            time.sleep(0 if phase == "imports" else 8)
+            assert phase == "imports" or wait_until(program.iterates)
         program.children = descendants(program.process.pid)
         os.killpg(program.process.pid, number)
         assert program.process.wait(100) == 128 + number
@@ -270,10 +274,11 @@ def test_a_signal_to_the_program_ends_all_of_it(
     assert "Traceback" not in said
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     assert said.splitlines()[-1].startswith(f"ppir: interrupted{by}")
-    if phase == "iterations":
+    kept = "the best transform so far is in" in said
+    assert kept or phase != "iterations" or backend == "clear"  # which nobody can see from outside
+    if kept:
         values = json.loads((tmp_path / "run" / "result.json").read_text())
         assert (values["complete"], values["error"]) == (False, f"interrupted{by}")
-        assert values["iterations"] > 0
         assert (tmp_path / "run" / "transform.tfm").exists()
 
 
@@ -286,7 +291,7 @@ def test_parties_end_with_a_program_that_is_killed(
     program = Program(backend, site_files("affine", 2), tmp_path / "run")
     try:
         assert wait_until(lambda: "party_2" in program.roles())
-        time.sleep(0 if phase == "imports" else 8)
+        assert phase == "imports" or wait_until(program.iterates)
         program.children = descendants(program.process.pid)
         assert len(program.children) >= 2
         program.process.kill()
