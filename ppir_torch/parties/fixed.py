@@ -51,23 +51,23 @@ class FixedParty:
         image: the fixed image J, one channel.
         mask: foreground, or None; disclosed to party_1 when given.
         disclose_centre_of_mass: whether GEOMETRY says where J's mass is.
-        atlas_map: from a template's points to J's, which GEOMETRY says; None: it does not.
         disclose_gram: whether operands of steepest-descent images, with the sums of their products, may be asked for
             (inverse-compositional Gauss-Newton).
         charge: called with (count, kind) before values are released; raises where the cap would be passed.
         noise: standard deviation of the noise on every released product, as a share of what such a product has when
             the images have nothing in common: as if J had fresh noise of this share of its own size in every voxel.
         measure: what operands are made of; another one that party_1 asks for is refused.
+        atlas_map: from a template's points to J's, which GEOMETRY says; None: it does not.
     """
 
     image: Image
     mask: Tensor | None = None
     disclose_centre_of_mass: bool = False
-    atlas_map: Affine | None = None
     disclose_gram: bool = False
     charge: Callable[[int, str], None] | None = None
     noise: float = 0.0
     measure: Measure = SSD_MEASURE
+    atlas_map: Affine | None = None
 
     def serve(self, channel: Channel, side: FixedSide, protocol: Protocol) -> SharedTransform | None:
         """Answer party_1 until it finishes; returns the final transform where party_1 shares it, else None.

@@ -39,9 +39,10 @@ PLANS = {
 @pytest.mark.parametrize("protocol", ["beaver", "spdz", "bfv", "ckks"])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_ledger_says_what_an_attacker_gets(
-    name: str, protocol: str, small_pair: Make, monkeypatch: pytest.MonkeyPatch
+    name: str, protocol: str, small_pair: Make, wide: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed, moving = small_pair(2)
+    moving = wide(moving, 20)  # every fixed point maps inside: no sums by weights are opened beside the products
     noise = torch.rand(fixed.tensor.shape, generator=torch.Generator().manual_seed(0))
     fixed = Image(fixed.tensor + 0.1 * float(fixed.tensor.max()) * noise, fixed.grid)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -74,9 +75,10 @@ def test_the_ledger_says_what_an_attacker_gets(
     assert 0 < entry["own"] < entry["explained"]
 
 
-def test_an_iteration_opens_the_windows_sums_and_the_gradient(small_pair: Make) -> None:
+def test_an_iteration_opens_the_windows_sums_and_the_gradient(small_pair: Make, wide: Make) -> None:
     """K + P + 1 numbers in 2-D: 12 + 6 + 1, where mutual information with as many bins opens 12 x 8 + 6."""
     fixed, moving = small_pair(2)
+    moving = wide(moving, 20)
     plan, released = PLANS["affine"], []
     party = FixedParty(fixed, measure=plan.loss, charge=lambda count, _: released.append(count))
     with private_fixed("beaver", party) as source:

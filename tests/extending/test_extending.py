@@ -54,7 +54,9 @@ def python(code: str, *folders: Path, arguments: Sequence[str] = ()) -> str:
 def ppir(*arguments: object, site: Path = SITE, code: int = 0) -> subprocess.CompletedProcess[str]:
     """The command line with the toy package beside ppir_torch."""
     command = [sys.executable, "-c", "from ppir_torch.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, env=environment(site), capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        command, env=environment(site), capture_output=True, text=True, encoding="utf-8", check=False, cwd="/"
+    )
     assert done.returncode == code, done.stderr
     return done
 

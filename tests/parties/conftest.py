@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,21 @@ import pytest
 from parties.harness import Files, Started, started_parties, write_pair
 
 from ppir_torch.runs.images import run
+
+
+@pytest.fixture(scope="session")
+def pair(pair: Callable[..., Any], wide: Callable[..., Any]) -> Callable[..., Any]:
+    """As everywhere, but for a moving image that holds every fixed point: a level is one round.
+
+    So each product is one of an iteration, which is what these tests count. Where images overlap in part, private runs
+    are tested in tests/losses/test_overlap_losses.py and tests/registration/test_atlas.py.
+    """
+
+    def make(*arguments: Any, **settings: Any) -> Any:
+        images = pair(*arguments, **settings)
+        return replace(images, moving=wide(images.moving, 24))
+
+    return make
 
 
 @pytest.fixture(scope="session")

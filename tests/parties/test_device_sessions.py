@@ -116,13 +116,14 @@ def test_every_sampler_deformed(sampler: str, small_pair: Make) -> None:
 
 
 @pytest.mark.parametrize("plan", [LINEAR, DEFORMABLE], ids=["affine", "bspline"])
-def test_of_rows_only_what_is_sent_leaves_the_device(plan: Plan, small_pair: Make) -> None:
+def test_of_rows_only_what_is_sent_leaves_the_device(plan: Plan, small_pair: Make, wide: Make) -> None:
     """With beaver, in an iteration: A comes to party_1's device, the masked words leave it and come to party_2's.
 
     (The ledger's sketches, at most 16,384 numbers of a row, are compared on the CPU.)
     """
-    images = small_pair(2)
-    points = images[0].at_level(LEVELS[0]).grid.count
+    fixed, moving = small_pair(2)
+    images = fixed, wide(moving, 20)  # all points map inside, and a level is one round
+    points = fixed.at_level(LEVELS[0]).grid.count
     stage = plan.deformable and replace(plan.deformable, levels=LEVELS[:1])
 
     def long_copies(iterations: int) -> Counter[int]:

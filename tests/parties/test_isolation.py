@@ -331,7 +331,7 @@ def test_plain_messages_hold_nothing_but_what_they_are_for(observed: Observed) -
     assert set(seen[MessageKind.LEVEL]["level"]) == {"shrink", "smoothing_mm"}
     assert seen[MessageKind.LEVEL]["choice"] == {"kind": "full"}
     assert (seen[MessageKind.LEVEL]["measure"], seen[MessageKind.LEVEL]["map"]) == ({"kind": "ssd"}, None)
-    assert set(seen[MessageKind.LEVEL]["columns"]) == {"kind", "transform", "bins"}
+    assert set(seen[MessageKind.LEVEL]["columns"]) == {"kind", "transform", "bins", "squares"}
     assert (seen[MessageKind.OPERAND]["row_bits"], seen[MessageKind.OPERAND]["group_energy"]) == (14, 0)
     assert len(seen[MessageKind.OPERAND]["further_scales"]) == seen[MessageKind.OPERAND]["columns"] - 1
 

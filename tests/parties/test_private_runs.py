@@ -97,7 +97,7 @@ def test_a_private_run_equals_the_clear_run(
     assert displacement_rmse(start, found, fixed.grid.points(dtype=torch.float64)) > 1.0
     # One J^T J for the level and a sum over a sample do not make a mean square: compare how far the loss fell.
     fell, clear_fell = (run["history"][0]["value"] - run["history"][-1]["value"] for run in (result, clear))
-    assert fell == pytest.approx(clear_fell, rel=0.02)
+    assert fell == pytest.approx(clear_fell, rel=0.05)
     # A point whose probability is on the edge may be in one sample and not in the other.
     for h in (0, -1):
         assert result["history"][h]["points"] == pytest.approx(clear["history"][h]["points"], rel=0.01)

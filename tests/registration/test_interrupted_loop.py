@@ -78,6 +78,17 @@ class InterruptedFixed(ClearFixed):
         return Counting()  # type: ignore[return-value]
 
 
+@pytest.fixture(scope="session")
+def pair(pair: Callable[..., Any], wide: Callable[..., Any]) -> Callable[..., Any]:
+    """As everywhere, but for a moving image that holds every fixed point: a level is one round of products."""
+
+    def make(*arguments: Any, **settings: Any) -> Any:
+        images = pair(*arguments, **settings)
+        return replace(images, moving=wide(images.moving, 24))
+
+    return make
+
+
 def interrupted(run: Callable[[], object]) -> Result:
     with pytest.raises(Interrupted) as caught:
         run()
