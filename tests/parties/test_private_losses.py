@@ -50,6 +50,12 @@ BOUND_MM = 0.015
 """Between the private and the clear transform, everywhere on the fixed grid: rows of 11 to 14 bits, soft edges."""
 
 
+@pytest.fixture(scope="session")
+def pair(overlapping_pair: Make) -> Make:
+    """Images that overlap in part, unlike in the rest of this folder."""
+    return overlapping_pair
+
+
 class Smooth(nn.Module):
     """Two channels: a blur, and what it takes away."""
 
