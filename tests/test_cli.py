@@ -391,7 +391,7 @@ def test_version_and_info() -> None:
 def test_import_is_light() -> None:
     heavy = ("torch", "hydra", "pydantic", "crypten", "tenseal", "SimpleITK")
     code = f"import sys, ppir_torch.cli; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
     assert done.stdout == "[]\n"
 
 

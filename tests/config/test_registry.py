@@ -56,7 +56,9 @@ def python(folder: Path, code: str) -> list[str]:
     """The lines that a fresh interpreter prints, with the folder's packages installed."""
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -46,7 +46,9 @@ def environment(*folders: Path) -> dict[str, str]:
 def python(code: str, *folders: Path, arguments: Sequence[str] = ()) -> str:
     """Standard output of a program."""
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, env=environment(*folders), capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        command, env=environment(*folders), capture_output=True, text=True, encoding="utf-8", check=False, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
