@@ -4,7 +4,7 @@ The weight is 0 beyond the moving image's border and outside its mask, rises to 
 alone: its mask, the border and the transform are.
 
 >>> image = Image(torch.rand(1, 16, 16), Grid((16, 16)))
->>> weights_at(content(image), torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()
+>>> [round(w, 3) for w in weights_at(content(image), torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()]
 [0.0, 0.5, 1.0]
 >>> [all_inside(image.grid, torch.tensor([[x, 15.0]])) for x in (-0.4, -1.0)]
 [True, False]

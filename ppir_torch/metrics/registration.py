@@ -50,7 +50,7 @@ def foreground_count(fixed: Image, share: float = 0.1) -> int:
     """How many `foreground_points` there are.
 
     >>> foreground_count(Image(torch.arange(25.0).reshape(1, 5, 5), Grid((5, 5))))
-    11
+    13
     """
     return int(_foreground(fixed, share).sum())
 
