@@ -4,7 +4,8 @@ The weight is 0 beyond the moving image's border and outside its mask, rises to 
 alone: its mask, the border and the transform are.
 
 >>> image = Image(torch.rand(1, 16, 16), Grid((16, 16)))
->>> [round(w, 3) for w in weights_at(content(image), torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()]
+>>> of = content(image.grid, image.tensor)
+>>> [round(w, 3) for w in weights_at(of, torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()]
 [0.0, 0.5, 1.0]
 >>> [all_inside(image.grid, torch.tensor([[x, 15.0]])) for x in (-0.4, -1.0)]
 [True, False]
@@ -25,30 +26,30 @@ _EDGE_VOXELS = 2.0  # over which the weight rises from the border inwards
 _THIN = 12  # voxels of an axis that is too short for that
 
 
-def content(image: Image, mask: Image | None = None) -> Image:
+def content(grid: Grid, like: Tensor, mask: Image | None = None) -> Image:
     """How much each voxel of an image counts: (1, [z,] y, x) in [0, 1], 0 at the border and 1 two voxels inside.
 
     An axis of n < 12 voxels has a narrower edge, n / 6 voxels from the border voxel's outer face.
 
     Args:
-        image: at its level.
+        grid: of the image, at its level.
+        like: whose dtype and device it takes.
         mask: 1 where the image counts, at the same level (smoothed with it); values below a half count as outside.
     """
-    weight = torch.ones_like(image.tensor[:1])
-    for axis, n in enumerate(image.grid.shape):
+    weight = like.new_ones(1, *grid.shape)
+    for axis, n in enumerate(grid.shape):
         inward = torch.arange(n, dtype=weight.dtype, device=weight.device)
         inward = torch.minimum(inward, inward.flip(0))
         edge = inward / _EDGE_VOXELS if n >= _THIN else (inward + 0.5) / (n / 6)
-        weight *= edge.clamp(max=1).reshape(-1, *[1] * (image.grid.dimension - 1 - axis))
+        weight *= edge.clamp(max=1).reshape(-1, *[1] * (grid.dimension - 1 - axis))
     if mask is not None:
         weight *= (2 * mask.tensor.to(weight) - 1).clamp(0, 1)
-    return Image(weight, image.grid)
+    return Image(weight, grid)
 
 
 def weights_at(of: Image, points: Tensor) -> Tensor:
     """The weights (n,) in [0, 1] of points (n, D), mm, that were mapped into the image whose `content` is given."""
-    bare = Image(of.tensor, of.grid)
-    return sample(bare, points, outside=0.0).clamp(0, 1)
+    return sample(of, points, outside=0.0).clamp(0, 1)
 
 
 def all_inside(grid: Grid, points: Tensor) -> bool:

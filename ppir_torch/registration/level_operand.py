@@ -19,7 +19,6 @@ from ..joint.operands import Operand
 from ..joint.placement import select_points
 from ..losses import Measure
 from ..optimizers import Optimizer
-from ..overlap import content
 from ..sampling import Full, Sampler
 from ..transforms import ControlLattice, LinearTransform
 from ..warping import channels_above_outside, resampled_along, sample_with_gradient
@@ -44,7 +43,8 @@ class RunLevel:
         transform: the linear transform that the level starts from.
         level: shrink factor and smoothing.
         number: of the level, in both stages together.
-        mask: 1 where the moving image counts, on its full grid; None: everywhere.
+        content: how much the moving image counts at the level, see `overlap.content`.
+        masked: whether it has a mask.
     """
 
     plan: Plan
@@ -53,7 +53,8 @@ class RunLevel:
     transform: LinearTransform
     level: Level
     number: int
-    mask: Image | None = None
+    content: Image
+    masked: bool = False
 
     @cached_property
     def grid(self) -> Grid:
@@ -70,17 +71,10 @@ class RunLevel:
         """Points that a sampler chooses from."""
         return self.grid.count if self.candidates is None else self.candidates.numel()
 
-    def domain(self, whole: Image, index: Tensor | None) -> Domain:
-        """Fixed points of the level, and how much the moving image counts where they are mapped to.
-
-        Args:
-            whole: the moving image, not at the level.
-            index: flat indices of the points; None: all.
-        """
-        mask = None if self.mask is None else self.mask.at_level(self.level)
-        of = content(whole.at_level(self.level), mask)
-        points = self.grid.points(index, of.tensor.dtype, of.tensor.device)
-        return Domain(of, points, mask is not None)
+    def domain(self, index: Tensor | None) -> Domain:
+        """Fixed points of flat indices (None: all), and how much the moving image counts where they are mapped to."""
+        points = self.grid.points(index, self.content.tensor.dtype, self.content.tensor.device)
+        return Domain(self.content, points, self.masked)
 
     def linear_operand(self, optimizer: Optimizer, squares: bool) -> Operand:
         """The operand that the plan's loss needs to fit the linear transform.

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, LedgerStop, LinkError
-from ..images import Image, Level, check_content
+from ..images import Image, Level, check_content, level_grid
 from ..interruption import Interrupted
 from ..joint.operands import Operand
 from ..losses import Smoothness
 from ..optimizers import Iteration, Optimizer, Stopping
+from ..overlap import content
 from ..transforms import Composite, ControlLattice, LatticeTransform, LinearTransform, lattice_transform
 from ..transforms.smoothness import Regulariser
 from ..warping import warp
@@ -132,6 +133,7 @@ class _Run:
     tried: int = 0
     _under_way: _LevelUnderWay | None = None
     _useless: int | None = None  # the level that went wrong
+    _replaced: bool = False  # the optimiser, and it was said
 
     def turned(self, start: LinearTransform) -> LinearTransform:
         """The start, or that of its turns from which the coarsest level fits best, where the plan asks for turns."""
@@ -156,36 +158,37 @@ class _Run:
 
     def fit_linear(self, transform: LinearTransform) -> None:
         """The linear stage, coarse to fine."""
-        optimizer, said = self.plan.optimizer, False
         for number, level in enumerate(self.plan.levels or ()):
             here = self._enter(level, number, transform)
-            used = optimizer
-            if here.domain(self.moving, here.candidates).weights(transform) is not None:
-                used = optimizer.for_overlaps()
-                if used is not optimizer and not said:
-                    said = True
-                    log.warning(
-                        "optimizer: %s needs every fixed point inside the moving image, some are not; %s goes on",
-                        type(optimizer).__name__,
-                        type(used).__name__,
-                    )
 
-            def minimise(
-                operand: Operand, stopping: Stopping, used: Optimizer = used, here: RunLevel = here
-            ) -> Iterator[Iteration]:
-                # A run that comes to an overlap within a level goes on with what can take it.
-                able = used if operand.sample.overlap is None else used.for_overlaps()
+            def operand_of(partly: bool, here: RunLevel = here) -> Operand:
+                return here.linear_operand(self._able(partly), partly)
+
+            def minimise(operand: Operand, stopping: Stopping, here: RunLevel = here) -> Iterator[Iteration]:
+                able = self._able(operand.columns.squares or operand.sample.overlap is not None)
                 loss = able.loss(self.plan.loss, operand)
                 linearise = partial(loss.linearise, transform, here.moving)
                 return able.minimise(transform, linearise, stopping, min(operand.grid.spacing))
 
-            domain_of, operand_of = partial(here.domain, self.moving), partial(here.linear_operand, used)
             stopping = self.plan.stopping
             under_way = _LevelUnderWay(here, stopping, copy.deepcopy(self.found))
             steps = rounds(
-                transform, here.candidates, domain_of, operand_of, minimise, stopping, under_way.was_held_back
+                transform, here.candidates, here.domain, operand_of, minimise, stopping, under_way.was_held_back
             )
             self._follow(steps, under_way)
+
+    def _able(self, partly: bool) -> Optimizer:
+        """The plan's optimiser of the linear stage, or what goes on for it where images overlap in part."""
+        optimizer = self.plan.optimizer
+        able = optimizer.for_overlaps() if partly else optimizer
+        if able is not optimizer and not self._replaced:
+            self._replaced = True
+            log.warning(
+                "optimizer: %s needs every fixed point inside the moving image, some are not; %s goes on",
+                type(optimizer).__name__,
+                type(able).__name__,
+            )
+        return able
 
     def fit_deformable(self, outer: LinearTransform, wanted: Deformable) -> None:
         """The deformable stage, coarse to fine."""
@@ -217,17 +220,17 @@ class _Run:
                 linearise = partial(loss.linearise, here.moving)
                 return optimizer.minimise(part, linearise, stopping, min(operand.grid.spacing))
 
-            whole, domain_of = Composite([part, outer]), partial(here.domain, self.moving)
-            operand_of = partial(_same, operand)
-            under_way = _LevelUnderWay(here, wanted.stopping, before)
+            under_way, same = _LevelUnderWay(here, wanted.stopping, before), partial(_same, operand)
             steps = rounds(
-                whole, here.candidates, domain_of, operand_of, minimise, wanted.stopping, under_way.was_held_back
+                self.found, here.candidates, here.domain, same, minimise, wanted.stopping, under_way.was_held_back
             )
             self._follow(steps, under_way)
 
     def _enter(self, level: Level, number: int, transform: LinearTransform) -> RunLevel:
         features = moving_features(self.moving, self.plan.loss, self.fixed.grid, level, transform)
-        return RunLevel(self.plan, self.fixed, features, transform, level, number, self.mask)
+        mask = None if self.mask is None else self.mask.at_level(level)
+        of = content(level_grid(self.moving.grid, level)[0], self.moving.tensor, mask)
+        return RunLevel(self.plan, self.fixed, features, transform, level, number, of, mask is not None)
 
     def _follow(self, iterations: Iterator[tuple[Iteration, Operand]], of: _LevelUnderWay) -> None:
         """Go through a level's iterations, and judge it at its end."""

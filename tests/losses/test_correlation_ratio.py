@@ -241,7 +241,7 @@ def test_over_an_overlap_it_is_the_share_of_what_varies_there(columns: str, dime
     with torch.no_grad():
         transform.translation += 0.2 * grid.spacing[0] * grid.size[0]
     points = grid.points(dtype=torch.float64)
-    weights = weights_at(content(images.moving), transform(points)).detach()
+    weights = weights_at(content(images.moving.grid, images.moving.tensor), transform(points)).detach()
     assert 0.2 < float(weights.mean()) < 0.95
     request = OperandRequest(FULL, columns=Columns(columns, squares=True), measure=measure)  # type: ignore[arg-type]
     loss = measure.loss(ClearFixed(images.fixed).operand(request).within(weights))

@@ -52,7 +52,10 @@ def warped_by(transform: torch.nn.Module, moving: Image, points: Tensor) -> Tens
 def partly(images: Any, random_transform: Make, kind: str = "affine") -> tuple[Any, Tensor]:
     """A transform that takes some fixed points out of the moving image, and the weights there."""
     transform = random_transform(kind, images.fixed.grid, 3.0, seed=4)
-    weights = weights_at(content(images.moving), transform(images.fixed.grid.points(dtype=torch.float64)).detach())
+    weights = weights_at(
+        content(images.moving.grid, images.moving.tensor),
+        transform(images.fixed.grid.points(dtype=torch.float64)).detach(),
+    )
     assert 0.3 < float(weights.mean()) < 0.95
     return transform, weights
 

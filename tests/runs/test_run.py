@@ -90,7 +90,7 @@ def test_values_of_a_clear_run(clear: tuple[dict[str, Any], Path], files: Files)
     assert values["ssd"] == kept[-1]["value"]
     warped = load_image(folder / "warped.nii.gz")
     moving, points = load_image(files.moving), fixed.grid.points(dtype=torch.float64)
-    weights = weights_at(content(moving), found(points)).detach()  # the mean is over the overlap
+    weights = weights_at(content(moving.grid, moving.tensor), found(points)).detach()  # the mean is over the overlap
     square = (warped.tensor - fixed.tensor).double().square().flatten()
     assert values["ssd"] == pytest.approx(float((weights * square).sum() / weights.sum()), rel=0.01)
     assert [h["shrink"] for h in values["history"]] == sorted((h["shrink"] for h in values["history"]), reverse=True)
