@@ -7,7 +7,7 @@ alone: its mask, the border and the transform are.
 >>> of = content(image.grid, image.tensor)
 >>> [round(w, 3) for w in weights_at(of, torch.tensor([[-1.0, 8.0], [1.0, 8.0], [8.0, 8.0]])).tolist()]
 [0.0, 0.5, 1.0]
->>> [all_inside(image.grid, torch.tensor([[x, 15.0]])) for x in (-0.4, -1.0)]
+>>> inside(image.grid, torch.tensor([[-0.4, 15.0], [-1.0, 15.0]]))[0].tolist()
 [True, False]
 """
 
@@ -20,7 +20,7 @@ from .grids import Grid
 from .images import Image
 from .warping import sample
 
-__all__ = ["all_inside", "content", "weights_at"]
+__all__ = ["content", "inside", "weights_at"]
 
 _EDGE_VOXELS = 2.0  # over which the weight rises from the border inwards
 _THIN = 12  # voxels of an axis that is too short for that
@@ -52,10 +52,10 @@ def weights_at(of: Image, points: Tensor) -> Tensor:
     return sample(of, points, outside=0.0).clamp(0, 1)
 
 
-def all_inside(grid: Grid, points: Tensor) -> bool:
-    """Whether all points (n, D), mm, lie within the voxels of the grid, their outer halves included."""
-    matrix, offset = grid.physical_to_normalised()
-    within = torch.addmm(offset.to(points), points, matrix.T.to(points)).abs()
-    # Normalised coordinates are 1 at the outermost centres; half a voxel is 1 / (n - 1) there.
-    reach = torch.tensor([1 + 1 / max(n - 1, 1) + 1e-5 for n in grid.size]).to(points)
-    return bool((within <= reach).all())
+def inside(grid: Grid, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Which points (n, D), mm, lie in the voxels of a grid, with their whole extent; and their indices (n, D) there."""
+    matrix, origin = grid.index_to_physical()
+    index = (points - origin.to(points)) @ torch.linalg.inv(matrix).T.to(points)
+    size = torch.tensor(grid.size).to(index)
+    slack = 1e-6 if points.dtype == torch.float64 else 1e-3  # of a voxel: the same grid is inside of itself
+    return ((index >= -0.5 - slack) & (index <= size - 0.5 + slack)).all(1), index

@@ -12,7 +12,7 @@ import torch
 
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, to_simpleitk
-from ppir_torch.overlap import all_inside, content, weights_at
+from ppir_torch.overlap import content, inside, weights_at
 
 Make = Callable[..., Any]
 
@@ -43,14 +43,19 @@ def test_inside_is_simpleitks(dimension: int, oblique_grid: Make) -> None:
     grid = oblique_grid(dimension)
     oracle = to_simpleitk(Image(torch.zeros(1, *grid.shape), grid))
     points = scattered_points(grid, reach=0.52)
-    inside = []
+    due = []
     for point in points.tolist():
         index = oracle.TransformPhysicalPointToContinuousIndex(point)
-        inside.append(all(-0.5 <= i <= n - 0.5 for i, n in zip(index, grid.size, strict=True)))
-    assert 0 < sum(inside) < len(inside)
-    assert [all_inside(grid, point[None]) for point in points] == inside
-    assert all_inside(grid, points[torch.tensor(inside)])
-    assert not all_inside(grid, points)
+        due.append(all(-0.5 <= i <= n - 0.5 for i, n in zip(index, grid.size, strict=True)))
+    assert 0 < sum(due) < len(due)
+    assert inside(grid, points)[0].tolist() == due
+    assert inside(grid, points.float())[0].tolist() == due
+
+
+def test_an_axis_of_one_voxel_is_that_voxel() -> None:
+    grid = Grid((1, 4))
+    points = torch.tensor([[-0.6, 0.0], [-0.4, 0.0], [0.4, 3.4], [0.6, 0.0]])
+    assert inside(grid, points)[0].tolist() == [False, True, True, False]
 
 
 def test_the_edge_is_two_voxels_wide_and_thin_axes_keep_most_of_their_voxels() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..grids import Grid
 from ..metrics.registration import folding_share, jacobian_determinant
+from ..overlap import inside
 from ..transforms import Composite, LatticeTransform, LinearTransform, expand
 from ..transforms.dense import Displacement
 from .verdict import LevelFacts
@@ -123,15 +124,12 @@ class Watch:
 
 def share_inside(mapped: Tensor, moving: Grid, mask: Tensor | None = None) -> float:
     """The share of points (n, D) mm that lie in a grid's voxels (in those of a mask), with their whole extent."""
-    matrix, origin = moving.index_to_physical()
-    index = (mapped.double() - origin) @ torch.linalg.inv(matrix).T
-    size = torch.tensor(moving.size, dtype=torch.float64)
-    slack = 1e-6  # of a voxel: the same grid is inside of itself
-    inside = ((index >= -0.5 - slack) & (index <= size - 0.5 + slack)).all(1)
+    counted, index = inside(moving, mapped.double())
     if mask is not None:
-        places = index.nan_to_num().round().long().clamp(min=torch.zeros_like(size).long(), max=size.long() - 1)
-        inside &= mask.cpu()[places.flip(1).unbind(1)]
-    return float(inside.double().mean())
+        last = torch.tensor(moving.size) - 1
+        places = index.nan_to_num().round().long().clamp(min=torch.zeros_like(last), max=last)
+        counted &= mask.cpu()[places.flip(1).unbind(1)]
+    return float(counted.double().mean())
 
 
 def stretches(matrix: Tensor, before: Tensor) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from ..images import Image
 from ..joint.operands import Operand
 from ..optimizers import Iteration, Stopping
 from ..optimizers.parameters import copies, restore
-from ..overlap import all_inside, weights_at
+from ..overlap import inside, weights_at
 
 __all__ = ["Domain", "rounds"]
 
@@ -51,13 +51,13 @@ class Domain:
         return difference(None if weights is None else weights[::step], now)
 
     def _at(self, transform: nn.Module, points: Tensor) -> Tensor | None:
-        parts, inside = [], not self.masked
+        parts, whole = [], not self.masked
         with torch.no_grad():
             for part in torch.split(points, _CHUNK):
                 mapped = transform(part)
-                inside = inside and all_inside(self.content.grid, mapped)
+                whole = whole and bool(inside(self.content.grid, mapped)[0].all())
                 parts.append(weights_at(self.content, mapped))
-        return None if inside else torch.cat(parts)
+        return None if whole else torch.cat(parts)
 
 
 def difference(before: Tensor | None, after: Tensor | None) -> float:
