@@ -31,6 +31,7 @@ __all__ = [
     "Image",
     "Level",
     "check_content",
+    "check_mask",
     "from_simpleitk",
     "image_size",
     "level_grid",
@@ -170,6 +171,18 @@ def check_content(image: Image, name: str) -> None:
     low, high = (float(v) for v in image.tensor.aminmax())
     if low == high:
         raise ImageError(f"{name}: constant image (every voxel is {low:g}), nothing can be registered")
+
+
+def check_mask(mask: Tensor, grid: Grid, name: str, whose: str) -> None:
+    """Refuse a mask that is not bool, not of its image's shape, or empty.
+
+    Raises:
+        ImageError: with `name` of the mask, and `whose` it is, in its line.
+    """
+    if mask.dtype != torch.bool or mask.shape != grid.shape:
+        raise ImageError(f"{name}: {tuple(mask.shape)} {mask.dtype}, {whose} needs {grid.shape} torch.bool")
+    if not bool(mask.any()):
+        raise ImageError(f"{name}: empty, at least one voxel is needed")
 
 
 def load_image(path: str | Path, dtype: torch.dtype = torch.float32) -> Image:

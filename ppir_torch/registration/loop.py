@@ -20,11 +20,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..errors import ImageError, LedgerStop, LinkError
-from ..images import Image, Level, check_content, level_grid
+from ..images import Image, Level, check_content, check_mask, level_grid
 from ..interruption import Interrupted
 from ..joint.operands import Operand
 from ..losses import Smoothness
@@ -324,10 +323,5 @@ def _same(operand: Operand, squares: bool) -> Operand:  # noqa: ARG001
 def _as_image(mask: Tensor | None, moving: Image) -> Image | None:
     if mask is None:
         return None
-    if mask.dtype != torch.bool or mask.shape != moving.grid.shape:
-        raise ImageError(
-            f"moving mask: {tuple(mask.shape)} {mask.dtype}, the moving image needs {moving.grid.shape} torch.bool"
-        )
-    if not bool(mask.any()):
-        raise ImageError("moving mask: empty, at least one voxel is needed")
+    check_mask(mask, moving.grid, "moving mask", "the moving image")
     return Image(mask[None].to(moving.tensor), moving.grid)

@@ -1,5 +1,6 @@
 """Where a run gets its fixed image from, and the source that holds it in this process.
 
+>>> import torch
 >>> from ppir_torch.images import Level
 >>> from ppir_torch.registration.request import OperandRequest
 >>> fixed = ClearFixed(Image(torch.rand(1, 8, 8), Grid((8, 8))))
@@ -12,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from ..errors import ImageError
 from ..grids import Grid
-from ..images import Image, check_content
+from ..images import Image, check_content, check_mask
 from ..joint.operands import ClearOperand, Operand
 from ..joint.placement import select_points
 from .request import OperandRequest
@@ -55,13 +54,8 @@ class ClearFixed:
 
     def __post_init__(self) -> None:
         check_content(self.image, "fixed image")
-        if self.mask is None:
-            return
-        if self.mask.dtype != torch.bool or self.mask.shape != self.grid.shape:
-            shape = tuple(self.mask.shape)
-            raise ImageError(f"mask: {shape} {self.mask.dtype}, the image needs {self.grid.shape} torch.bool")
-        if not bool(self.mask.any()):
-            raise ImageError("mask: empty, at least one voxel is needed")
+        if self.mask is not None:
+            check_mask(self.mask, self.grid, "mask", "the image")
 
     @property
     def grid(self) -> Grid:
