@@ -15,22 +15,24 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ..config.groups import StartConfig
 from ..errors import ConfigError, ImageError
 from ..grids import Grid
 from ..images import Image, check_content, load_image
 from ..losses import SquaredCorrelation
 from ..phantoms import brain_pair
-from ..transforms import Affine, LinearTransform, affine_from_map
+from ..transforms import Affine, LinearTransform, affine_from_map, load_transform
 from .loop import register_images
 from .plan import Plan
 from .source import ClearFixed
 
-__all__ = ["load_atlas", "through_atlas", "to_atlas"]
+__all__ = ["load_atlas", "loaded_start", "through_atlas", "to_atlas"]
 
 LEAST_EXPLAINED = 0.1  # of the template: what a start must have in common with it
 
@@ -82,9 +84,23 @@ def through_atlas(moving: Affine, fixed: Affine, grid: Grid) -> Affine:
     Raises:
         ConfigError: the second cannot be inverted.
     """
-    (to_moving, b), (to_fixed, c) = (map_.affine_map() for map_ in (moving, fixed))
-    if float(torch.linalg.det(to_fixed.detach())) <= 0:
+    if float(torch.linalg.det(fixed.affine_map()[0].detach())) <= 0:
         raise ConfigError("start: the fixed image's map to the atlas cannot be inverted")
-    back = torch.linalg.inv(to_fixed.detach().double())
-    matrix = to_moving.detach().double() @ back
-    return affine_from_map(grid, matrix, b.detach().double() - matrix @ c.detach().double())
+    return affine_from_map(grid, *moving.compose(fixed.inverse()).affine_map())
+
+
+def loaded_start(
+    settings: StartConfig, moving: Image, grid: Grid, fixed_map: Callable[[Image], Affine]
+) -> Affine | None:
+    """The transform that a run starts from, of a file or through an atlas; None where the settings ask for neither.
+
+    Args:
+        settings: of the start.
+        moving: the moving image.
+        grid: of the fixed image.
+        fixed_map: of the template, its map to the fixed image: found here, or told by party_2.
+    """
+    if settings.kind == "atlas":
+        atlas = load_atlas(settings.path)
+        return through_atlas(to_atlas(moving, atlas), fixed_map(atlas), grid)
+    return load_transform(settings.path, grid) if settings.path else None

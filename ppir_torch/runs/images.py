@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ from ..config.images import RunConfig, fixed_party, load_config, moving_party
 from ..config.protocols import PROTOCOLS, AutoConfig
 from ..errors import ConfigError, PeerLost, RegistrationFailed
 from ..grids import Grid
-from ..images import Image, image_size, load_image, load_mask
+from ..images import image_size, load_image, load_mask
 from ..interruption import Interrupted, best_so_far
 from ..joint.interface import compute_device
 from ..metrics.registration import displacement_rmse, foreground_points
 from ..parties.accounting import peak_memory_mb
 from ..protocols.chooser import choose
 from ..registration import ClearFixed, register_images
-from ..registration.atlas import load_atlas, through_atlas, to_atlas
+from ..registration.atlas import loaded_start, to_atlas
 from ..registration.build import build_measure, build_plan, preprocessed
 from ..reporting.files import save_result, summary
 from ..reporting.progress import Progress
-from ..transforms import Affine, linear_transform, load_any_transform, load_transform
+from ..transforms import linear_transform, load_any_transform, load_transform
 from ..warping import warp
 from .disclosed import disclosed_of_images
 from .folder import made_folder, refuse_overwriting
@@ -136,7 +137,8 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
         original = loaded.precise(image.grid).seen_from(image.grid)
         moving = preprocessed(original, wanted.moving).to(device)
         mask = load_mask(config.data.fixed_mask, image.grid) if config.data.fixed_mask else None
-        plan = build_plan(config, image.grid, _start(config, moving, image))
+        start = loaded_start(config.start, moving, image.grid, partial(to_atlas, image))
+        plan = build_plan(config, image.grid, start)
         with Progress("clear") as progress:
             result, interrupted = best_so_far(
                 lambda: register_images(moving, ClearFixed(image, mask), plan, progress.show, own)
@@ -149,14 +151,6 @@ def _run_clear(config: RunConfig, output: Path) -> Outcome:
     return Outcome(
         summary(result), result.complete, result.error, peak_memory_mb=peak_memory_mb(), interrupted=interrupted
     )
-
-
-def _start(config: RunConfig, moving: Image, fixed: Image) -> Affine | None:
-    """The transform that a clear run starts from, where it is neither centres nor identity."""
-    if config.start.kind == "atlas":
-        atlas = load_atlas(config.start.path)
-        return through_atlas(to_atlas(moving, atlas), to_atlas(fixed, atlas), fixed.grid)
-    return load_transform(config.start.path, fixed.grid) if config.start.path else None
 
 
 def _run_private(config: RunConfig, output: Path) -> Outcome:

@@ -16,11 +16,10 @@ from ...interruption import best_so_far
 from ...joint.interface import compute_device
 from ...protocols import load_protocol
 from ...registration import Result, register_images
-from ...registration.atlas import load_atlas, through_atlas, to_atlas
+from ...registration.atlas import loaded_start
 from ...registration.build import build_plan, preprocessed
 from ...reporting.files import save_result, summary
 from ...reporting.progress import Progress
-from ...transforms import load_transform
 from ...warping import warp
 from ...wire.messages import Finish
 from ..moving import PrivateFixed
@@ -83,11 +82,7 @@ class MovingImagesRole(Role):
 
     def _register(self, session: Session, moving: Image, fixed: PrivateFixed, mask: Tensor | None) -> Result:
         config = self._config
-        start = None
-        if config.start.kind == "atlas":
-            start = through_atlas(to_atlas(moving, load_atlas(config.start.path)), fixed.atlas_map(), fixed.grid)
-        elif config.start.path:
-            start = load_transform(config.start.path, fixed.grid)
+        start = loaded_start(config.start, moving, fixed.grid, lambda _: fixed.atlas_map())
         with Progress(config.backend.kind, session.bytes_sent) as progress:
             plan = build_plan(config, fixed.grid, start)
             return register_images(moving, fixed, plan, progress.show, mask)
