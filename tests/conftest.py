@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,6 +182,20 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("../shared/data is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def covering_pair(overlapping_pair: Callable[..., Pair], wide: Callable[[Image, int], Image]) -> Callable[..., Pair]:
+    """The same, but for a moving image that holds every fixed point: a level is one round, each product an iteration's.
+
+    A module whose tests count products, or whose optimiser needs every point, takes it as its `pair`.
+    """
+
+    def make(*arguments: Any, **settings: Any) -> Pair:
+        images = overlapping_pair(*arguments, **settings)
+        return replace(images, moving=wide(images.moving, 24))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -324,9 +324,9 @@ class PrivateOperand:
             return used if beside is None else replace(used, without_map=replace(beside, sample=sample))
         over, row = used._sums_by(sample.row(self.channels, overlap))
         # The rounded weights are those in use: sums of I^2 and of J^2 by others would not cancel.
-        rounded = row[0, : overlap.numel()] * overlap.numel()
+        rounded = row[0, : overlap.numel()]
         if sample.weights is not None:
-            rounded = rounded / (sample.weights.to(rounded) * overlap.numel())
+            rounded = rounded / sample.weights.to(rounded)
         return replace(used, sample=self.sample.within(rounded.to(overlap)), over=over)
 
     def _sums_by(self, row: Tensor) -> tuple[_Overlap, Tensor]:

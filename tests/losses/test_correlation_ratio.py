@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from losses.contrasts import FULL, REMAPS, off, operand_of
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline as SciPySpline
 from torch import Tensor, nn
@@ -17,54 +18,26 @@ from torch import Tensor, nn
 from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.images import Image, Level
 from ppir_torch.joint.columns import Columns
-from ppir_torch.joint.operands import ClearOperand
 from ppir_torch.losses import CR, CorrelationRatio, Smoothness
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.overlap import content, weights_at
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
-from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
+from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Uniform
 from ppir_torch.transforms import BSpline, ControlLattice, linear_transform
 from ppir_torch.transforms.smoothness import Regulariser
 from ppir_torch.warping import sample
 
 Make = Callable[..., Any]
 Array = NDArray[np.float64]
-FULL = Level(1, 0.0)
 LEVELS = (Level(2, 1.0), FULL)
 STRAIGHT, LEAST = 1e-5, 1e-10  # what the module says of itself
-REMAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "as it is": lambda v: v,
-    "brighter": lambda v: 30 + 2.5 * v,
-    "inverted": lambda v: 500 - 3 * v,
-    "folded": lambda v: 100 - (v - 60).abs(),
-    "curved": lambda v: (v / 300).clamp(min=0).sqrt() * (1 - v / 600),
-}
 every_sampler = pytest.mark.parametrize("sampler", ["full", "urs", "chunks", "gms"])
-
-
-def off(kind: str, images: Any, seed: int = 2) -> Any:
-    """A transform off the truth by some millimetres."""
-    transform, generator = linear_transform(kind)(images.fixed.grid), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        transform.translation += images.moving.grid.centre - images.fixed.grid.centre
-    return transform
 
 
 def loss_of(images: Any, sampler: str = "full", windows: int = 16, columns: str = "image") -> CR:
     """Over all points, some of them (URS), a window of a public order (chunks), or points with weights (GMS)."""
-    measure, share = CorrelationRatio(windows), 0.5 if images.fixed.grid.dimension == 2 else 0.2
-    choice: Any = {"urs": Uniform(share, 3), "chunks": Permuted(3)}.get(sampler, Full())
-    request = OperandRequest(FULL, choice, columns=Columns(columns), measure=measure)  # type: ignore[arg-type]
-    operand = ClearFixed(images.fixed).operand(request)
-    if sampler == "chunks":
-        operand = operand.part(Chunks(share, 3).window(images.fixed.grid.count, 0), None)
-    if sampler == "gms":
-        drawn = GradientMagnitude(share, 3).draw(images.fixed.tensor.flatten().double() + 1, 0)
-        assert drawn.index is not None
-        operand = operand.part(drawn.index, drawn.weights)
-    assert isinstance(operand, ClearOperand)
+    measure = CorrelationRatio(windows)
+    operand = operand_of(images.fixed, sampler, measure, Columns(columns), 0.2)  # type: ignore[arg-type]
     loss = measure.loss(operand)
     assert isinstance(loss, CR)
     return loss

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from losses.contrasts import FULL, REMAPS, off, operand_of
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline as SciPySpline
 from scipy.stats import entropy
@@ -22,54 +23,20 @@ from ppir_torch.errors import ConfigError, ImageError
 from ppir_torch.grids import Grid
 from ppir_torch.images import Image, Level, load_image, to_simpleitk
 from ppir_torch.joint.columns import Columns
-from ppir_torch.joint.operands import ClearOperand
 from ppir_torch.losses import MI, Measure, MutualInformation, SquaredDifference
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
 from ppir_torch.metrics.similarity import mutual_information
 from ppir_torch.optimizers import LBFGS, GaussNewton, Stopping
 from ppir_torch.registration import ClearFixed, Deformable, OperandRequest, Plan, register_images
-from ppir_torch.sampling import Chunks, Full, GradientMagnitude, Permuted, Uniform
-from ppir_torch.transforms import BSpline, ControlLattice, LinearTransform, affine_from_map, linear_transform
+from ppir_torch.sampling import Chunks, GradientMagnitude, Uniform
+from ppir_torch.transforms import BSpline, ControlLattice, LinearTransform, affine_from_map
 from ppir_torch.warping import sample
 
 Make = Callable[..., Any]
 Array = NDArray[np.float64]
-FULL = Level(1, 0.0)
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-12}
 TO_THE_END = Stopping(max_iterations=40, decrease=1e-7)
-REMAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "as it is": lambda v: v,
-    "brighter": lambda v: 30 + 2.5 * v,
-    "inverted": lambda v: 500 - 3 * v,
-    "folded": lambda v: 100 - (v - 60).abs(),
-    "curved": lambda v: (v / 300).clamp(min=0).sqrt() * (1 - v / 600),
-}
 AFFINE_REMAPS = ("brighter", "inverted")
-
-
-def off(kind: str, images: Any, seed: int = 2) -> Any:
-    """A transform off the truth by some millimetres."""
-    transform, generator = linear_transform(kind)(images.fixed.grid), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        transform.translation += images.moving.grid.centre - images.fixed.grid.centre
-    return transform
-
-
-def operand_of(fixed: Image, sampler: str, measure: Measure) -> ClearOperand:
-    """With all points, some of them (URS), a window of a public order (chunks), or points with weights (GMS)."""
-    share = 0.5 if fixed.grid.dimension == 2 else 0.1
-    choice = {"urs": Uniform(share, 3), "chunks": Permuted(3)}.get(sampler, Full())
-    operand = ClearFixed(fixed).operand(OperandRequest(FULL, choice, columns=measure.columns(), measure=measure))
-    if sampler == "chunks":
-        operand = operand.part(Chunks(share, 3).window(fixed.grid.count, 0), None)
-    if sampler == "gms":
-        drawn = GradientMagnitude(share, 3).draw(fixed.tensor.flatten().double() + 1, 0)
-        assert drawn.index is not None
-        operand = operand.part(drawn.index, drawn.weights)
-    assert isinstance(operand, ClearOperand)
-    return operand
 
 
 def loss_of(images: Any, sampler: str = "full", bins: tuple[int, int] = (16, 8)) -> MI:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,25 @@ from ppir_torch.runs.images import run
 
 
 @pytest.fixture(scope="session")
-def pair(pair: Callable[..., Any], wide: Callable[..., Any]) -> Callable[..., Any]:
-    """As everywhere, but for a moving image that holds every fixed point: a level is one round.
-
-    So each product is one of an iteration, which is what these tests count. Where images overlap in part, private runs
-    are tested in tests/losses/test_overlap_losses.py and tests/registration/test_atlas.py.
+def pair(covering_pair: Callable[..., Any]) -> Callable[..., Any]:
+    """Products are counted here. Where images overlap in part private runs are tested in test_private_losses.py,
+    tests/losses/test_overlap_losses.py and tests/registration/test_atlas.py.
     """
-
-    def make(*arguments: Any, **settings: Any) -> Any:
-        images = pair(*arguments, **settings)
-        return replace(images, moving=wide(images.moving, 24))
-
-    return make
+    return covering_pair
 
 
 @pytest.fixture(scope="session")
-def site_files(pair: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Files]:
+def site_files(
+    covering_pair: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Files]:
     """Factory: `site_files(kind, dimension)`, the pair of tests/conftest.py on disk."""
     made: dict[tuple[str, int], Files] = {}
 
     def make(kind: str, dimension: int) -> Files:
         if (kind, dimension) not in made:
-            made[kind, dimension] = write_pair(pair(kind, dimension), tmp_path_factory.mktemp(f"{kind}-{dimension}"))
+            made[kind, dimension] = write_pair(
+                covering_pair(kind, dimension), tmp_path_factory.mktemp(f"{kind}-{dimension}")
+            )
         return made[kind, dimension]
 
     return make
