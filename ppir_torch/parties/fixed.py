@@ -77,7 +77,10 @@ class FixedParty:
             BudgetExceeded: the cap of released values would be passed.
         """
         greet(channel, protocol.name)
-        self._geometry().send(channel)
+        told = self._geometry()
+        if told.atlas_map:  # of a template that whoever wrote the configuration chose: values of J like any others
+            self._spend(len(told.atlas_map), "atlas")
+        told.send(channel)
         kept, number = KeptOperands[_Kept](), 0
         noise = KeyStream(new_key())
         due = (AskedOperand.kind, OperandInUse.kind, *protocol.product_kinds, Finish.kind)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from joint.ends import private_fixed
 
 from ppir_torch import register
 from ppir_torch.config.images import fixed_party, load_config, moving_party
-from ppir_torch.errors import ConfigError, ImageError
+from ppir_torch.errors import BudgetExceeded, ConfigError, ImageError, PeerLost
 from ppir_torch.images import Image, save_image
 from ppir_torch.metrics.registration import displacement_rmse, foreground_points
+from ppir_torch.parties.fixed import FixedParty
 from ppir_torch.registration.atlas import load_atlas, through_atlas, to_atlas
 from ppir_torch.runs.disclosed import disclosed_of_images
 from ppir_torch.wire.messages import Geometry
@@ -88,6 +90,28 @@ def test_a_private_run_starts_there_as_the_clear_one_does(trio: Make, tmp_path: 
     assert first[0] == pytest.approx(first[1], abs=1e-3 * float(images.fixed.tensor.var()))
     points = foreground_points(images.fixed)
     assert displacement_rmse(private.transform, clear.transform, points) < 0.01
+
+
+def test_what_is_told_of_the_map_is_charged_before_it_is_told(trio: Make) -> None:
+    images, atlas = trio(2)
+    charged: list[tuple[int, str]] = []
+    party = FixedParty(
+        images.fixed,
+        atlas_map=to_atlas(images.fixed, atlas),
+        charge=lambda count, kind: charged.append((count, kind)),
+    )
+    with private_fixed("beaver", party) as source:
+        assert charged == [(6, "atlas")]
+        told = torch.cat([part.detach().flatten() for part in source.atlas_map().affine_map()])
+    own = torch.cat([part.detach().flatten() for part in party.atlas_map.affine_map()])  # type: ignore[union-attr]
+    assert torch.allclose(told, own)
+
+    def refuse(count: int, kind: str) -> None:
+        raise BudgetExceeded(f"{count} of {kind}")
+
+    unwilling = FixedParty(images.fixed, atlas_map=party.atlas_map, charge=refuse)
+    with pytest.raises((BudgetExceeded, PeerLost)), private_fixed("beaver", unwilling):
+        pass
 
 
 def test_without_consent_there_is_no_such_start(tmp_path: Path) -> None:
