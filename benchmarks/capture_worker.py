@@ -20,7 +20,7 @@ from typing import Any
 Found = list[list[float]] | None
 
 
-def _homogeneous(transform: Any) -> list[list[float]]:
+def homogeneous(transform: Any) -> list[list[float]]:
     """The matrix of a linear map of points, given as a function of a tuple."""
     offset = transform((0.0, 0.0, 0.0))
     columns = [transform(tuple(float(i == j) for j in range(3))) for i in range(3)]
@@ -55,7 +55,7 @@ def ants(fixed: str, moving: str, threads: int) -> Found:  # noqa: ARG001  (ITK 
             a, b, type_of_transform="Affine", initial_transform="Identity", outprefix=f"{scratch}/", random_seed=1
         )
         read = tool.read_transform(found["fwdtransforms"][0])
-        return _homogeneous(lambda p: list(read.apply_to_point(p)))
+        return homogeneous(lambda p: list(read.apply_to_point(p)))
 
 
 def greedy(fixed: str, moving: str, threads: int, search: str = "") -> Found:

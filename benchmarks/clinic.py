@@ -25,6 +25,7 @@ from typing import Any
 import defaults
 import timing
 import torch
+from capture_worker import homogeneous
 
 from ppir_torch import register
 from ppir_torch.errors import PpirError
@@ -60,9 +61,8 @@ def privately(folder: Path) -> tuple[Any, float]:
         releases=str(folder / "releases.sqlite"),
         max_values=10_000_000,
     )
-    matrix, offset = (part.detach() for part in result.transform.affine_map())  # type: ignore[union-attr]
-    rows = [[*row, shift] for row, shift in zip(matrix.tolist(), offset.tolist(), strict=True)]
-    return [*rows, [0.0, 0.0, 0.0, 1.0]], time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return homogeneous(lambda p: result.transform(torch.tensor([p], dtype=torch.float64))[0].tolist()), seconds
 
 
 def simpleitk(folder: Path, threads: int) -> tuple[Any, float]:
@@ -86,10 +86,8 @@ def simpleitk(folder: Path, threads: int) -> tuple[Any, float]:
         method.Execute(fixed, moving)
     except RuntimeError:
         return None, time.process_time() - started
-    origin = transform.TransformPoint((0.0, 0.0, 0.0))
-    ends = [transform.TransformPoint(tuple(float(i == j) for i in range(3))) for j in range(3)]
-    rows = [[ends[j][i] - origin[i] for j in range(3)] + [origin[i]] for i in range(3)]
-    return [*rows, [0.0, 0.0, 0.0, 1.0]], time.process_time() - started
+    seconds = time.process_time() - started
+    return homogeneous(transform.TransformPoint), seconds
 
 
 def found_by(tool: str, folder: Path, threads: int) -> tuple[Any, float]:
