@@ -326,10 +326,10 @@ def _levels(levels: str) -> object:
 
 
 def _start(start: str) -> str:
-    if start not in ("centres", "centre_of_mass", "identity", "atlas") and not Path(start).is_file():
-        raise ConfigError(
-            f"start: {start!r}, one of centres, centre_of_mass, identity, atlas or a transform file is needed"
-        )
+    from .runs.shorthands import NAMED_STARTS
+
+    if start not in NAMED_STARTS and not Path(start).is_file():
+        raise ConfigError(f"start: {start!r}, one of {', '.join(NAMED_STARTS)} or a transform file is needed")
     return start
 
 

@@ -20,7 +20,7 @@ from ..config.presets import preset_values
 from ..config.registry import Registry
 from ..errors import ConfigError
 
-__all__ = ["base_values", "levels_group", "merged", "named", "path_text", "start_group", "values_of"]
+__all__ = ["NAMED_STARTS", "base_values", "levels_group", "merged", "named", "path_text", "start_group", "values_of"]
 
 Values = dict[str, Any]
 NAMED_STARTS = ("centres", "centre_of_mass", "identity", "atlas")
